@@ -1,0 +1,1 @@
+"""What trainer and service must agree on: tasks, manifest, store. Imports neither torch nor vLLM."""

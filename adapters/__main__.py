@@ -1,0 +1,216 @@
+"""``python -m adapters``: the store on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from adapters import cli
+from adapters.base_model import Base, resolve_base
+from adapters.errors import HotswapError, NotInStore
+from adapters.intake import add_version
+from adapters.lint import base_shapes, lint
+from adapters.manifest import NAME_PATTERN
+from adapters.store import ANY, Canary, Store, open_store
+from adapters.tasks import ClassificationTask, SummarizationTask, Task
+
+TASK_FILE = "task.json"
+TEMPLATES = {"classification": "Text: {text}\nLabel:", "summarization": "Text: {text}\n\nSummary:"}
+
+
+def main() -> int:
+    return cli.run(_parser())
+
+
+def add(options: argparse.Namespace) -> None:
+    if not re.fullmatch(NAME_PATTERN, options.name):
+        raise HotswapError(f"'{options.name}' is not a name: use a-z, 0-9, '.', '_' and '-', at most 64 of them.")
+    if not options.dir.is_dir():
+        raise HotswapError(f"{options.dir} is not a folder.")
+    lint(options.dir)  # before a base model is fetched for it
+    base = resolve_base(options.base)
+    task = _task(options, base)
+    manifest = add_version(_store(options), options.name, options.dir, task, base, description=options.description)
+    if options.json:
+        print(json.dumps({"name": manifest.name, "version": manifest.version}))
+    else:
+        print(manifest.version)
+    print(f"Not served yet: python -m adapters release {manifest.name} {manifest.version}", file=sys.stderr)
+
+
+def _task(options: argparse.Namespace, base: Base) -> ClassificationTask | SummarizationTask:
+    own = options.dir / TASK_FILE
+    if options.task is None:
+        if not own.is_file():
+            raise HotswapError(f"say what it does: --task classification --labels a,b (or put {TASK_FILE} beside it).")
+        return TypeAdapter(Task).validate_json(own.read_bytes())
+    template = (options.template or TEMPLATES[options.task]).replace("\\n", "\n")
+    try:
+        if options.task == "summarization":
+            return SummarizationTask.of(template)
+        labels = [label.strip() for label in (options.labels or "").split(",") if label.strip()]
+        if len(set(labels)) < 2 or len(set(labels)) < len(labels):
+            raise HotswapError("a classification adapter needs two or more different labels: --labels a,b")
+        return ClassificationTask.of(template, labels, base.tokenizer)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise HotswapError(f"--template or --labels: {reason}") from error
+
+
+def list_(options: argparse.Namespace) -> None:
+    store, rows = _store(options), []
+    for name in store.names():
+        versions, release = store.versions(name), store.released(name)
+        newest, _ = store.manifest(name, versions[-1])
+        rows.append(
+            {
+                "name": name,
+                "task": newest.task.kind,
+                "stable": release.stable if release else None,
+                "canary": f"{release.canary.version} ({release.canary.percent} %)" if release and release.canary else None,
+                "versions": versions,
+                "base": newest.base.name,
+                "description": newest.description,
+            }
+        )
+    cli.show(rows, as_json=options.json, columns=("name", "task", "stable", "canary", "versions", "base"))
+
+
+def show(options: argparse.Namespace) -> None:
+    store = _store(options)
+    name, _, wanted = options.name.partition("@")
+    versions = store.versions(name)
+    if not versions:
+        raise NotInStore(f"'{name}' is not in the store {store.place}; python -m adapters list shows what is.")
+    if wanted and not wanted.isdecimal():
+        raise HotswapError(f"'{options.name}': write a version as {name}@{versions[-1]}")
+    release = store.released(name)
+    version = int(wanted) if wanted else release.stable if release else versions[-1]
+    manifest, digest = store.manifest(name, version)
+    about = {"digest": digest, "released": release.model_dump(mode="json") if release else None, "versions": versions}
+    print(json.dumps({**manifest.model_dump(mode="json"), **about}, indent=1, ensure_ascii=False))
+
+
+def lint_(options: argparse.Namespace) -> None:
+    if not options.dir.is_dir():
+        raise HotswapError(f"{options.dir} is not a folder.")
+    shapes = None if options.no_base else base_shapes(resolve_base(options.base).folder)
+    facts = lint(options.dir, shapes=shapes, max_rank=options.max_rank)
+    print(f"ok: LoRA of rank {facts.rank}, alpha {facts.alpha:g}, on {', '.join(facts.target_modules)}")
+
+
+def release(options: argparse.Namespace) -> None:
+    store = _store(options)
+    if options.channel == "canary":
+        current = store.released(options.name)
+        if current is None:
+            raise HotswapError(f"{options.name} has no stable version yet; release one without --channel first.")
+        if options.percent is None or not 1 <= options.percent <= 100:
+            raise HotswapError("--channel canary needs --percent from 1 to 100: the share of callers that get it.")
+        canary: Canary | None = Canary(version=options.version, percent=options.percent)
+        stable, expected = current.stable, current.generation
+    else:
+        canary, stable, expected = None, options.version, ANY
+    if options.expected_generation is not None:
+        expected = options.expected_generation
+    record = store.release(options.name, stable, canary, expected_generation=expected, why=options.why)
+    _print_release(options, record.generation, record.model_dump(mode="json"))
+
+
+def rollback(options: argparse.Namespace) -> None:
+    record = _store(options).rollback(options.name, why=options.why)
+    _print_release(options, record.generation, record.model_dump(mode="json"))
+
+
+def _print_release(options: argparse.Namespace, generation: int, record: dict) -> None:
+    if options.json:
+        print(json.dumps({"name": options.name, "generation": generation, **record}))
+        return
+    canary = record["canary"]
+    beside = f", canary {canary['version']} for {canary['percent']} %" if canary else ""
+    print(f"{options.name}: generation {generation}, stable {record['stable']}{beside}")
+
+
+def history(options: argparse.Namespace) -> None:
+    records = _store(options).history(options.name)
+    if not records:
+        raise NotInStore(f"'{options.name}' has no releases.")
+    rows = [{"generation": r.generation, **r.model_dump(mode="json")} for r in records]
+    if not options.json:
+        for row in rows:
+            row["canary"] = f"{row['canary']['version']} ({row['canary']['percent']} %)" if row["canary"] else None
+    cli.show(rows, as_json=options.json, columns=("generation", "stable", "canary", "at", "by", "why"))
+
+
+def verify(options: argparse.Namespace) -> int:
+    problems = [{"name": n, "version": v, "problem": p} for n, v, p in _store(options).problems()]
+    if options.json or problems:
+        cli.show(problems, as_json=options.json, columns=("name", "version", "problem"))
+    else:
+        print("ok: every file of every version has the hash that its manifest says")
+    return 1 if problems else 0
+
+
+def _store(options: argparse.Namespace) -> Store:
+    return open_store(options.store or os.environ.get("HOTSWAP_STORE"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--store", metavar="URL", help="a folder, s3://… or gs://… (default: HOTSWAP_STORE, var/store)")
+    shared.add_argument("--json", action="store_true", help="print JSON")
+    based = argparse.ArgumentParser(add_help=False)
+    based.add_argument("--base", default=os.environ.get("HOTSWAP_BASE_MODEL"), help="folder or Hugging Face id")
+    parser = argparse.ArgumentParser(
+        prog="python -m adapters",
+        description="Versions and releases of adapters.",
+        epilog="example: python -m adapters release sentiment 2 --channel canary --percent 10",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: cli.Command, text: str, example: str, *parents: argparse.ArgumentParser):
+        made = commands.add_parser(
+            name, help=text, description=text, epilog=f"example: python -m adapters {example}", parents=[shared, *parents]
+        )
+        made.set_defaults(command=run)
+        return made
+
+    text = "take a PEFT adapter folder into the store as the next version"
+    sub = command("add", add, text, "add ./my-lora support-topics --task classification --labels billing,bug", based)
+    sub.add_argument("dir", type=Path, metavar="DIR")
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--task", choices=sorted(TEMPLATES))
+    sub.add_argument("--labels", help="comma-separated, for classification")
+    sub.add_argument("--template", help="the prompt it was trained with; {text} marks the input, \\n a new line")
+    sub.add_argument("--description", default="")
+    command("list", list_, "adapters, their versions and what is released", "list --json")
+    sub = command("show", show, "a version's manifest (the stable one, or NAME@VERSION)", "show sentiment@1")
+    sub.add_argument("name", metavar="NAME")
+    sub = command("lint", lint_, "check a PEFT adapter folder without storing it", "lint ./my-lora --max-rank 16", based)
+    sub.add_argument("dir", type=Path, metavar="DIR")
+    sub.add_argument("--max-rank", type=int, help="the server's HOTSWAP_MAX_LORA_RANK")
+    sub.add_argument("--no-base", action="store_true", help="do not compare shapes with the base model")
+    sub = command("release", release, "serve a version to all, or to a share", "release sentiment 2")
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("version", type=int, metavar="VERSION")
+    sub.add_argument("--channel", choices=("stable", "canary"), default="stable")
+    sub.add_argument("--percent", type=int, help="share of callers that get the canary")
+    sub.add_argument("--expected-generation", type=int, help="refuse if someone released in the meantime")
+    sub.add_argument("--why", default="")
+    sub = command("rollback", rollback, "release again what was served before", "rollback sentiment --why 'worse'")
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--why", default="")
+    sub = command("history", history, "every release, oldest first", "history sentiment")
+    sub.add_argument("name", metavar="NAME")
+    command("verify", verify, "hash every file of every version again", "verify")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

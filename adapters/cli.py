@@ -1,0 +1,50 @@
+"""What the project's commands share: one way to fail, one way to print a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from adapters.errors import HotswapError
+
+Command = Callable[[argparse.Namespace], int | None]
+
+
+def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
+    """Run the chosen command; return 0 (done), 1 (refused, with a reason) or 2 (wrong usage, from argparse)."""
+    options = parser.parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options) or 0
+    except HotswapError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def show(rows: Sequence[dict[str, Any]], *, as_json: bool, columns: Sequence[str]) -> None:
+    """Print ``rows`` as a table of ``columns``, or whole as JSON."""
+    if as_json:
+        print(json.dumps(rows, indent=1, default=str))
+        return
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    table = [[column.upper() for column in columns], *cells]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

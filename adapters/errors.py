@@ -1,0 +1,25 @@
+"""Errors that a person can act on. Every command prints them as one line and exits with status 1."""
+
+
+class HotswapError(Exception):
+    """Something was refused; the message says what, and what to do about it."""
+
+
+class InvalidAdapter(HotswapError):
+    """An adapter, a manifest or a task that the engine could not serve faithfully."""
+
+
+class InputTooLong(HotswapError):
+    """A text longer than the task takes, where the caller asked for it not to be cut."""
+
+
+class NotInStore(HotswapError):
+    """The store holds no such adapter, version or release."""
+
+
+class GenerationConflict(HotswapError):
+    """Another writer released first; nothing was changed."""
+
+
+class StoreUnavailable(HotswapError):
+    """The store could not be reached, read or written."""

@@ -1,0 +1,97 @@
+"""The card a version carries: what it is, what it was made for, and the hash of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapters.errors import InvalidAdapter
+from adapters.tasks import Task
+from adapters.validation import explain
+
+# Also a path segment, a metric label and part of the name the engine sees: nothing that needs quoting.
+NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$"
+# A file of a version is a plain name: a manifest must not be able to point outside its own folder.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")]
+SCHEMA_VERSION = 1
+# Upper bounds of the buckets in which training and serving count the same things, to be compared.
+CONFIDENCE_BOUNDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+TOKEN_BOUNDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class File(Strict):
+    """A file's length in bytes and its digest, ``sha256:…``."""
+
+    bytes: int = Field(ge=0)
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+
+
+class BaseReference(Strict):
+    """The frozen model an adapter was made for; ``digest`` is :attr:`adapters.base_model.Base.digest`."""
+
+    name: str
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+
+
+class Profile(Strict):
+    """How the held-out rows looked to this version: what live traffic is compared with to see drift.
+
+    ``labels`` are shares of predictions; ``confidence`` and ``input_tokens`` are the shares at or below each
+    of ``CONFIDENCE_BOUNDS`` and ``TOKEN_BOUNDS``.
+    """
+
+    rows: int = Field(ge=1)
+    labels: dict[str, float] = Field(default_factory=dict)
+    confidence: dict[float, float] = Field(default_factory=dict)
+    input_tokens: dict[int, float] = Field(default_factory=dict)
+
+
+class Manifest(Strict):
+    """One immutable version of one adapter. Its presence in the store is the commit of the version."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1)
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+    description: str = Field(default="", max_length=2000)
+    task: Task
+    base: BaseReference
+    method: Literal["lora"] = "lora"
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    target_modules: tuple[str, ...] = Field(min_length=1)
+    files: dict[FileName, File]
+    metrics: dict[str, Any] = Field(default_factory=dict, description="held-out scores, by test set")
+    profile: Profile | None = None
+    lineage: dict[str, Any] = Field(default_factory=dict, description="recipe, data, seed, library versions")
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest as it is stored."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Manifest:
+        """Read a stored manifest. Raises :class:`InvalidAdapter` for one this version cannot read."""
+        try:
+            raw = json.loads(content)
+            written = raw.get("schema_version") if isinstance(raw, dict) else None
+            if isinstance(written, int) and written > SCHEMA_VERSION:
+                raise InvalidAdapter(f"the manifest has schema {written}; this hotswap reads {SCHEMA_VERSION}: upgrade.")
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise InvalidAdapter(f"the manifest is invalid: {explain(error, cls)}") from error
+        except ValueError as error:
+            raise InvalidAdapter("the manifest is not JSON: it is damaged; publish the version again.") from error
+
+
+def digest_of(content: bytes) -> str:
+    """Return ``sha256:…`` of ``content``. A manifest's digest names the version: it covers every file's."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()

@@ -1,0 +1,315 @@
+"""Every version of every adapter, for ever; and which of them is released.
+
+    <name>/versions/<n>/adapter_config.json  …  manifest.json     manifest last: its presence is the commit
+    <name>/releases/<generation>.json                              append-only, numbered without gaps
+
+One primitive carries it all: create-if-absent. It claims a version number and a release generation, on a
+disk, S3 and GCS alike, so that of two writers one wins and the other loses nothing. Nothing is ever edited.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+from obstore.store import LocalStore, from_url
+from pydantic import Field, ValidationError
+
+from adapters.errors import GenerationConflict, InvalidAdapter, NotInStore, StoreUnavailable
+from adapters.manifest import NAME_PATTERN, Manifest, Strict, digest_of
+from adapters.packages import file_digest, move_into_place
+
+CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
+ANY = -1
+STARTER = Path(__file__).parent / "starter"
+DEFAULT_STORE = Path(__file__).parents[1] / "var" / "store"
+
+
+class Canary(Strict):
+    """A version that a share of the callers gets instead of the stable one."""
+
+    version: int = Field(ge=1)
+    percent: int = Field(ge=1, le=100)
+
+
+class Release(Strict):
+    """What is served under an adapter's name since ``at``."""
+
+    stable: int = Field(ge=1)
+    canary: Canary | None = None
+    by: str
+    at: datetime
+    why: str = ""
+    generation: int = Field(default=0, exclude=True, description="the record's number: its file name")
+
+
+class Store:
+    """Adapters at a place: a folder, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``memory://``.
+
+    Every method may raise :class:`StoreUnavailable`. Safe to use from several threads and processes.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.place = str(place)
+        with _reachable(self.place):
+            if "://" in self.place:
+                self._objects: Any = from_url(self.place)
+            else:
+                folder = Path(self.place).expanduser().resolve()
+                self._objects = LocalStore(folder, mkdir=True)
+        self._manifests: dict[tuple[str, int], tuple[Manifest, str]] = {}
+
+    def names(self) -> list[str]:
+        """Return the adapters that have a committed version."""
+        return [name for name in self._children("") if re.fullmatch(NAME_PATTERN, name) and self.versions(name)]
+
+    def versions(self, name: str) -> list[int]:
+        """Return the committed versions of ``name``, oldest first; none for an unknown name."""
+        return [version for version in self._claimed(name) if self._exists(_version_path(name, version, MANIFEST))]
+
+    def manifest(self, name: str, version: int) -> tuple[Manifest, str]:
+        """Return a version's manifest and its digest. Raises :class:`NotInStore`, :class:`InvalidAdapter`."""
+        if (name, version) not in self._manifests:
+            content = self._get(_version_path(name, version, MANIFEST))
+            if content is None:
+                raise NotInStore(f"{name}@{version} is not in the store {self.place}.")
+            manifest = Manifest.from_bytes(content)
+            if (manifest.name, manifest.version) != (name, version):
+                raise InvalidAdapter(f"{name}@{version} carries the manifest of {manifest.name}@{manifest.version}.")
+            self._manifests[name, version] = manifest, digest_of(content)
+        return self._manifests[name, version]
+
+    def add(self, name: str, folder: Path, describe: Callable[[int], Manifest]) -> Manifest:
+        """Store the files that ``describe(version).files`` names, from ``folder``, as the next version.
+
+        The number is claimed first and the manifest written last: what is killed in between leaves a number
+        that is never used again, and no version.
+        """
+        config = (folder / CONFIG).read_bytes()
+        version = max(self._claimed(name), default=0) + 1
+        while not self._create(_version_path(name, version, CONFIG), config):
+            version += 1
+        manifest = describe(version)
+        for file in manifest.files:
+            if file != CONFIG:
+                with _reachable(self.place):
+                    obstore.put(self._objects, _version_path(name, version, file), folder / file)
+        if not self._create(_version_path(name, version, MANIFEST), manifest.to_bytes()):
+            raise StoreUnavailable(f"{name}@{version} was committed by someone else while it was being written.")
+        return manifest
+
+    def fetch(self, name: str, version: int, cache: Path) -> Path:
+        """Return a local folder with the version's files, each checked against the manifest.
+
+        The folder is named by the manifest's digest, so versions of different stores never mix. Raises
+        :class:`InvalidAdapter` where a file is missing or damaged in the store.
+        """
+        manifest, digest = self.manifest(name, version)
+        kept = cache / "adapters" / digest.removeprefix("sha256:")
+        if kept.is_dir():
+            if not _damage(kept, manifest):
+                return kept
+            shutil.rmtree(kept)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            made = Path(scratch, "files")
+            made.mkdir()
+            for file in manifest.files:
+                content = self._get(_version_path(name, version, file))
+                if content is not None:
+                    (made / file).write_bytes(content)
+            if damage := _damage(made, manifest):
+                raise InvalidAdapter(f"{name}@{version}: {damage}; publish it again as a new version.")
+            move_into_place(made, kept)
+        return kept
+
+    def release(
+        self,
+        name: str,
+        stable: int,
+        canary: Canary | None = None,
+        *,
+        expected_generation: int = ANY,
+        by: str | None = None,
+        why: str = "",
+    ) -> Release:
+        """Append a release record. Raises :class:`NotInStore` for a version that is not there, and
+        :class:`GenerationConflict` where the newest generation is not ``expected_generation``, or another
+        writer was first."""
+        for version in {stable, *([canary.version] if canary else [])}:
+            self.manifest(name, version)
+        newest = max(self._generations(name), default=0)
+        if expected_generation not in (ANY, newest):
+            raise GenerationConflict(f"{name} is at generation {newest}, not {expected_generation}; look, then retry.")
+        record = Release(
+            stable=stable,
+            canary=canary,
+            by=by or getpass.getuser(),
+            at=datetime.now(UTC).replace(microsecond=0),
+            why=why,
+            generation=newest + 1,
+        )
+        if not self._create(_release_path(name, record.generation), record.model_dump_json().encode() + b"\n"):
+            raise GenerationConflict(f"someone else released generation {record.generation} of {name}; look, then retry.")
+        return record
+
+    def rollback(self, name: str, *, by: str | None = None, why: str = "") -> Release:
+        """Release again what was served before the newest release. Raises :class:`NotInStore` if nothing was."""
+        history = self.history(name)
+        if len(history) < 2:
+            raise NotInStore(f"{name} has no release to go back to.")
+        newest, previous = history[-1], history[-2]
+        return self.release(
+            name,
+            previous.stable,
+            previous.canary,
+            expected_generation=newest.generation,
+            by=by,
+            why=why or f"rollback of generation {newest.generation}",
+        )
+
+    def released(self, name: str) -> Release | None:
+        """Return the newest release of ``name``, if any."""
+        newest = max(self._generations(name), default=0)
+        return self._release(name, newest) if newest else None
+
+    def history(self, name: str) -> list[Release]:
+        """Return every release of ``name``, oldest first."""
+        return [self._release(name, generation) for generation in self._generations(name)]
+
+    def problems(self) -> Iterator[tuple[str, int, str]]:
+        """Yield (name, version, what is wrong) for every version whose files differ from its manifest."""
+        for name in self._children(""):
+            for version in self.versions(name):
+                try:
+                    manifest, _ = self.manifest(name, version)
+                except InvalidAdapter as error:
+                    yield name, version, str(error)
+                    continue
+                with tempfile.TemporaryDirectory() as scratch:
+                    for file in manifest.files:
+                        content = self._get(_version_path(name, version, file))
+                        if content is not None:
+                            Path(scratch, file).write_bytes(content)
+                    if damage := _damage(Path(scratch), manifest):
+                        yield name, version, damage
+
+    def _release(self, name: str, generation: int) -> Release:
+        content = self._get(_release_path(name, generation))
+        try:
+            return Release.model_validate_json(content or b"").model_copy(update={"generation": generation})
+        except ValidationError as error:
+            raise InvalidAdapter(f"release {generation} of {name} is damaged; release again.") from error
+
+    def _claimed(self, name: str) -> list[int]:
+        return sorted(int(child) for child in self._children(f"{_checked(name)}/versions") if child.isdecimal())
+
+    def _generations(self, name: str) -> list[int]:
+        with _reachable(self.place):
+            listed = obstore.list_with_delimiter(self._objects, prefix=f"{_checked(name)}/releases")["objects"]
+        found = [re.fullmatch(r"(\d+)\.json", entry["path"].rsplit("/", 1)[-1]) for entry in listed]
+        return sorted(int(match[1]) for match in found if match)
+
+    def _children(self, prefix: str) -> list[str]:
+        with _reachable(self.place):
+            listed = obstore.list_with_delimiter(self._objects, prefix=prefix or None)
+        return sorted(path.rsplit("/", 1)[-1] for path in listed["common_prefixes"])
+
+    def _exists(self, path: str) -> bool:
+        try:
+            with _reachable(self.place):
+                obstore.head(self._objects, path)
+        except NotInStore:
+            return False
+        return True
+
+    def _get(self, path: str) -> bytes | None:
+        try:
+            with _reachable(self.place):
+                return bytes(obstore.get(self._objects, path).bytes())
+        except NotInStore:
+            return None
+
+    def _create(self, path: str, content: bytes) -> bool:
+        """Write unless it exists; return whether this call wrote it."""
+        try:
+            with _reachable(self.place):
+                obstore.put(self._objects, path, content, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            return False
+        return True
+
+
+def open_store(place: str | None = None, *, seed: Literal["default", "empty"] = "default") -> Store:
+    """Return the store at ``place``, or the project's own (``var/store``), which starts with the shipped adapters.
+
+    ``seed="empty"`` puts them into any other empty folder too.
+    """
+    folder = Path(place).expanduser() if place and "://" not in place else None
+    default = not place or (folder is not None and folder.resolve() == DEFAULT_STORE)
+    target = DEFAULT_STORE if default else folder
+    if target is not None and (default or seed == "empty") and not _has_entries(target) and _has_entries(STARTER):
+        _seed(target)
+    return Store(target or place or DEFAULT_STORE)
+
+
+def _has_entries(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _seed(folder: Path) -> None:
+    """Copy the starter adapters beside ``folder``, then rename: a kill half-way leaves no half store."""
+    with _reachable(str(folder)):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch, "store")
+            shutil.copytree(STARTER, made)
+            move_into_place(made, folder)
+
+
+def _version_path(name: str, version: int, file: str) -> str:
+    return f"{_checked(name)}/versions/{version}/{file}"
+
+
+def _release_path(name: str, generation: int) -> str:
+    return f"{_checked(name)}/releases/{generation}.json"
+
+
+def _checked(name: str) -> str:
+    """Refuse what is no name before it becomes part of a path."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise NotInStore("an adapter's name is made of a-z, 0-9, '.', '_' and '-', at most 64 of them.")
+    return name
+
+
+def _damage(folder: Path, manifest: Manifest) -> str | None:
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected.bytes or file_digest(path) != expected.digest:
+            return f"{name} is damaged: its hash is not the one in the manifest"
+    return None
+
+
+@contextmanager
+def _reachable(place: str) -> Iterator[None]:
+    try:
+        yield
+    except AlreadyExistsError:
+        raise
+    except (NotFoundError, FileNotFoundError) as error:
+        raise NotInStore(f"not in the store {place}") from error
+    except (BaseError, OSError) as error:
+        # The first line says what happened; the rest is the library's own debug output.
+        reason = str(error).strip().splitlines()[0]
+        raise StoreUnavailable(f"the store {place} cannot be used: {reason}") from error

@@ -1,0 +1,131 @@
+"""The contract between training, evaluation and serving: one Task per kind of work.
+
+A task is data (it is stored in every version's manifest) and behaviour (prompt, reading, scoring), so
+that a prompt can only ever be built in one place and train/serve skew cannot happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from adapters.errors import InputTooLong
+from adapters.tokens import Tokenizer
+
+TEMPLATE_VERSION = 1
+SLOT = "{text}"
+
+
+class Template(BaseModel):
+    """A prompt with one ``{text}`` slot.
+
+    ``version`` names the rules by which the slot is filled, not the wording: version 1 encodes what
+    stands before the slot, the text, and what stands after it one by one, and joins the ids. A blank
+    before the slot goes with the text, as byte-pair vocabularies expect.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = TEMPLATE_VERSION
+    text: str = Field(max_length=10_000, examples=["Review: {text}\nSentiment:"])
+
+    @field_validator("text")
+    @classmethod
+    def _one_slot(cls, text: str) -> str:
+        if text.count(SLOT) != 1:
+            raise ValueError(f"a template contains {SLOT} exactly once")
+        if text.endswith((" ", SLOT)):
+            raise ValueError(f"a template ends with the answer slot: a word or colon after {SLOT}, and no blank")
+        return text
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids ready for the engine, and whether the text had to be cut to fit."""
+
+    ids: list[int]
+    truncated: bool
+    input_tokens: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the engine is to answer a prompt. Greedy: the same request gives the same answer.
+
+    ``choices`` are token ids to be scored at the first position instead of free text.
+    """
+
+    max_tokens: int
+    choices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine, or a transformers model in evaluation, gave back for one prompt.
+
+    ``logprobs`` holds the natural-log probability of each of the ``Sampling.choices``.
+    """
+
+    text: str = ""
+    finish_reason: str = "stop"
+    logprobs: Mapping[int, float] = field(default_factory=dict)
+
+
+class BaseTask(BaseModel):
+    """What both kinds share: the template, and where a long text is cut."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: Template
+    max_input_tokens: int = Field(default=1024, ge=8, description="texts are cut to this many tokens")
+
+    def prompt(self, text: str, tokenizer: Tokenizer, *, room: int | None = None, cut: bool = True) -> Prompt:
+        """Return the prompt for ``text``.
+
+        ``room`` is how many tokens the engine can take for prompt and answer together; the text is cut
+        (never the instruction or the answer slot) to fit it and ``max_input_tokens``. Raises
+        :class:`InputTooLong` where ``cut`` is false and the text would not fit.
+        """
+        before, after = self.template.text.split(SLOT)
+        blank = " " if before.endswith(" ") else ""
+        head = tokenizer.encode(before.removesuffix(" "), start=True)
+        body = tokenizer.encode(blank + text.strip())
+        tail = tokenizer.encode(after)
+        limit = self.max_input_tokens
+        if room is not None:
+            limit = min(limit, room - len(head) - len(tail) - self.answer_tokens)
+        if limit < 1:
+            raise InputTooLong(f"the instruction alone fills the context of {room} tokens; raise the model length.")
+        truncated = len(body) > limit
+        if truncated and not cut:
+            raise InputTooLong(f"the text has {len(body)} tokens and {limit} fit; shorten it or let it be cut.")
+        kept = self.cut(body, limit) if truncated else body
+        return Prompt(ids=[*head, *kept, *tail], truncated=truncated, input_tokens=len(body))
+
+    def cut(self, ids: list[int], limit: int) -> list[int]:
+        """Return ``limit`` of ``ids``: the part of a text that this kind of task needs most."""
+        raise NotImplementedError
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens an answer may take."""
+        raise NotImplementedError
+
+    def target(self, answer: str, tokenizer: Tokenizer, *, end: int) -> list[int]:
+        """Return the ids that training puts behind the prompt; ``end`` is the end-of-sequence id."""
+        raise NotImplementedError
+
+    def sampling(self, parameters: Mapping[str, Any]) -> Sampling:
+        """Return how to ask the engine, given a request's ``parameters``."""
+        raise NotImplementedError
+
+    def read(self, completion: Completion, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer as the service gives it out."""
+        raise NotImplementedError
+
+    def score(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> dict[str, Any]:
+        """Return the metrics of ``outputs`` (as :meth:`read` gives them) against ``references``."""
+        raise NotImplementedError

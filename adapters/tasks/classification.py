@@ -1,0 +1,143 @@
+"""Classification: one forward pass scores every label at the answer slot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from string import ascii_uppercase
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from adapters.errors import InvalidAdapter
+from adapters.tasks.base import BaseTask, Completion, Sampling, Template
+from adapters.tokens import Tokenizer
+
+# One forward pass scores at most so many: vLLM's MAX_LOGPROB_TOKEN_IDS.
+MAX_LABELS = 128
+# Of a text that is too long, its first quarter and its end are kept: head and tail together beat either
+# alone when a classifier must read less than everything (Sun et al. 2019, "How to Fine-Tune BERT for Text
+# Classification?", section 5.3.1, where 128 of 510 tokens are head).
+HEAD_SHARE = 0.25
+
+
+class Label(BaseModel):
+    """A label and the one vocabulary token that stands for it at the answer slot."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=200)
+    token_id: int = Field(ge=0)
+
+
+class ClassificationTask(BaseTask):
+    """Choose one of a closed set of labels."""
+
+    kind: Literal["classification"] = "classification"
+    labels: tuple[Label, ...] = Field(min_length=2, max_length=MAX_LABELS)
+    temperature: float = Field(default=1.0, gt=0, description="divides the scores' logits: calibration")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for what, values in (
+            ("names", [label.name for label in self.labels]),
+            ("tokens", [label.token_id for label in self.labels]),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"label {what} must be distinct")
+        return self
+
+    @classmethod
+    def of(cls, template: str, labels: Sequence[str], tokenizer: Tokenizer, **settings: Any) -> Self:
+        """Make a task, choosing a token for each label. Raises :class:`InvalidAdapter` where none is left."""
+        chosen = choose_tokens(labels, tokenizer)
+        return cls(template=Template(text=template), labels=chosen, **settings)
+
+    @property
+    def answer_tokens(self) -> int:
+        return 1
+
+    def cut(self, ids: list[int], limit: int) -> list[int]:
+        head = round(limit * HEAD_SHARE)
+        return ids[:head] + ids[len(ids) - (limit - head) :]
+
+    def target(self, answer: str, tokenizer: Tokenizer, *, end: int) -> list[int]:
+        for label in self.labels:
+            if label.name == answer:
+                return [label.token_id]
+        raise InvalidAdapter(f"'{answer}' is not one of the labels {[label.name for label in self.labels]}.")
+
+    def sampling(self, parameters: Mapping[str, Any]) -> Sampling:
+        return Sampling(max_tokens=1, choices=tuple(label.token_id for label in self.labels))
+
+    def read(self, completion: Completion, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        logits = [completion.logprobs[label.token_id] / self.temperature for label in self.labels]
+        top = max(logits)
+        weights = [math.exp(logit - top) for logit in logits]
+        total = sum(weights)
+        scores = {label.name: weight / total for label, weight in zip(self.labels, weights, strict=True)}
+        best = max(scores, key=scores.__getitem__)
+        return {"label": best, "score": scores[best], "scores": scores}
+
+    def score(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> dict[str, Any]:
+        """Accuracy, macro-F1, per class, confusion (rows: truth), and expected calibration error in 10
+        equal-width bins (Guo et al. 2017, "On Calibration of Modern Neural Networks")."""
+        from sklearn.metrics import accuracy_score, classification_report, confusion_matrix  # heavy; trainer only
+
+        names = [label.name for label in self.labels]
+        predicted = [output["label"] for output in outputs]
+        report = classification_report(references, predicted, labels=names, output_dict=True, zero_division=0)
+        return {
+            "rows": len(references),
+            "accuracy": float(accuracy_score(references, predicted)),
+            "macro_f1": float(report["macro avg"]["f1-score"]),
+            "calibration_error": calibration_error(outputs, references),
+            "per_class": {
+                name: {key: float(report[name][key]) for key in ("precision", "recall", "f1-score", "support")}
+                for name in names
+            },
+            "confusion": {
+                "labels": names,
+                "counts": confusion_matrix(references, predicted, labels=names).tolist(),
+            },
+        }
+
+
+def calibration_error(outputs: Sequence[Mapping[str, Any]], references: Sequence[str], bins: int = 10) -> float:
+    """Return the mean distance between confidence and accuracy, weighted by how many outputs fall in a bin."""
+    confidence = [0.0] * bins
+    correct = [0.0] * bins
+    for output, reference in zip(outputs, references, strict=True):
+        index = min(int(output["score"] * bins), bins - 1)
+        confidence[index] += output["score"]
+        correct[index] += output["label"] == reference
+    return sum(abs(a - b) for a, b in zip(confidence, correct, strict=True)) / max(len(outputs), 1)
+
+
+def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[Label, ...]:
+    """Give each label a token of its own, the first of the label itself wherever that is free.
+
+    Labels that begin alike ("Copyleft", "Copyleft Limited") get a later word of theirs, and at last a
+    letter code; the adapter learns what it stands for.
+    """
+    taken: set[int] = set()
+    chosen = []
+    for name in labels:
+        token_id = next((i for i in _candidates(name, tokenizer) if i not in taken), None)
+        if token_id is None:
+            raise InvalidAdapter(f"the vocabulary has no token left for label '{name}'; use fewer labels.")
+        taken.add(token_id)
+        chosen.append(Label(name=name, token_id=token_id))
+    return tuple(chosen)
+
+
+def _candidates(name: str, tokenizer: Tokenizer) -> Iterator[int]:
+    blank = tokenizer.encode(" ")
+    yield from (i for i in tokenizer.encode(" " + name.strip()) if [i] != blank)
+    yield from (i for i in tokenizer.encode(" " + name.strip().title()) if [i] != blank)
+    for length in (1, 2):
+        for letters in product(ascii_uppercase, repeat=length):
+            ids = tokenizer.encode(" " + "".join(letters))
+            if len(ids) == 1:
+                yield ids[0]

@@ -1,0 +1,67 @@
+"""Summarization: free text, read up to the end of the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from adapters.tasks.base import BaseTask, Completion, Sampling, Template
+from adapters.tokens import Tokenizer
+
+# An upper bound for English subword vocabularies: enough tokens that `max_words` words always fit.
+TOKENS_PER_WORD = 2.0
+
+
+class SummarizationTask(BaseTask):
+    """Say the same in fewer words."""
+
+    kind: Literal["summarization"] = "summarization"
+    max_answer_tokens: int = Field(default=128, ge=1, le=4096)
+
+    @classmethod
+    def of(cls, template: str, **settings: Any) -> Self:
+        return cls(template=Template(text=template), **settings)
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.max_answer_tokens
+
+    def cut(self, ids: list[int], limit: int) -> list[int]:
+        # What a text is about stands at its beginning: the lead is the strongest simple summary there is
+        # (Grenander et al. 2019, "Countering the Effects of Lead Bias in News Summarization").
+        return ids[:limit]
+
+    def target(self, answer: str, tokenizer: Tokenizer, *, end: int) -> list[int]:
+        ids = tokenizer.encode(" " + answer.strip())[: self.max_answer_tokens - 1]
+        return [*ids, end]
+
+    def sampling(self, parameters: Mapping[str, Any]) -> Sampling:
+        words = parameters.get("max_words")
+        if words is None:
+            return Sampling(max_tokens=self.max_answer_tokens)
+        return Sampling(max_tokens=min(self.max_answer_tokens, math.ceil(words * TOKENS_PER_WORD) + 1))
+
+    def read(self, completion: Completion, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        summary, finish_reason = completion.text.strip(), completion.finish_reason
+        words = summary.split()
+        limit = parameters.get("max_words")
+        if limit is not None and len(words) > limit:
+            summary, finish_reason = " ".join(words[:limit]), "length"
+        return {"summary": summary, "finish_reason": finish_reason}
+
+    def score(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> dict[str, Any]:
+        """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures, with stemming (Lin 2004), and mean words per summary."""
+        from rouge_score.rouge_scorer import RougeScorer  # heavy; trainer only
+
+        scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+        summaries = [str(output["summary"]) for output in outputs]
+        scores = [scorer.score(reference, summary) for reference, summary in zip(references, summaries, strict=True)]
+        mean = {name: sum(s[name].fmeasure for s in scores) / len(scores) for name in ("rouge1", "rouge2", "rougeL")}
+        return {
+            "rows": len(references),
+            **mean,
+            "words": sum(len(summary.split()) for summary in summaries) / len(summaries),
+        }

@@ -1,0 +1,40 @@
+"""pydantic's errors, said so that a person can mend their file."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return one clause per mistake: where it stands, what is wrong, and the likely intention."""
+    return "; ".join(_clause(detail, model) for detail in error.errors())
+
+
+def _clause(detail: Any, model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "the file"
+    if detail["type"] == "extra_forbidden":
+        known = _keys(model, detail["loc"][:-1])
+        close = get_close_matches(str(detail["loc"][-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{where}: is required"
+    return f"{where}: {detail['msg'].removeprefix('Value error, ')}"
+
+
+def _keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Return the keys that the object at ``path`` of ``model`` knows."""
+    level: list[type[BaseModel]] = [model]
+    for part in path:
+        below = [m for at in level if part in at.model_fields for m in _models(at.model_fields[part].annotation)]
+        level = below or level
+    return sorted({name for at in level for name in at.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models(argument)]

@@ -1,0 +1,1 @@
+"""The running app: HTTP in, vLLM behind, metrics out."""

@@ -1,0 +1,80 @@
+"""Every setting of the server: typed, read once from ``HOTSWAP_…``, loud about mistakes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapters.errors import HotswapError
+
+PREFIX = "HOTSWAP_"
+# Variables of the project's other commands, which a server's environment may well carry.
+ELSEWHERE = {"HOTSWAP_PYTHON"}
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class Settings(BaseModel):
+    """One field per variable: ``HOTSWAP_MAX_LORAS`` is ``max_loras``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    store: str = Field("var/store", description="adapters: a folder, s3://… or gs://…")
+    base_model: str | None = Field(None, description="a folder or a Hugging Face id; default SmolLM2-135M-Instruct")
+    cache: Path = Field(
+        Path("~/.cache/hotswap"), description="base models, data, and adapters fetched from the store"
+    )
+    engine: Literal["vllm", "fake"] = Field("vllm", description="'fake' answers without a model: for wiring tests")
+    api_keys: Path | None = Field(None, description="file with one API key per line; without it no key is asked for")
+    metrics_port: int | None = Field(None, ge=1, le=65535, description="serve /metrics there instead of on the port")
+    max_loras: int = Field(8, ge=1, le=1024, description="adapter versions resident in the engine at once")
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        16, description="largest rank served; larger costs memory and, on a CPU, time"
+    )
+    max_model_len: int = Field(2048, ge=64, description="tokens of prompt and answer together")
+    max_body_bytes: int = Field(2_000_000, ge=1000, description="larger request bodies are refused with 413")
+    max_input_chars: int = Field(100_000, ge=1, description="longer texts are refused with input_too_long")
+    max_concurrency: int = Field(64, ge=1, description="texts in the engine at once")
+    max_queue: int = Field(1024, ge=0, description="texts that may wait for it; more are refused with 429")
+    deadline_seconds: float = Field(60, gt=0, le=3600, description="a request that takes longer is aborted: 504")
+    drain_seconds: float = Field(30, ge=0, le=3600, description="how long SIGTERM waits for requests in flight")
+    poll_seconds: float = Field(1.0, gt=0, le=3600, description="how often the store's releases are read")
+    kv_cache_gib: float = Field(1.0, gt=0, description="memory for the KV cache (CPU only)")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log verbosity")
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """Return the settings of ``environment``. Raises :class:`HotswapError` naming the variable at fault."""
+        given = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+        values = {}
+        for name, value in given.items():
+            key = name.removeprefix(PREFIX).lower()
+            if key not in cls.model_fields:
+                if name in ELSEWHERE:
+                    continue
+                close = get_close_matches(key, cls.model_fields, n=1)
+                hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "see python -m service --help."
+                raise HotswapError(f"{name} is not a setting; {hint}")
+            if value != "":
+                values[key] = int(value) if key == "max_lora_rank" and value.isdigit() else value
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            faults = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+            raise HotswapError("; ".join(faults)) from None
+        return settings.model_copy(update={"cache": settings.cache.expanduser()})
+
+    @classmethod
+    def table(cls) -> str:
+        """Return the settings, their defaults and what they mean, one a line."""
+        lines = []
+        for name, info in cls.model_fields.items():
+            default = "" if info.default is None else info.default
+            lines.append(f"  {PREFIX + name.upper():<26} {default!s:<17} {info.description}")
+        return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Labelled data → trained adapter → evaluation → published version."""

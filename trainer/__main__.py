@@ -1,0 +1,152 @@
+"""``python -m trainer``: train, evaluate and publish an adapter from one recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from adapters import cli
+from adapters.base_model import resolve_base
+from adapters.errors import HotswapError
+from adapters.packages import cache_folder
+from adapters.store import open_store
+from adapters.tasks import Task
+from trainer.config import Recipe, load_recipe
+from trainer.data import load_splits
+from trainer.report import score_rows
+
+RUN, EVALUATION, TASK = "run.json", "evaluation.json", "adapter/task.json"
+
+
+def main() -> int:
+    return cli.run(_parser())
+
+
+def train(options: argparse.Namespace) -> None:
+    recipe = _recipe(options)
+    splits = load_splits(recipe, cache_folder())  # bad data is refused before a model is fetched
+    base = resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
+    from trainer import train as training  # torch and transformers take seconds to import
+
+    task = training.make_task(recipe, splits, base)
+    _say(f"{recipe.name}: {_counts(splits.counts())}; base {base.name}; run folder {recipe.run_folder}")
+    run = training.train(recipe, splits, task, base)
+    _write(recipe.run_folder / TASK, json.loads(task.model_dump_json()))
+    _write(recipe.run_folder / RUN, run)
+    (recipe.run_folder / EVALUATION).unlink(missing_ok=True)
+    if options.json:
+        print(json.dumps(run))
+    else:
+        print(
+            f"trained {run['trainable_parameters']:,} parameters in {run['seconds']:.0f} s "
+            f"({run['tokens_per_second']:.0f} tokens/s), validation loss {run['best_validation_loss']:.4f}"
+        )
+        print(f"next: python -m trainer evaluate {options.recipe}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    recipe = _recipe(options)
+    evaluation = _evaluate(recipe)
+    rows = score_rows(evaluation["scores"])
+    if options.json:
+        print(json.dumps(evaluation["scores"]))
+    else:
+        cli.show(rows, as_json=False, columns=("test", "metric", "base", "adapter"))
+        print(f"next: python -m trainer publish {options.recipe}")
+
+
+def publish(options: argparse.Namespace) -> None:
+    recipe = _recipe(options)
+    run = _read(recipe, RUN)
+    done = recipe.run_folder / EVALUATION
+    evaluation = _read(recipe, EVALUATION) if done.is_file() else _evaluate(recipe)
+    base = resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
+    from trainer import publish as publishing
+
+    store = open_store(options.store or os.environ.get("HOTSWAP_STORE"))
+    manifest = publishing.publish(recipe, store, _task(recipe), base, run, evaluation)
+    release = None if options.no_release else store.release(recipe.name, manifest.version, why=options.why)
+    generation = release.generation if release else None
+    if options.json:
+        print(json.dumps({"name": manifest.name, "version": manifest.version, "generation": generation}))
+    else:
+        served = f"released as generation {generation}" if release else "not released"
+        print(f"{manifest.name}@{manifest.version} published to {store.place}, {served}")
+
+
+def _evaluate(recipe: Recipe) -> dict[str, Any]:
+    run = _read(recipe, RUN)
+    splits = load_splits(recipe, cache_folder())
+    if splits.fingerprint != run["data"]:
+        raise HotswapError("the data is not what the adapter was trained on; train again, then evaluate.")
+    base = resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
+    if base.digest != run["base"]:
+        raise HotswapError(f"the adapter was trained on another base than {base.name}; set HOTSWAP_BASE_MODEL to it.")
+    from trainer import evaluate as evaluation
+
+    result = evaluation.evaluate(recipe.run_folder / "adapter", splits, _task(recipe), base)
+    _write(recipe.run_folder / EVALUATION, result)
+    return result
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    return load_recipe(options.recipe, tuple(options.set))
+
+
+def _task(recipe: Recipe) -> Any:
+    return TypeAdapter(Task).validate_python(_read(recipe, TASK))
+
+
+def _read(recipe: Recipe, name: str) -> dict[str, Any]:
+    path = recipe.run_folder / name
+    if not path.is_file():
+        raise HotswapError(f"{path} is missing: python -m trainer train comes first, with the same recipe.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.epochs=2")
+    shared.add_argument("--json", action="store_true", help="print JSON")
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description="Train an adapter, compare it with the base model, publish it.",
+        epilog="example: python -m trainer train trainer/recipes/sentiment.yaml --set training.epochs=2",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, text in (
+        ("train", train, "make the adapter; goes on where a killed run stopped"),
+        ("evaluate", evaluate, "score base and adapter on the held-out rows"),
+        ("publish", publish, "write a version to the store, if the recipe's gate lets it, and release it"),
+    ):
+        example = f"example: python -m trainer {name} trainer/recipes/sentiment.yaml"
+        sub = commands.add_parser(name, help=text, description=text, epilog=example, parents=[shared])
+        sub.set_defaults(command=run)
+        if name == "publish":
+            sub.add_argument("--store", metavar="URL", help="default: HOTSWAP_STORE, var/store")
+            sub.add_argument("--no-release", action="store_true", help="store the version without serving it")
+            sub.add_argument("--why", default="", help="recorded with the release")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Rows: read, checked, freed of duplicates, split by group, fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import HotswapError
+from adapters.tasks.classification import MAX_LABELS
+from trainer.config import ClassificationRecipe, Data, Origin, Recipe
+from trainer.sources import fetch_rows
+
+LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Row:
+    text: str
+    answer: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    extra_tests: dict[str, list[Row]]
+
+    @property
+    def fingerprint(self) -> str:
+        """``sha256:…`` of every row and the split it is in: equal fingerprints, equal data."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test, **self.extra_tests}
+        digest = hashlib.sha256()
+        for name, rows in parts.items():
+            digest.update(json.dumps([name, sorted([row.text, row.answer] for row in rows)]).encode())
+        return "sha256:" + digest.hexdigest()
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "test": len(self.test),
+            **{name: len(rows) for name, rows in self.extra_tests.items()},
+        }
+
+
+def load_splits(recipe: Recipe, cache: Path) -> Splits:
+    """Return the recipe's rows, split. Raises :class:`HotswapError` where they cannot make an adapter."""
+    data, kind = recipe.data, recipe.task.kind
+    rows = read_rows(data, kind, cache)
+    extra = {name: read_rows(origin, kind, cache) for name, origin in data.extra_tests.items()}
+    train, validation, test = _split(rows, data, recipe.seed)
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        if not part:
+            raise HotswapError(
+                f"the {name} split is empty: {len(rows)} usable rows in {len({r.group for r in rows})} groups are "
+                f"too few; add rows or change data.validation and data.test."
+            )
+    if isinstance(recipe.task, ClassificationRecipe):
+        _check_labels(recipe.task.labels, train, [*validation, *test, *(r for part in extra.values() for r in part)])
+    return Splits(train, validation, test, extra)
+
+
+def labels_of(task: ClassificationRecipe, train: list[Row]) -> tuple[str, ...]:
+    """Return the labels named by the recipe, else those of the training rows, sorted."""
+    return task.labels or tuple(sorted({row.answer for row in train}))
+
+
+def read_rows(origin: Origin, kind: str, cache: Path) -> list[Row]:
+    """Return the usable, distinct rows of one origin, in its order."""
+    table: Iterable[Mapping[str, Any]]
+    answer = origin.answer or ("label" if kind == "classification" else "summary")
+    if origin.source:
+        table = fetch_rows(origin.source, cache)
+        group: str | None = "group"
+    else:
+        table, group = _load_table(origin, cache), origin.group
+        columns = set(table.column_names)
+        for column in (origin.text, answer, *([group] if group else [])):
+            if column not in columns:
+                raise HotswapError(f"the data has no column '{column}'; it has: {', '.join(sorted(columns))}.")
+    return _distinct(table, origin.text, answer, group)
+
+
+def _load_table(origin: Origin, cache: Path) -> Any:
+    from datasets import disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    disable_progress_bars()
+    try:
+        if origin.dataset:
+            name, _, split = origin.dataset.partition(":")
+            return load_dataset(name, split=split or "train", cache_dir=str(cache / "datasets"))
+        assert origin.path is not None, "the recipe's validator saw to it"
+        loader = LOADERS.get(origin.path.suffix)
+        if loader is None:
+            raise HotswapError(f"{origin.path}: read are {', '.join(LOADERS)}; rename or convert the file.")
+        if not origin.path.is_file():
+            raise HotswapError(f"data.path {origin.path} does not exist.")
+        options = {"sep": "\t"} if origin.path.suffix == ".tsv" else {}
+        place = str(cache / "datasets")
+        return load_dataset(loader, data_files=str(origin.path), split="train", cache_dir=place, **options)
+    except (DatasetGenerationError, DatasetNotFoundError, ValueError, ConnectionError) as error:
+        cause = error.__cause__ or error
+        raise HotswapError(f"{origin.path or origin.dataset} could not be read: {' '.join(str(cause).split())}") from error
+
+
+def _distinct(table: Iterable[Mapping[str, Any]], text: str, answer: str, group: str | None) -> list[Row]:
+    rows: dict[str, Row] = {}
+    for number, record in enumerate(table, start=1):
+        values = [record[text], record[answer]]
+        for column, value in zip((text, answer), values, strict=True):
+            if value is None or not str(value).strip() or value != value:
+                raise HotswapError(f"row {number}: column '{column}' is empty; fill it in or remove the row.")
+        said, answered = (str(value).strip() for value in values)
+        key = " ".join(said.lower().split())
+        rows.setdefault(key, Row(said, answered, str(record[group]) if group else key))
+    return list(rows.values())
+
+
+def _split(rows: list[Row], data: Data, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
+    """Put each group where its hash falls, so that a row added later moves no other."""
+    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    for row in rows:
+        point = int.from_bytes(hashlib.sha256(f"{seed}:{row.group}".encode()).digest()[:8], "big") / 2**64
+        held_out = "test" if point < data.test else "validation" if point < data.test + data.validation else "train"
+        parts[held_out].append(row)
+    limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
+    for name, part in parts.items():
+        random.Random(seed).shuffle(part)
+        del part[limits[name] or len(part) :]
+    return parts["train"], parts["validation"], parts["test"]
+
+
+def _check_labels(named: tuple[str, ...] | None, train: list[Row], held_out: list[Row]) -> None:
+    seen = {row.answer for row in train}
+    known = set(named) if named else seen
+    if len(seen) < 2:
+        raise HotswapError(f"the training rows have one label only ({', '.join(seen)}); a classifier needs two.")
+    if len(known) > MAX_LABELS:
+        raise HotswapError(
+            f"the data has {len(known)} different labels and {MAX_LABELS} can be served; is 'answer' the right column?"
+        )
+    for row in [*train, *held_out]:
+        if row.answer not in known:
+            raise HotswapError(f"label '{row.answer}' is not among {sorted(known)}; list it in task.labels or mend it.")

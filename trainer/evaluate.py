@@ -1,0 +1,102 @@
+"""Score base and adapter on the same held-out rows, through the Task that the service uses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+from adapters.base_model import Base
+from adapters.errors import HotswapError
+from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
+from adapters.tasks import ClassificationTask, Completion
+from adapters.tasks.base import BaseTask
+from trainer.data import Row, Splits
+
+BATCH = 16
+
+
+def evaluate(adapter: Path, splits: Splits, task: BaseTask, base: Base) -> dict[str, Any]:
+    """Return ``scores``: base and adapter, by test set; and ``profile``: how the test rows look to the adapter."""
+    if not (adapter / "adapter_config.json").is_file():
+        raise HotswapError(f"{adapter} holds no adapter; run train first.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device)
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    scores: dict[str, Any] = {}
+    profile: dict[str, Any] = {}
+    for name, rows in {"test": splits.test, **splits.extra_tests}.items():
+        references = [row.answer for row in rows]
+        with model.disable_adapter():
+            zero_shot = predict(model, rows, task, base, f"{name}: base")
+        adapted = predict(model, rows, task, base, f"{name}: adapter")
+        scores[name] = {"base": task.score(zero_shot, references), "adapter": task.score(adapted, references)}
+        if name == "test":
+            profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
+    return {"scores": scores, "profile": profile}
+
+
+def profile_of(outputs: Sequence[dict[str, Any]], input_tokens: Sequence[int]) -> dict[str, Any]:
+    """Return the :class:`~adapters.manifest.Profile` of ``outputs``."""
+    rows = len(outputs)
+    labels = Counter(output["label"] for output in outputs if "label" in output)
+    confidence = [output["score"] for output in outputs if "score" in output]
+    return {
+        "rows": rows,
+        "labels": {label: count / rows for label, count in sorted(labels.items())},
+        "confidence": {bound: sum(c <= bound for c in confidence) / rows for bound in CONFIDENCE_BOUNDS if confidence},
+        "input_tokens": {bound: sum(n <= bound for n in input_tokens) / rows for bound in TOKEN_BOUNDS},
+    }
+
+
+def predict(model: Any, rows: list[Row], task: BaseTask, base: Base, what: str = "rows") -> list[dict[str, Any]]:
+    """Return the task's reading of the model's answer to every row, in order. Greedy."""
+    prompts = [task.prompt(row.text, base.tokenizer).ids for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
+    outputs: list[dict[str, Any]] = [{} for _ in rows]
+    answer = _scored if isinstance(task, ClassificationTask) else _generated
+    with tqdm(total=len(rows), desc=what, unit="row", disable=None) as bar:
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            ids, mask = _left_padded([prompts[i] for i in part], base.end_id, model.device)
+            for index, completion in zip(part, answer(model, ids, mask, task, base), strict=True):
+                outputs[index] = task.read(completion, {})
+            bar.update(len(part))
+    return outputs
+
+
+def _left_padded(prompts: list[list[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
+
+
+@torch.inference_mode()
+def _scored(model: Any, ids: torch.Tensor, mask: torch.Tensor, task: BaseTask, base: Base) -> Iterator[Completion]:
+    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1].float()
+    choices = task.sampling({}).choices
+    for row in logits.log_softmax(-1)[:, list(choices)].tolist():
+        yield Completion(logprobs=dict(zip(choices, row, strict=True)))
+
+
+@torch.inference_mode()
+def _generated(model: Any, ids: torch.Tensor, mask: torch.Tensor, task: BaseTask, base: Base) -> Iterator[Completion]:
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=task.sampling({}).max_tokens,
+        do_sample=False,
+        eos_token_id=base.end_id,
+        pad_token_id=base.end_id,
+    )
+    for row in out[:, ids.shape[1] :].tolist():
+        ended = base.end_id in row
+        kept = row[: row.index(base.end_id)] if ended else row
+        yield Completion(text=base.tokenizer.decode(kept), finish_reason="stop" if ended else "length")

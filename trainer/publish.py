@@ -1,0 +1,67 @@
+"""From a finished run to a version in the store: gate, card, manifest, release."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from adapters.base_model import Base
+from adapters.errors import HotswapError
+from adapters.intake import CARD, add_version
+from adapters.manifest import Manifest, Profile
+from adapters.store import Store
+from adapters.tasks import ClassificationTask, SummarizationTask
+from trainer.config import Recipe
+from trainer.report import card
+
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
+
+
+def check_gate(recipe: Recipe, scores: dict[str, Any]) -> None:
+    """Raise :class:`HotswapError` naming every metric that is below what the recipe asks for."""
+    wanted = {"test": recipe.gate.test, **recipe.gate.extra_tests}
+    missed = []
+    for test, thresholds in wanted.items():
+        reached = scores.get(test, {}).get("adapter", {})
+        for metric, least in thresholds.items():
+            value = reached.get(metric)
+            if value is None:
+                missed.append(f"{test} has no {metric}")
+            elif value < least:
+                missed.append(f"{test} {metric} is {value:.4f}, the gate asks for {least}")
+    if missed:
+        raise HotswapError("the gate is closed, nothing is published: " + "; ".join(missed))
+
+
+def publish(
+    recipe: Recipe,
+    store: Store,
+    task: ClassificationTask | SummarizationTask,
+    base: Base,
+    run: dict[str, Any],
+    evaluation: dict[str, Any],
+) -> Manifest:
+    """Write the run's adapter as the next version and return its manifest. Raises where gate or lint refuse."""
+    check_gate(recipe, evaluation["scores"])
+    folder: Path = recipe.run_folder / "adapter"
+    (folder / CARD).write_text(card(recipe, base, run, evaluation["scores"]), encoding="utf-8")
+    lineage = {
+        "recipe": recipe.model_dump(mode="json", exclude={"output"}),
+        "data": {"fingerprint": run["data"], "rows": run["rows"]},
+        "seconds": run["seconds"],
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+    return add_version(
+        store,
+        recipe.name,
+        folder,
+        task,
+        base,
+        description=recipe.description,
+        metrics=evaluation["scores"],
+        profile=Profile.model_validate(evaluation["profile"]),
+        lineage=lineage,
+    )

@@ -1,0 +1,77 @@
+"""What a run has to say: the score table on the terminal, and the card stored with the version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from adapters.base_model import Base
+from trainer.config import Recipe
+from trainer.sources import SOURCES
+
+
+def score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row per test set and metric, base beside adapter; nested details are left out."""
+    return [
+        {"test": test, "metric": metric, "base": both["base"][metric], "adapter": value}
+        for test, both in scores.items()
+        for metric, value in both["adapter"].items()
+        if isinstance(value, int | float)
+    ]
+
+
+def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]) -> str:
+    """Return the version's ``README.md``: data, recipe, seed, scores, and how to make it again."""
+    origin = recipe.data.source or recipe.data.dataset or str(recipe.data.path)
+    about = (SOURCES[recipe.data.source].__doc__ or "").strip() if recipe.data.source else "The user's own data."
+    rows = ", ".join(f"{count} {name}" for name, count in run["rows"].items())
+    settings = recipe.model_dump(mode="json", exclude={"output", "description", "gate"}, exclude_none=True)
+    lines = [
+        f"# {recipe.name}",
+        "",
+        recipe.description,
+        "",
+        f"A LoRA adapter for {base.name} (`{base.digest}`).",
+        "",
+        "## Data",
+        "",
+        f"`{origin}`: {about}",
+        f"Rows: {rows}. Split by group, so that near-copies never cross; fingerprint `{run['data']}`.",
+        "",
+        "## Held-out scores",
+        "",
+        "| test | metric | base, zero-shot | this adapter |",
+        "|---|---|---|---|",
+        *(f"| {r['test']} | {r['metric']} | {r['base']:.4g} | {r['adapter']:.4g} |" for r in score_rows(scores)),
+        *_confusion_lines(scores),
+        "",
+        "## How to make it again",
+        "",
+        f"`python -m trainer train RECIPE.yaml` with the recipe below (seed {recipe.seed}); it took "
+        f"{run['seconds'] / 60:.0f} minutes for {run['steps']} steps on {run['machine']}.",
+        "",
+        "```yaml",
+        yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip(),
+        "```",
+        "",
+        "## Limits",
+        "",
+        "English only; scores hold for text like the test rows. The base is a small model: check answers that matter.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _confusion_lines(scores: dict[str, Any]) -> list[str]:
+    lines = []
+    for test, both in scores.items():
+        confusion = both["adapter"].get("confusion")
+        if confusion:
+            labels = confusion["labels"]
+            lines += ["", f"Confusion on {test} (rows: truth):", "", "| | " + " | ".join(labels) + " |"]
+            lines += ["|---" * (len(labels) + 1) + "|"]
+            lines += [
+                f"| **{label}** | " + " | ".join(map(str, counts)) + " |"
+                for label, counts in zip(labels, confusion["counts"], strict=True)
+            ]
+    return lines

@@ -1,0 +1,240 @@
+"""Train a LoRA adapter: load, construct, train, save."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import get_last_checkpoint
+
+from adapters.base_model import Base
+from adapters.errors import HotswapError
+from adapters.tasks import ClassificationTask, SummarizationTask
+from adapters.tasks.base import BaseTask
+from trainer.config import ClassificationRecipe, Recipe
+from trainer.data import Row, Splits, labels_of
+
+IGNORED = -100
+
+
+def make_task(recipe: Recipe, splits: Splits, base: Base) -> ClassificationTask | SummarizationTask:
+    """Return the Task that training, evaluation and the service will share."""
+    settings = recipe.task.model_dump(exclude={"kind", "template", "labels"})
+    if isinstance(recipe.task, ClassificationRecipe):
+        labels = labels_of(recipe.task, splits.train)
+        return ClassificationTask.of(recipe.task.template, labels, base.tokenizer, **settings)
+    return SummarizationTask.of(recipe.task.template, **settings)
+
+
+def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[str, Any]:
+    """Train and leave the adapter in ``recipe.run_folder / "adapter"``; return what the run was like.
+
+    A run that was interrupted goes on from its last checkpoint, with the result it would have had; a run
+    folder of another recipe, data or base is started afresh. Raises :class:`HotswapError` where the recipe
+    does not fit the base model.
+    """
+    folder = recipe.run_folder
+    checkpoint = _prepare_folder(folder, recipe, splits, base)
+    set_seed(recipe.seed)
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    model.config.use_cache = False
+    model = _adapt(model, recipe)
+    trainer = AnswerTrainer(
+        model=model,
+        args=_arguments(recipe, folder, len(splits.train)),
+        train_dataset=Encoded(splits.train, task, base),
+        eval_dataset=Encoded(splits.validation, task, base),
+        data_collator=collate(base.end_id),
+        callbacks=[EarlyStoppingCallback(recipe.training.patience)],
+    )
+    started = time.monotonic()
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - started
+    _save(model, folder / "adapter", base)
+    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    return {
+        "data": splits.fingerprint,
+        "rows": splits.counts(),
+        "base": base.digest,
+        "machine": f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+        if not torch.cuda.is_available()
+        else torch.cuda.get_device_name(),
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(sum(trainer.train_dataset.lengths) * recipe.training.epochs / seconds, 1),
+        "steps": trainer.state.global_step,
+        "train_loss": result.training_loss,
+        "best_validation_loss": trainer.state.best_metric,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "history": history,
+    }
+
+
+def _adapt(model: Any, recipe: Recipe) -> Any:
+    lora = recipe.lora
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise HotswapError(f"lora.target_modules fit no layer of this base; it has: {', '.join(names)}.") from error
+
+
+def _prepare_folder(folder: Path, recipe: Recipe, splits: Splits, base: Base) -> str | None:
+    """Return the checkpoint to go on from, if the folder holds one of exactly this run."""
+    identity = {
+        "recipe": recipe.model_dump(mode="json", exclude={"gate", "output", "description"}),
+        "data": splits.fingerprint,
+        "base": base.digest,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    note = folder / "run-identity"
+    if note.is_file() and note.read_text() == digest:
+        return get_last_checkpoint(str(folder))
+    if note.is_file():
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise HotswapError(f"{folder} is not empty and not a run of this trainer; set output to another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(digest)
+    return None
+
+
+def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
+    training = recipe.training
+    steps = max(1, round(rows / (training.batch_size * training.accumulate) * training.epochs))
+    every = max(1, steps // training.evaluations)
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=round(steps * training.warmup),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.accumulate,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        logging_steps=max(1, every // 5),
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=[],
+    )
+
+
+def _save(model: Any, folder: Path, base: Base) -> None:
+    """Write the adapter in half precision: half the bytes to store and load.
+
+    Evaluation reads this file back, so that what is measured is what will be served.
+    """
+    model.peft_config["default"].base_model_name_or_path = base.name
+    model.save_pretrained(folder)
+    weights = folder / "adapter_model.safetensors"
+    save_file({k: v.half().contiguous() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+class Encoded(torch.utils.data.Dataset):
+    """Rows as token ids: the task's own prompt, then the answer; only the answer is learnt."""
+
+    def __init__(self, rows: list[Row], task: BaseTask, base: Base) -> None:
+        self._examples = []
+        for row in rows:
+            prompt = task.prompt(row.text, base.tokenizer).ids
+            answer = task.target(row.answer, base.tokenizer, end=base.end_id)
+            self._examples.append({"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer})
+        self.lengths = [len(example["input_ids"]) for example in self._examples]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self._examples[index]
+
+
+def collate(pad_id: int) -> Any:
+    """Return a collator that pads on the left: all answers end in the last column, and only the columns
+    that hold answers need logits."""
+
+    def batch(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(example["input_ids"]) for example in examples)
+
+        def padded(key: str, filler: int) -> torch.Tensor:
+            return torch.tensor([[filler] * (width - len(e[key])) + e[key] for e in examples])
+
+        mask = [[0] * (width - len(e["input_ids"])) + [1] * len(e["input_ids"]) for e in examples]
+        return {
+            "input_ids": padded("input_ids", pad_id),
+            "labels": padded("labels", IGNORED),
+            "attention_mask": torch.tensor(mask),
+        }
+
+    return batch
+
+
+class LengthGrouped(torch.utils.data.Sampler):
+    """Batches of like length in an order that depends on seed and epoch alone, so that a resumed run sees
+    the same batches. (transformers' own sampler draws from the global generator.)"""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
+
+
+class AnswerTrainer(Trainer):
+    """transformers' Trainer with the loss on the answer only.
+
+    The vocabulary projection is a fifth of a small model's work: it is done for the answer's positions,
+    not for the prompt's.
+    """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        data = train_dataset if train_dataset is not None else self.train_dataset
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGrouped(data.lengths, batch, self.args.seed)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        labels = inputs.pop("labels")
+        answers = int((labels != IGNORED).any(dim=0).sum())
+        outputs = model(**inputs, logits_to_keep=answers + 1)
+        logits = outputs.logits[:, :-1].float()
+        targets = labels[:, -answers:]
+        total = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else (targets != IGNORED).sum())
+        return (loss, outputs) if return_outputs else loss

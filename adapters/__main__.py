@@ -73,7 +73,9 @@ def list_(options: argparse.Namespace) -> None:
                 "name": name,
                 "task": newest.task.kind,
                 "stable": release.stable if release else None,
-                "canary": f"{release.canary.version} ({release.canary.percent} %)" if release and release.canary else None,
+                "canary": f"{release.canary.version} ({release.canary.percent} %)"
+                if release and release.canary
+                else None,
                 "versions": versions,
                 "base": newest.base.name,
                 "description": newest.description,
@@ -176,7 +178,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: cli.Command, text: str, example: str, *parents: argparse.ArgumentParser):
         made = commands.add_parser(
-            name, help=text, description=text, epilog=f"example: python -m adapters {example}", parents=[shared, *parents]
+            name,
+            help=text,
+            description=text,
+            epilog=f"example: python -m adapters {example}",
+            parents=[shared, *parents],
         )
         made.set_defaults(command=run)
         return made
@@ -192,7 +198,9 @@ def _parser() -> argparse.ArgumentParser:
     command("list", list_, "adapters, their versions and what is released", "list --json")
     sub = command("show", show, "a version's manifest (the stable one, or NAME@VERSION)", "show sentiment@1")
     sub.add_argument("name", metavar="NAME")
-    sub = command("lint", lint_, "check a PEFT adapter folder without storing it", "lint ./my-lora --max-rank 16", based)
+    sub = command(
+        "lint", lint_, "check a PEFT adapter folder without storing it", "lint ./my-lora --max-rank 16", based
+    )
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("--max-rank", type=int, help="the server's HOTSWAP_MAX_LORA_RANK")
     sub.add_argument("--no-base", action="store_true", help="do not compare shapes with the base model")

@@ -93,7 +93,9 @@ def _default_checkpoint(cache: Path) -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     except ImportError as error:
-        raise HotswapError(f"preparing the base model needs transformers and torch ({error}); run make setup.") from None
+        raise HotswapError(
+            f"preparing the base model needs transformers and torch ({error}); run make setup."
+        ) from None
 
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
@@ -118,7 +120,9 @@ def _remembered_digest(folder: Path, cache: Path) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise HotswapError(f"{folder} has no *.safetensors; hotswap reads no pickled weights.")
-    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in [*weights, folder / "tokenizer.json"]]
+    stamps = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in [*weights, folder / "tokenizer.json"]
+    ]
     key = hashlib.sha256(json.dumps([str(folder), stamps]).encode()).hexdigest()
     note = cache / "digests" / key
     if note.is_file():

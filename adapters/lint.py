@@ -20,7 +20,7 @@ MAX_BYTES = 2 << 30
 MAX_CONFIG_BYTES = 1 << 20
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # What vLLM refuses, or takes and silently leaves out of its answers. Settings → the value that is harmless.
-UNSERVED = {
+UNSERVED: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "modules_to_save": (None, []),
     "bias": ("none", None),
@@ -70,7 +70,7 @@ def lint(folder: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, max_
 
 def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return module name → (out, in) for every matrix of the checkpoint in ``folder``."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="numpy") as weights:
             for key in weights.keys():  # noqa: SIM118

@@ -57,7 +57,7 @@ class Profile(Strict):
 class Manifest(Strict):
     """One immutable version of one adapter. Its presence in the store is the commit of the version."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str = Field(pattern=NAME_PATTERN)
     version: int = Field(ge=1)
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
@@ -84,7 +84,9 @@ class Manifest(Strict):
             raw = json.loads(content)
             written = raw.get("schema_version") if isinstance(raw, dict) else None
             if isinstance(written, int) and written > SCHEMA_VERSION:
-                raise InvalidAdapter(f"the manifest has schema {written}; this hotswap reads {SCHEMA_VERSION}: upgrade.")
+                raise InvalidAdapter(
+                    f"the manifest has schema {written}; this hotswap reads {SCHEMA_VERSION}: upgrade."
+                )
             return cls.model_validate(raw)
         except ValidationError as error:
             raise InvalidAdapter(f"the manifest is invalid: {explain(error, cls)}") from error

@@ -159,7 +159,9 @@ class Store:
             generation=newest + 1,
         )
         if not self._create(_release_path(name, record.generation), record.model_dump_json().encode() + b"\n"):
-            raise GenerationConflict(f"someone else released generation {record.generation} of {name}; look, then retry.")
+            raise GenerationConflict(
+                f"someone else released generation {record.generation} of {name}; look, then retry."
+            )
         return record
 
     def rollback(self, name: str, *, by: str | None = None, why: str = "") -> Release:

@@ -27,9 +27,7 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     store: str = Field("var/store", description="adapters: a folder, s3://… or gs://…")
     base_model: str | None = Field(None, description="a folder or a Hugging Face id; default SmolLM2-135M-Instruct")
-    cache: Path = Field(
-        Path("~/.cache/hotswap"), description="base models, data, and adapters fetched from the store"
-    )
+    cache: Path = Field(Path("~/.cache/hotswap"), description="base models, data, and adapters fetched from the store")
     engine: Literal["vllm", "fake"] = Field("vllm", description="'fake' answers without a model: for wiring tests")
     api_keys: Path | None = Field(None, description="file with one API key per line; without it no key is asked for")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve /metrics there instead of on the port")

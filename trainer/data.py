@@ -74,7 +74,7 @@ def labels_of(task: ClassificationRecipe, train: list[Row]) -> tuple[str, ...]:
 
 def read_rows(origin: Origin, kind: str, cache: Path) -> list[Row]:
     """Return the usable, distinct rows of one origin, in its order."""
-    table: Iterable[Mapping[str, Any]]
+    table: Any
     answer = origin.answer or ("label" if kind == "classification" else "summary")
     if origin.source:
         table = fetch_rows(origin.source, cache)
@@ -108,7 +108,9 @@ def _load_table(origin: Origin, cache: Path) -> Any:
         return load_dataset(loader, data_files=str(origin.path), split="train", cache_dir=place, **options)
     except (DatasetGenerationError, DatasetNotFoundError, ValueError, ConnectionError) as error:
         cause = error.__cause__ or error
-        raise HotswapError(f"{origin.path or origin.dataset} could not be read: {' '.join(str(cause).split())}") from error
+        raise HotswapError(
+            f"{origin.path or origin.dataset} could not be read: {' '.join(str(cause).split())}"
+        ) from error
 
 
 def _distinct(table: Iterable[Mapping[str, Any]], text: str, answer: str, group: str | None) -> list[Row]:
@@ -133,7 +135,7 @@ def _split(rows: list[Row], data: Data, seed: int) -> tuple[list[Row], list[Row]
         parts[held_out].append(row)
     limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
     for name, part in parts.items():
-        random.Random(seed).shuffle(part)
+        random.Random(seed).shuffle(part)  # noqa: S311  # reproducible, not secret
         del part[limits[name] or len(part) :]
     return parts["train"], parts["validation"], parts["test"]
 

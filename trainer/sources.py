@@ -67,8 +67,8 @@ def debian_synopses(cache: Path) -> Rows:
     source_of = {}
     for paragraph in packages.split("\n\n"):
         if name := re.match(r"Package: (\S+)", paragraph):
-            source = re.search(r"^Source: (\S+)", paragraph, re.MULTILINE)
-            source_of[name[1]] = source[1] if source else name[1]
+            built_from = re.search(r"^Source: (\S+)", paragraph, re.MULTILINE)
+            source_of[name[1]] = built_from[1] if built_from else name[1]
     chosen: dict[str, tuple[str, str, str]] = {}
     pattern = re.compile(r"Package: (\S+)\nDescription-md5: \S+\nDescription-en: (.*)\n([\s\S]*)")
     for paragraph in translations.split("\n\n"):
@@ -77,7 +77,7 @@ def debian_synopses(cache: Path) -> Rows:
         if source not in chosen or entry[1] == source:
             chosen[source] = (entry[1], entry[2], _unwrap(entry[3]))
     for source, (_, synopsis, text) in sorted(chosen.items()):
-        if 25 <= len(text.split()) <= 120 and 3 <= len(synopsis.split()):
+        if 25 <= len(text.split()) <= 120 and len(synopsis.split()) >= 3:
             yield {"text": text, "summary": synopsis, "group": source}
 
 

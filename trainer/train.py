@@ -229,7 +229,9 @@ class AnswerTrainer(Trainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGrouped(data.lengths, batch, self.args.seed)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         labels = inputs.pop("labels")
         answers = int((labels != IGNORED).any(dim=0).sum())
         outputs = model(**inputs, logits_to_keep=answers + 1)

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from adapters.errors import InputTooLong
 from adapters.tokens import Tokenizer
 
-TEMPLATE_VERSION = 1
 SLOT = "{text}"
 
 
@@ -29,7 +28,7 @@ class Template(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = TEMPLATE_VERSION
+    version: Literal[1] = 1
     text: str = Field(max_length=10_000, examples=["Review: {text}\nSentiment:"])
 
     @field_validator("text")

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.errors import InvalidAdapter
-from adapters.tasks.base import BaseTask, Completion, Sampling, Template
+from adapters.tasks.base import SLOT, BaseTask, Completion, Sampling, Template
 from adapters.tokens import Tokenizer
 
 # One forward pass scores at most so many: vLLM's MAX_LOGPROB_TOKEN_IDS.
@@ -53,6 +53,24 @@ class ClassificationTask(BaseTask):
         """Make a task, choosing a token for each label. Raises :class:`InvalidAdapter` where none is left."""
         chosen = choose_tokens(labels, tokenizer)
         return cls(template=Template(text=template), labels=chosen, **settings)
+
+    @classmethod
+    def zero_shot(cls, labels: Sequence[str], tokenizer: Tokenizer) -> Self:
+        """Make a task for a model that was never trained on it: the prompt says what the labels are.
+
+        Labels that share their first token are lettered, and the letters scored.
+        """
+        first = [tokenizer.encode(" " + label.strip())[:1] for label in labels]
+        if len({tuple(ids) for ids in first}) == len(labels) and all(first):
+            text = f"Choose the label that fits the text: {', '.join(labels)}.\n\nText: {SLOT}\nLabel:"
+            return cls.of(text, labels, tokenizer)
+        if len(labels) > len(ascii_uppercase):
+            raise InvalidAdapter(f"labels that begin alike are lettered: give at most {len(ascii_uppercase)}.")
+        options = "\n".join(f"{letter}. {label}" for letter, label in zip(ascii_uppercase, labels, strict=False))
+        text = f"Choose the label that fits the text:\n{options}\n\nText: {SLOT}\nLabel:"
+        chosen = choose_tokens(ascii_uppercase[: len(labels)], tokenizer)
+        named = (Label(name=label, token_id=letter.token_id) for label, letter in zip(labels, chosen, strict=True))
+        return cls(template=Template(text=text), labels=tuple(named))
 
     @property
     def answer_tokens(self) -> int:

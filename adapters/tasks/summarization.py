@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -46,10 +47,10 @@ class SummarizationTask(BaseTask):
 
     def read(self, completion: Completion, parameters: Mapping[str, Any]) -> dict[str, Any]:
         summary, finish_reason = completion.text.strip(), completion.finish_reason
-        words = summary.split()
         limit = parameters.get("max_words")
-        if limit is not None and len(words) > limit:
-            summary, finish_reason = " ".join(words[:limit]), "length"
+        ends = [word.end() for word in re.finditer(r"\S+", summary)]
+        if limit is not None and len(ends) > limit:
+            summary, finish_reason = summary[: ends[limit - 1]], "length"
         return {"summary": summary, "finish_reason": finish_reason}
 
     def score(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+# Everything runs in .venv, which `setup` makes and keeps up to date; seconds when nothing is missing.
+PY := .venv/bin/python
+
+.PHONY: help setup serve test test-fast lint format loadtest
+
+help:
+	@echo "make serve      set up what is missing, then serve on http://127.0.0.1:8000"
+	@echo "make test       set up what is missing, then run every test"
+	@echo "make test-fast  the tests that need no model"
+	@echo "make lint       ruff and mypy"
+	@echo "make loadtest   Locust against a running service"
+
+setup:
+	@scripts/setup.sh
+
+serve: setup
+	@exec $(PY) -m service
+
+test: setup
+	@$(PY) -m pytest
+
+test-fast: setup
+	@$(PY) -m pytest -m "not slow"
+
+lint: setup
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: setup
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+loadtest: setup
+	@$(PY) -m locust -f loadtests/locustfile.py --headless -u 4 -r 2 -t 30s --host $${HOTSWAP_URL:-http://127.0.0.1:8000}

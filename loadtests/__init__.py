@@ -1,0 +1,28 @@
+"""Load on a running server; ``run_locust`` is what the tests and scripts call."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+
+
+def run_locust(
+    host: str, seconds: int, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Run the load test on ``host`` and return the finished process: 0 within the thresholds, 1 beyond.
+
+    ``environment`` adds to this process's own: ``HOTSWAP_API_KEY``, ``HOTSWAP_LOAD_…``.
+
+    A process of its own, because Locust replaces the standard library's sockets in the one that imports it.
+    """
+    command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--headless", "--only-summary"]
+    command += ["--users", "4", "--spawn-rate", "2", "--run-time", f"{seconds}s", "--host", host]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=seconds + 120, check=False
+    )

@@ -1,0 +1,117 @@
+"""``python -m service``: the server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+
+from adapters import cli
+from adapters.base_model import Base, resolve_base
+from adapters.errors import HotswapError
+from adapters.store import open_store
+from service.settings import Settings
+
+logger = logging.getLogger("hotswap")
+TRY = """curl -s {address}/v1/predict -H 'Content-Type: application/json'{key} \\
+     -d '{{"adapter": "{adapter}", "input": "{text}"}}'"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve adapters over one base model. Every setting is an environment variable:\n\n"
+        + Settings.table(),
+        epilog="example: HOTSWAP_PORT=9000 HOTSWAP_MAX_LORAS=16 python -m service",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--prepare", action="store_true", help="fetch what is missing (the base model), then exit")
+    parser.set_defaults(command=_serve)
+    return cli.run(parser)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    settings = Settings.read()
+    _log(settings)
+    from service.keys import check_exposure
+
+    check_exposure(settings.host, settings.api_keys)
+    base = _base(settings)
+    if options.prepare:
+        return 0
+    started = time.monotonic()
+    store = open_store(settings.store, seed="empty")
+    names = store.names()
+    logger.info("store %s: %s (%.1f s)", store.place, ", ".join(names) or "no adapters", time.monotonic() - started)
+    return _run(settings, store, base, names, began)
+
+
+def _base(settings: Settings) -> Base:
+    started = time.monotonic()
+    base = resolve_base(settings.base_model, settings.cache)
+    logger.info("base model %s (%.1f s)", base.name, time.monotonic() - started)
+    return base
+
+
+def _run(settings: Settings, store, base: Base, names: list[str], began: float) -> int:
+    import uvicorn
+    from prometheus_client import start_http_server
+
+    from service.app import create_app
+
+    engine = _engine(settings, base)
+    server: uvicorn.Server
+
+    def announce() -> None:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{port}"
+        logger.info("ready after %.1f s: %s (docs at %s/docs)", time.monotonic() - began, address, address)
+        adapter = "sentiment" if "sentiment" in names or not names else names[0]
+        key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
+        text = "A moving, beautifully acted film."
+        print(f"try: {TRY.format(address=address, key=key, adapter=adapter, text=text)}", flush=True)
+
+    app = create_app(settings, engine, store, base, on_ready=announce)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.drain_seconds),
+    )
+    server = uvicorn.Server(config)
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
+    logger.info("starting the engine ...")
+    server.run()
+    return 1 if app.state.phase == "failed to start" else 0
+
+
+def _engine(settings: Settings, base: Base):
+    if settings.engine == "fake":
+        from service.engine.base import Limits
+        from service.engine.fake import FakeEngine
+
+        logger.warning("HOTSWAP_ENGINE=fake: answers are made up")
+        return FakeEngine(Limits(settings.max_loras, settings.max_lora_rank, settings.max_model_len), base)
+    from service.engine.vllm import VllmEngine
+
+    return VllmEngine(settings, base)
+
+
+def _log(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("hotswap")
+    ours.addHandler(handler)
+    ours.setLevel(settings.log_level.upper())
+    ours.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

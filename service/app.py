@@ -1,0 +1,141 @@
+"""The application: put together here, with nothing global."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from adapters.base_model import Base
+from adapters.errors import HotswapError
+from adapters.store import Store
+from service.admission import Admission
+from service.engine.base import Engine, EngineDown
+from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, from_lower
+from service.inference import Inference
+from service.keys import Keys
+from service.metrics import Metrics
+from service.middleware import BodyLimit, RequestId
+from service.reconciler import Reconciler
+from service.registry import Registry
+from service.routes import adapters, health, predict
+from service.settings import Settings
+
+logger = logging.getLogger("hotswap")
+
+
+def create_app(
+    settings: Settings, engine: Engine, store: Store, base: Base, *, on_ready: Callable[[], None] | None = None
+) -> FastAPI:
+    """Return the service. ``engine`` is started when the app is, and ``on_ready`` called when it can answer."""
+    metrics = Metrics()
+    registry = Registry(engine, store, base.digest, settings.cache, metrics)
+    admission = Admission(settings.max_concurrency, settings.max_queue, metrics)
+    inference = Inference(engine, registry, admission, base, settings, metrics)
+    reconciler = Reconciler(registry, store, metrics, settings.poll_seconds)
+    keys = Keys(settings.api_keys)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        work = asyncio.create_task(_serve(app, engine, reconciler, on_ready))
+        try:
+            yield
+        finally:
+            app.state.phase, inference.open = "stopping", False
+            metrics.ready.set(0)
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            await registry.close()
+            await engine.stop()
+
+    async def authenticate(request: Request) -> None:
+        request.state.caller = keys.caller(request.headers.get("authorization"))
+
+    app = FastAPI(
+        title="hotswap",
+        version="0.1.0",
+        description="One frozen base model, many LoRA adapters: each request names the one it wants.",
+        lifespan=lifespan,
+    )
+    app.state.phase = "starting"
+    app.state.engine, app.state.store, app.state.base = engine, store, base
+    app.state.metrics, app.state.registry, app.state.inference = metrics, registry, inference
+    app.include_router(predict.router, dependencies=[Depends(authenticate)])
+    app.include_router(adapters.router, dependencies=[Depends(authenticate)])
+    app.include_router(health.router)
+    if settings.metrics_port is None:
+        app.add_api_route("/metrics", health.metrics, tags=["operations"], include_in_schema=False)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(RequestId)
+    _handle_errors(app)
+    return app
+
+
+async def _serve(app: FastAPI, engine: Engine, reconciler: Reconciler, on_ready: Callable[[], None] | None) -> None:
+    """Start the engine beside the open port, so that probes are answered meanwhile; then reconcile for ever."""
+    started = time.monotonic()
+    try:
+        await engine.start()
+    except EngineDown as error:
+        logger.error("%s", error)
+        app.state.phase = "failed to start"
+        return
+    logger.info("engine started in %.1f s", time.monotonic() - started)
+    started = time.monotonic()
+    await reconciler.reconcile()
+    logger.info("released adapters prepared in %.1f s", time.monotonic() - started)
+    app.state.phase, app.state.inference.open = "serving", True
+    app.state.metrics.ready.set(1)
+    if on_ready is not None:
+        on_ready()
+    await reconciler.run()
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Send every failure as problem+json, and never an exception's text."""
+
+    def respond(error: ServiceError) -> JSONResponse:
+        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+        if error.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(error.problem(), error.status, headers, media_type="application/problem+json")
+
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        faults = error.errors()
+        if any(fault["type"] == "json_invalid" for fault in faults):
+            return respond(BadRequest("The body is not valid JSON."))
+        return respond(InvalidRequest("; ".join(_fault(fault) for fault in faults[:5])))
+
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        match error.status_code:
+            case 404:
+                return respond(NotFound("See /docs for what there is."))
+            case 405:
+                return respond(MethodNotAllowed("See /docs for what there is."))
+            case 400:
+                return respond(BadRequest("The body is not valid JSON in UTF-8."))
+        return respond(ServiceError())
+
+    async def known(_: Request, error: Exception) -> JSONResponse:
+        return respond(from_lower(error))
+
+    app.exception_handler(RequestValidationError)(invalid)
+    app.exception_handler(HTTPException)(http)
+    app.exception_handler(ServiceError)(known)
+    app.exception_handler(Exception)(known)
+    app.exception_handler(HotswapError)(known)
+
+
+def _fault(fault: Any) -> str:
+    if fault["loc"] == ("body",) and not isinstance(fault.get("input"), dict):
+        return "the body must be a JSON object, sent with Content-Type: application/json"
+    where = ".".join(str(part) for part in fault["loc"] if part != "body") or "body"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"

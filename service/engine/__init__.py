@@ -1,0 +1,1 @@
+"""What computes: vLLM, or an honest fake, behind one Protocol."""

@@ -1,0 +1,74 @@
+"""The engine as the service sees it: a frozen base model, and adapters by names that never mean other weights."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from adapters.tasks import Sampling
+
+
+class EngineDown(Exception):
+    """The engine cannot answer: it is not started, stopped, or has died."""
+
+
+class EngineRefused(Exception):
+    """The engine took the call and said no: an adapter it cannot load, a prompt that is too long."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine was started for. ``max_loras`` adapters may be resident at once."""
+
+    max_loras: int
+    max_lora_rank: int
+    max_model_len: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer; the last one has a ``finish_reason`` (``stop`` or ``length``).
+
+    ``logprobs`` are natural logs over the whole vocabulary, for the ids in ``Sampling.choices``.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    finish_reason: str | None = None
+    logprobs: Mapping[int, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Started once, then used from one event loop."""
+
+    limits: Limits
+
+    async def start(self) -> None:
+        """Load the base model. Raises :class:`EngineDown` where that fails."""
+
+    async def stop(self) -> None:
+        """Free everything; requests in flight end with :class:`EngineDown`."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine can answer now."""
+
+    async def load(self, name: str, folder: Path) -> None:
+        """Make the PEFT adapter in ``folder`` resident as ``name``, which has never meant other weights.
+
+        Raises :class:`EngineRefused`; nothing is resident then.
+        """
+
+    async def unload(self, name: str) -> None:
+        """Free an adapter that no request uses. Unknown names are ignored."""
+
+    def generate(
+        self, prompt: list[int], sampling: Sampling, adapter: str | None, *, stream: bool = False
+    ) -> AsyncGenerator[Chunk]:
+        """Answer ``prompt`` (token ids) with ``adapter``, or the base model for ``None``.
+
+        Without ``stream`` there is one chunk. Leaving the iterator, or cancelling the task that waits in it,
+        aborts the request and frees what it holds. Raises :class:`EngineDown`, :class:`EngineRefused`.
+        """

@@ -1,0 +1,108 @@
+"""An engine without a model, for tests and for wiring clients: deterministic, and as strict as the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from adapters.base_model import Base
+from adapters.errors import InvalidAdapter
+from adapters.lint import lint
+from adapters.tasks import Sampling
+from service.engine.base import Chunk, EngineDown, EngineRefused, Limits
+
+
+class FakeEngine:
+    """Answers depend on prompt and adapter, nothing else; limits are enforced where vLLM enforces them.
+
+    ``gate`` can be cleared to hold every request in the engine, and ``active`` shows how many it holds.
+    """
+
+    def __init__(self, limits: Limits, base: Base) -> None:
+        self.limits, self._base = limits, base
+        self.resident: dict[str, Path] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.active = 0
+        self._alive = False
+
+    async def start(self) -> None:
+        self._alive = True
+
+    async def stop(self) -> None:
+        self._alive = False
+        self.gate.set()
+
+    def die(self) -> None:
+        """Be as a killed vLLM: requests in flight fail, and nothing works any more."""
+        self._alive = False
+        self.gate.set()
+
+    @property
+    def alive(self) -> bool:
+        return self._alive
+
+    async def load(self, name: str, folder: Path) -> None:
+        self._check_alive()
+        if name in self.resident or len(self.resident) >= self.limits.max_loras:
+            raise EngineRefused(f"{name} does not fit")
+        try:
+            lint(folder, max_rank=self.limits.max_lora_rank)
+        except InvalidAdapter as error:
+            raise EngineRefused(str(error)) from error
+        self.resident[name] = folder
+
+    async def unload(self, name: str) -> None:
+        self._check_alive()
+        self.resident.pop(name, None)
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, adapter: str | None, *, stream: bool = False
+    ) -> AsyncGenerator[Chunk]:
+        self._check_alive()
+        if adapter is not None and adapter not in self.resident:
+            raise EngineRefused(f"{adapter} is not resident")
+        if len(prompt) >= self.limits.max_model_len:
+            raise EngineRefused("the prompt is longer than the context")
+        self.active += 1
+        try:
+            await self.gate.wait()
+            self._check_alive()
+            if sampling.choices:
+                yield Chunk(tokens=1, finish_reason="length", logprobs=self._logprobs(prompt, sampling, adapter))
+                return
+            words = self._words(prompt, adapter)
+            kept, reason = words[: sampling.max_tokens], "stop" if len(words) < sampling.max_tokens else "length"
+            if not stream:
+                yield Chunk(text=" ".join(kept), tokens=len(kept), finish_reason=reason)
+                return
+            for index, word in enumerate(kept):
+                await asyncio.sleep(0)
+                self._check_alive()
+                last = index == len(kept) - 1
+                yield Chunk(text=f" {word}", tokens=1, finish_reason=reason if last else None)
+        finally:
+            self.active -= 1
+
+    def _logprobs(self, prompt: list[int], sampling: Sampling, adapter: str | None) -> dict[int, float]:
+        weights = {choice: 1 + _noise(prompt, adapter, choice) for choice in sampling.choices}
+        # As in a vocabulary: the choices have a part of the probability, not all of it.
+        total = 2 * sum(weights.values())
+        return {choice: math.log(weight / total) for choice, weight in weights.items()}
+
+    def _words(self, prompt: list[int], adapter: str | None) -> list[str]:
+        text = self._base.tokenizer.decode(prompt).split()
+        length = 3 + int(5 * _noise(prompt, adapter, 0))
+        return [f"[{(adapter or 'base').split(':')[0]}]", *text[:length]]
+
+    def _check_alive(self) -> None:
+        if not self._alive:
+            raise EngineDown("the engine is not running")
+
+
+def _noise(prompt: list[int], adapter: str | None, salt: int) -> float:
+    digest = hashlib.sha256(f"{prompt}{adapter}{salt}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32

@@ -1,0 +1,231 @@
+"""The use case: reference → lease → prompt → engine → reading → answer. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from ulid import ULID
+
+from adapters.base_model import Base
+from adapters.errors import InvalidAdapter
+from adapters.tasks import ClassificationTask, Completion, SummarizationTask
+from service.admission import Admission
+from service.engine.base import Chunk, Engine
+from service.errors import ClientClosed, InvalidRequest, NotReady, ServiceError, TaskMismatch, TooLong, from_lower
+from service.metrics import Metrics
+from service.registry import Lease, Registry
+from service.schemas import AdapterUsed, Classification, Inputs, ItemError, Prediction, Problem, Summary, Usage
+from service.settings import Settings
+
+logger = logging.getLogger("hotswap")
+Kind = Literal["classification", "summarization"]
+AnyTask = ClassificationTask | SummarizationTask
+
+
+@dataclass(frozen=True)
+class Work:
+    """Who answers: the version a request got, or the base model with a task made for the request."""
+
+    task: AnyTask
+    lease: Lease | None = None
+
+    @property
+    def engine_name(self) -> str | None:
+        return self.lease.engine_name if self.lease else None
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        return (self.lease.manifest.name, str(self.lease.manifest.version)) if self.lease else ("base", "0")
+
+    @property
+    def used(self) -> AdapterUsed | None:
+        if self.lease is None:
+            return None
+        manifest = self.lease.manifest
+        return AdapterUsed(
+            name=manifest.name, version=manifest.version, channel=self.lease.channel, digest=self.lease.digest
+        )
+
+
+class Inference:
+    """Answers requests; metrics of a request are written in one place, whatever became of it."""
+
+    def __init__(
+        self, engine: Engine, registry: Registry, admission: Admission, base: Base, settings: Settings, metrics: Metrics
+    ) -> None:
+        self._engine, self._registry, self._admission = engine, registry, admission
+        self._base, self._settings, self._metrics = base, settings, metrics
+        self.open = False
+
+    async def predict(self, route: str, asked: Inputs, reference: str, caller: str, kind: Kind | None) -> Prediction:
+        """Answer with an adapter. ``kind`` is the task that the route insists on, if it does."""
+        async with (
+            self._request(route, asked) as seen,
+            self._work(reference, asked.caller or caller, kind, seen) as work,
+        ):
+            return await self._answer_all(work, asked)
+
+    async def zero_shot(self, route: str, asked: Inputs, labels: list[str]) -> Prediction:
+        """Classify with the base model."""
+        async with self._request(route, asked) as seen:
+            try:
+                task = ClassificationTask.zero_shot(labels, self._base.tokenizer)
+            except (ValidationError, InvalidAdapter) as error:
+                raise InvalidRequest("these labels cannot be told apart by the model; reword them.") from error
+            seen.work = work = Work(task)
+            return await self._answer_all(work, asked)
+
+    async def stream(
+        self, route: str, asked: Inputs, reference: str, caller: str
+    ) -> AsyncGenerator[tuple[Literal["delta"], str] | tuple[Literal["done"], Prediction]]:
+        """Summarize one text; yield ("delta", text) pieces, then ("done", the whole prediction)."""
+        async with (
+            self._request(route, asked) as seen,
+            self._work(reference, asked.caller or caller, "summarization", seen) as work,
+        ):
+            usage, sent = Usage(), ""
+            output = Summary(summary="", finish_reason="stop")
+            async with aclosing(self._summaries(work, asked.texts[0], asked, usage)) as summaries:
+                async for output in summaries:
+                    if len(output.summary) > len(sent):
+                        yield "delta", output.summary[len(sent) :]
+                        sent = output.summary
+            yield "done", self._prediction(work, [output], usage)
+
+    @asynccontextmanager
+    async def _request(self, route: str, asked: Inputs) -> AsyncIterator[_Seen]:
+        """Admit, bound in time, translate errors, and write the request's metrics."""
+        seen, started, outcome = _Seen(), time.monotonic(), "ok"
+        try:
+            if not self.open:
+                raise NotReady("The service is starting or stopping; see /readyz.")
+            async with asyncio.timeout(self._settings.deadline_seconds), self._admission.admit(len(asked.texts)):
+                yield seen
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = ClientClosed.code
+            raise
+        except Exception as error:
+            told = from_lower(error)
+            outcome = told.code
+            if type(told) is ServiceError:
+                logger.exception("a request failed")
+            raise told from error
+        finally:
+            name, version = self._metrics.bounded("version", *(seen.work.labels if seen.work else ("none", "0")))
+            channel = seen.work.lease.channel if seen.work and seen.work.lease else "none"
+            self._metrics.requests.labels(route, name, version, channel, outcome).inc()
+            self._metrics.request_seconds.labels(route, name, version).observe(time.monotonic() - started)
+
+    @asynccontextmanager
+    async def _work(self, reference: str, caller: str, kind: Kind | None, seen: _Seen) -> AsyncIterator[Work]:
+        async with self._registry.lease(reference, caller) as lease:
+            seen.work = work = Work(lease.manifest.task, lease)
+            if kind is not None and work.task.kind != kind:
+                raise TaskMismatch(f"'{lease.manifest.name}' does {work.task.kind}; use /v1/predict or its own route.")
+            yield work
+
+    async def _answer_all(self, work: Work, asked: Inputs) -> Prediction:
+        """Answer every text; one that cannot be answered is reported in its place and costs the others nothing."""
+        usage = Usage()
+        if asked.input is not None:
+            return self._prediction(work, [await self._answer(work, asked.input, asked, usage)], usage)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._answer_or_error(work, text, asked, usage)) for text in asked.texts]
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return self._prediction(work, [task.result() for task in tasks], usage)
+
+    async def _answer_or_error(self, work: Work, text: str, asked: Inputs, usage: Usage) -> Any:
+        try:
+            return await self._answer(work, text, asked, usage)
+        except Exception as error:
+            told = from_lower(error)
+            if told.status >= 500:
+                # Not this text's fault, and no answer for the others either: the request as a whole failed.
+                raise
+            return ItemError(error=Problem.model_validate(told.problem()))
+
+    async def _answer(self, work: Work, text: str, asked: Inputs, usage: Usage) -> Classification | Summary:
+        if isinstance(work.task, SummarizationTask):
+            async with aclosing(self._summaries(work, text, asked, usage, stream=False)) as summaries:
+                return [summary async for summary in summaries][-1]
+        async with aclosing(self._ask(work, text, asked, usage, stream=False)) as chunks:
+            chunk, truncated = [answer async for answer in chunks][-1]
+        output = work.task.read(Completion(logprobs=chunk.logprobs), {})
+        name, version = self._metrics.bounded("version", *work.labels)
+        label = output["label"] if work.lease else "zero-shot"
+        self._metrics.predictions.labels(name, version, *self._metrics.bounded(f"label of {name}", label)).inc()
+        self._metrics.confidence.labels(name, version).observe(output["score"])
+        return Classification(**output, truncated=truncated or None)
+
+    async def _summaries(
+        self, work: Work, text: str, asked: Inputs, usage: Usage, *, stream: bool = True
+    ) -> AsyncGenerator[Summary]:
+        """Yield the summary as it grows. It stops where the caller's word limit does."""
+        parameters, grown = asked.parameters.model_dump(), ""
+        async with aclosing(self._ask(work, text, asked, usage, stream=stream)) as chunks:
+            async for chunk, truncated in chunks:
+                grown += chunk.text
+                completion = Completion(text=grown, finish_reason=chunk.finish_reason or "stop")
+                output = work.task.read(completion, parameters)
+                yield Summary(**output, truncated=truncated or None)
+                if output["finish_reason"] == "length":
+                    return
+
+    async def _ask(
+        self, work: Work, text: str, asked: Inputs, usage: Usage, *, stream: bool
+    ) -> AsyncGenerator[tuple[Chunk, bool]]:
+        """Send one text to the engine when its turn comes; yield chunks, and whether the text was cut."""
+        name, version = self._metrics.bounded("version", *work.labels)
+        prompt = self._prompt(work, text, asked)
+        self._metrics.input_tokens.labels(name, version).observe(prompt.input_tokens)
+        if prompt.truncated:
+            self._metrics.truncated.labels(name, version).inc()
+        usage.prompt_tokens += len(prompt.ids)
+        self._metrics.prompt_tokens.labels(name, version).inc(len(prompt.ids))
+        sampling = work.task.sampling(asked.parameters.model_dump())
+        async with self._admission.turn():
+            started = time.monotonic()
+            async with aclosing(self._engine.generate(prompt.ids, sampling, work.engine_name, stream=stream)) as chunks:
+                async for chunk in chunks:
+                    usage.completion_tokens += chunk.tokens
+                    self._metrics.completion_tokens.labels(name, version).inc(chunk.tokens)
+                    yield chunk, prompt.truncated
+            self._metrics.engine_seconds.labels(name, version).observe(time.monotonic() - started)
+
+    def _prompt(self, work: Work, text: str, asked: Inputs) -> Any:
+        if not text.strip():
+            raise InvalidRequest("The text is empty.")
+        if len(text) > self._settings.max_input_chars:
+            raise TooLong(f"The text has {len(text)} characters; the limit is {self._settings.max_input_chars}.")
+        room = self._settings.max_model_len
+        return work.task.prompt(text, self._base.tokenizer, room=room, cut=asked.parameters.truncate)
+
+    def _prediction(self, work: Work, outputs: list[Any], usage: Usage) -> Prediction:
+        return Prediction(
+            id=_prediction_id(),
+            adapter=work.used,
+            task=work.task.kind,
+            model=self._base.name,
+            outputs=outputs,
+            usage=usage,
+        )
+
+
+@dataclass
+class _Seen:
+    """What became known of a request by the time its metrics are written."""
+
+    work: Work | None = None
+
+
+def _prediction_id() -> str:
+    return f"pred_{ULID()}"

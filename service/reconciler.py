@@ -1,0 +1,76 @@
+"""Desired (the store's releases) against actual (what is served): look, prepare, flip.
+
+A release whose version cannot be loaded is not flipped to: the old one goes on serving, and the version's
+state says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from adapters.errors import HotswapError
+from adapters.store import Release, Store
+from service.engine.base import EngineDown
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.registry import Registry
+
+logger = logging.getLogger("hotswap")
+
+
+class Reconciler:
+    """Polls the store and moves the registry to what it finds."""
+
+    def __init__(self, registry: Registry, store: Store, metrics: Metrics, poll_seconds: float) -> None:
+        self._registry, self._store, self._metrics = registry, store, metrics
+        self._poll_seconds = poll_seconds
+        self._refused: dict[str, tuple[int, float]] = {}
+
+    async def run(self) -> None:
+        """Reconcile for ever; a store that cannot be reached changes nothing."""
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            try:
+                await self.reconcile()
+            except Exception:
+                logger.exception("reconciling failed; the served releases stay")
+
+    async def reconcile(self) -> None:
+        """Look at every adapter once."""
+        try:
+            releases = await asyncio.to_thread(self._read)
+        except HotswapError as error:
+            self._metrics.store_errors.inc()
+            logger.warning("%s; the served releases stay", error)
+            return
+        for name, release in releases.items():
+            self._metrics.store_generation.labels(*self._metrics.bounded("adapter", name)).set(release.generation)
+            served = self._registry.served(name)
+            if served is None or served.generation != release.generation:
+                await self._move(name, served, release)
+
+    def _read(self) -> dict[str, Release]:
+        found = ((name, self._store.released(name)) for name in self._store.names())
+        return {name: release for name, release in found if release is not None}
+
+    async def _move(self, name: str, served: Release | None, release: Release) -> None:
+        started = time.monotonic()
+        refused, since = self._refused.get(name, (0, 0.0))
+        if refused == release.generation and started - since < 30:
+            return
+        versions = [release.stable, *([release.canary.version] if release.canary else [])]
+        try:
+            # A first look warms what fits; a change is always proven loadable before anyone is moved to it.
+            if served is not None or self._registry.has_room():
+                for version in versions:
+                    await self._registry.prepare(name, version)
+        except (ServiceError, HotswapError, EngineDown) as error:
+            if served is not None:
+                self._refused[name] = release.generation, started
+                logger.error("%s stays at generation %d: %s", name, served.generation, error)
+                return
+        self._registry.flip(name, release)
+        self._metrics.swap_seconds.observe(time.monotonic() - started)
+        logger.info("%s: generation %d, stable %d", name, release.generation, release.stable)

@@ -1,0 +1,1 @@
+"""Thin: from HTTP to the use case and back."""

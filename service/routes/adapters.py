@@ -1,0 +1,63 @@
+"""What is in the store, loaded or not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from adapters.errors import InvalidAdapter
+from adapters.store import Store
+from service.errors import AdapterNotFound
+from service.registry import Registry
+from service.routes.predict import ERRORS
+from service.schemas import AdapterList, AdapterView, VersionView
+
+router = APIRouter(tags=["adapters"], responses={status: ERRORS[status] for status in (401, 404, 503)})
+
+
+@router.get("/v1/adapters", response_model_exclude_none=True)
+async def list_adapters(request: Request) -> AdapterList:
+    """Every adapter: versions, what is released, and what this replica has loaded."""
+    store, registry = request.app.state.store, request.app.state.registry
+    return await asyncio.to_thread(_all, store, registry)
+
+
+@router.get("/v1/adapters/{name}", response_model_exclude_none=True)
+async def show_adapter(request: Request, name: str) -> AdapterView:
+    """One adapter, with the scores of each version."""
+    store, registry = request.app.state.store, request.app.state.registry
+    view = await asyncio.to_thread(_view, store, registry, name, details=True)
+    if not view.versions:
+        raise AdapterNotFound("No such adapter; GET /v1/adapters lists them.")
+    return view
+
+
+def _all(store: Store, registry: Registry) -> AdapterList:
+    return AdapterList(adapters=[_view(store, registry, name) for name in store.names()])
+
+
+def _view(store: Store, registry: Registry, name: str, *, details: bool = False) -> AdapterView:
+    release, versions = store.released(name), []
+    about: dict[str, Any] = {}
+    for version in store.versions(name):
+        view: dict[str, Any] = {"version": version, **registry.state(name, version)}
+        try:
+            manifest, digest = store.manifest(name, version)
+        except InvalidAdapter as error:
+            view |= {"state": "failed", "reason": str(error)}
+        else:
+            labels = [label.name for label in getattr(manifest.task, "labels", ())] or None
+            about = {"description": manifest.description, "task": manifest.task.kind, "labels": labels}
+            view |= {"digest": digest, "created_at": manifest.created_at.isoformat(), "rank": manifest.rank}
+            view |= {"base": manifest.base.name, "metrics": manifest.metrics if details else None}
+        versions.append(VersionView(**view))
+    return AdapterView(
+        name=name,
+        stable=release.stable if release else None,
+        canary=release.canary.model_dump() if release and release.canary else None,
+        generation=release.generation if release else 0,
+        versions=versions,
+        **about,
+    )

@@ -1,0 +1,110 @@
+"""Ask an adapter: ``/v1/predict``, and its typed twins."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from sse_starlette import EventSourceResponse
+
+from service.errors import ClientClosed, InvalidRequest, ServiceError
+from service.inference import Inference
+from service.schemas import ClassifyRequest, Prediction, PredictRequest, Problem, SummarizeRequest
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
+    for status, text in (
+        (400, "bad_request"),
+        (401, "unauthenticated"),
+        (404, "adapter_not_found, version_not_found"),
+        (413, "body_too_large"),
+        (422, "invalid_request, task_mismatch, input_too_long"),
+        (429, "overloaded; come back after Retry-After seconds"),
+        (503, "not_ready, adapter_failed, engine_down; come back after Retry-After seconds"),
+        (504, "deadline_exceeded"),
+    )
+}
+router = APIRouter(tags=["prediction"], responses=ERRORS)
+
+
+@router.post("/v1/predict", response_model=None, responses={200: {"model": Prediction}})
+async def predict(request: Request, asked: PredictRequest) -> Response:
+    """Ask an adapter to do its task: the answer names the exact version that gave it."""
+    inference = _inference(request)
+    if asked.stream:
+        return _stream(request, "predict", asked)
+    return await _answered(request, inference.predict("predict", asked, asked.adapter, _caller(request), None))
+
+
+@router.post("/v1/classify", response_model=None, responses={200: {"model": Prediction}})
+async def classify(request: Request, asked: ClassifyRequest) -> Response:
+    """Classify with an adapter, or zero-shot with `labels` of your own and the base model."""
+    inference = _inference(request)
+    if asked.adapter is None:
+        return await _answered(request, inference.zero_shot("classify", asked, asked.labels or []))
+    work = inference.predict("classify", asked, asked.adapter, _caller(request), "classification")
+    return await _answered(request, work)
+
+
+@router.post("/v1/summarize", response_model=None, responses={200: {"model": Prediction}})
+async def summarize(request: Request, asked: SummarizeRequest) -> Response:
+    """Summarize with an adapter; with `stream`, as server-sent events: `delta`, then `done` (or `error`)."""
+    if asked.stream:
+        return _stream(request, "summarize", asked)
+    work = _inference(request).predict("summarize", asked, asked.adapter, _caller(request), "summarization")
+    return await _answered(request, work)
+
+
+async def _answered(request: Request, work: Coroutine[Any, Any, Prediction]) -> Response:
+    """Wait for the answer, but no longer than the client does: its task is cancelled when it hangs up."""
+    answer = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientClosed
+        return Response(_to_json(answer.result()), media_type="application/json")
+    finally:
+        gone.cancel()
+        answer.cancel()
+        await asyncio.gather(answer, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _stream(request: Request, route: str, asked: PredictRequest) -> Response:
+    if asked.input is None:
+        raise InvalidRequest("'stream' takes one 'input'.")
+    pieces = _inference(request).stream(route, asked, asked.adapter, _caller(request))
+    return EventSourceResponse(_events(pieces), headers={"X-Accel-Buffering": "no"})
+
+
+async def _events(pieces: AsyncGenerator[Any]) -> AsyncIterator[dict[str, str]]:
+    async with aclosing(pieces):
+        try:
+            async for event, content in pieces:
+                data = json.dumps({"delta": content}) if event == "delta" else _to_json(content)
+                yield {"event": event, "data": data}
+        except ServiceError as error:
+            yield {"event": "error", "data": json.dumps(error.problem())}
+
+
+def _to_json(prediction: Prediction) -> str:
+    """Leave out what says nothing (``truncated``), but not a null adapter, which says: the base model."""
+    body = prediction.model_dump(exclude_none=True)
+    return json.dumps({**body, "adapter": body.get("adapter")}, ensure_ascii=False, separators=(",", ":"))
+
+
+def _inference(request: Request) -> Inference:
+    return request.app.state.inference
+
+
+def _caller(request: Request) -> str:
+    return request.state.caller

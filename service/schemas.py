@@ -1,0 +1,166 @@
+"""Requests and responses: the public contract, as documented by OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+
+MAX_INPUTS = 256
+REFERENCE_HELP = "`name` (what is released), `name@4` (exactly that version) or `name@canary`"
+Text = Annotated[StrictStr, Field(description="the text to work on")]
+Reference = Annotated[StrictStr, Field(min_length=1, max_length=100, description=REFERENCE_HELP)]
+
+
+class Request(BaseModel):
+    """Unknown fields are refused: a misspelt parameter must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Parameters(Request):
+    max_words: StrictInt | None = Field(None, ge=1, le=2000, description="summaries: at most so many words")
+    truncate: StrictBool = Field(True, description="cut a text that is too long; false refuses it")
+
+
+class Inputs(Request):
+    """One text or many."""
+
+    input: Text | None = None
+    inputs: Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
+    parameters: Parameters = Parameters()
+    caller: Annotated[StrictStr, Field(max_length=200)] | None = Field(
+        None, description="keeps a canary choice the same for one user; default: the API key"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.input is None) == (self.inputs is None):
+            raise ValueError("give either 'input' or 'inputs'")
+        return self
+
+    @property
+    def texts(self) -> list[str]:
+        return self.inputs if self.inputs is not None else [self.input or ""]
+
+
+class PredictRequest(Inputs):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"adapter": "sentiment", "input": "A moving, beautifully acted film."},
+                {"adapter": "one-line-summary@1", "inputs": ["…", "…"], "parameters": {"max_words": 12}},
+            ]
+        }
+    )
+
+    adapter: Reference
+    stream: StrictBool = Field(False, description="summaries of one `input`: server-sent events")
+
+
+class ClassifyRequest(Inputs):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"adapter": "sentiment", "input": "The plot has holes a bus could drive through."},
+                {"labels": ["sports", "politics"], "input": "The coach praised the goalkeeper."},
+            ]
+        }
+    )
+
+    adapter: Reference | None = None
+    labels: Annotated[list[Annotated[StrictStr, Field(min_length=1, max_length=100)]], Field(max_length=128)] | None = (
+        Field(None, description="without an adapter: classify zero-shot with the base model")
+    )
+
+    @model_validator(mode="after")
+    def _adapter_or_labels(self) -> Self:
+        if (self.adapter is None) == (self.labels is None):
+            raise ValueError("give either 'adapter' or, to classify zero-shot, 'labels'")
+        if self.labels is not None and len({label.strip() for label in self.labels} - {""}) < max(2, len(self.labels)):
+            raise ValueError("'labels' needs two or more different labels")
+        return self
+
+
+class SummarizeRequest(PredictRequest):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"adapter": "one-line-summary", "input": "…", "stream": True}]}
+    )
+
+
+class AdapterUsed(BaseModel):
+    """Exactly what answered."""
+
+    name: str
+    version: int
+    channel: Literal["stable", "canary", "pinned"]
+    digest: str
+
+
+class Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Classification(BaseModel):
+    label: str
+    score: float = Field(description="the label's share; `scores` sum to 1")
+    scores: dict[str, float]
+    truncated: bool | None = Field(None, description="true where the text was cut to fit")
+
+
+class Summary(BaseModel):
+    summary: str
+    finish_reason: Literal["stop", "length"]
+    truncated: bool | None = Field(None, description="true where the text was cut to fit")
+
+
+class Problem(BaseModel):
+    """problem+json (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str | None = None
+
+
+class ItemError(BaseModel):
+    """In the place of an output whose input could not be answered."""
+
+    error: Problem
+
+
+class Prediction(BaseModel):
+    id: str = Field(examples=["pred_01JD0000000000000000000000"])
+    adapter: AdapterUsed | None = Field(None, description="null: the base model")
+    task: Literal["classification", "summarization"]
+    model: str
+    outputs: list[Classification | Summary | ItemError]
+    usage: Usage
+
+
+class VersionView(BaseModel):
+    version: int
+    state: Literal["available", "loading", "resident", "draining", "failed"]
+    reason: str | None = None
+    digest: str | None = None
+    created_at: str | None = None
+    rank: int | None = None
+    base: str | None = None
+    metrics: dict[str, Any] | None = None
+
+
+class AdapterView(BaseModel):
+    name: str
+    description: str = ""
+    task: Literal["classification", "summarization"] | None = None
+    labels: list[str] | None = None
+    stable: int | None = Field(None, description="the version served under the bare name")
+    canary: dict[str, int] | None = None
+    generation: int = Field(0, description="the newest release; 0 where nothing is released")
+    versions: list[VersionView]
+
+
+class AdapterList(BaseModel):
+    adapters: list[AdapterView]

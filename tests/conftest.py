@@ -1,0 +1,139 @@
+"""A base model small enough to make on the spot, adapters for it, and stores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from adapters.base_model import Base, resolve_base
+from adapters.intake import add_version
+from adapters.store import Store
+from adapters.tasks import ClassificationTask, SummarizationTask
+
+LAYERS, HIDDEN, HEADS, VOCABULARY = 2, 128, 2, 600
+WORDS = "A moving, beautifully acted film. The plot is dull and slow. Review: Sentiment: Text: Label: Summary: In one line:"
+LABELS = ["positive", "negative"]
+MakeAdapter = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have a server configured in this very shell."""
+    for name in ("STORE", "BASE_MODEL", "API_KEYS", "PORT", "HOST", "ENGINE", "METRICS_PORT", "MAX_LORAS"):
+        monkeypatch.delenv(f"HOTSWAP_{name}", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer random Llama with a byte-level vocabulary: real in every way but its answers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([WORDS + " positive negative billing bug"] * 8, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>", unk_token="<|endoftext|>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return resolve_base(str(tiny_folder), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def make_adapter(tmp_path: Path) -> MakeAdapter:
+    """Return a maker of PEFT adapter folders for the tiny base, sound unless told otherwise."""
+    made = 0
+
+    def make(*, rank: int = 4, seed: int = 0, scale: float = 0.3, config: dict | None = None) -> Path:
+        nonlocal made
+        made += 1
+        folder = tmp_path / f"adapter-{made}"
+        write_adapter(folder, rank=rank, seed=seed, scale=scale, config=config)
+        return folder
+
+    return make
+
+
+def write_adapter(
+    folder: Path, *, rank: int = 4, seed: int = 0, scale: float = 0.3, config: dict | None = None
+) -> Path:
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(LAYERS):
+        for module, width in (("q_proj", HIDDEN), ("v_proj", HIDDEN // HEADS)):
+            key = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+            tensors[f"{key}.lora_A.weight"] = random.normal(0, scale, (rank, HIDDEN)).astype(np.float32)
+            tensors[f"{key}.lora_B.weight"] = random.normal(0, scale, (width, rank)).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "tiny-llama",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings | (config or {})))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentiment_task(tiny: Base) -> ClassificationTask:
+    return ClassificationTask.of("Review: {text}\nSentiment:", LABELS, tiny.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def summary_task() -> SummarizationTask:
+    return SummarizationTask.of("Text: {text}\n\nSummary:", max_answer_tokens=12)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store on disk."""
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def stocked(
+    store: Store, make_adapter: MakeAdapter, tiny: Base, sentiment_task: ClassificationTask, summary_task: SummarizationTask
+) -> Store:
+    """A store with ``mood`` (versions 1 and 2, 1 released) and ``brief`` (version 1, released)."""
+    for seed in (1, 2):
+        add_version(store, "mood", make_adapter(seed=seed), sentiment_task, tiny)
+    add_version(store, "brief", make_adapter(seed=3), summary_task, tiny)
+    store.release("mood", 1)
+    store.release("brief", 1)
+    return store

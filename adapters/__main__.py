@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from adapters import cli
 from adapters.base_model import Base, resolve_base
@@ -19,6 +19,7 @@ from adapters.lint import base_shapes, lint
 from adapters.manifest import NAME_PATTERN
 from adapters.store import ANY, Canary, Store, open_store
 from adapters.tasks import ClassificationTask, SummarizationTask, Task
+from adapters.validation import explained
 
 TASK_FILE = "task.json"
 TEMPLATES = {"classification": "Text: {text}\nLabel:", "summarization": "Text: {text}\n\nSummary:"}
@@ -47,20 +48,17 @@ def add(options: argparse.Namespace) -> None:
 def _task(options: argparse.Namespace, base: Base) -> ClassificationTask | SummarizationTask:
     own = options.dir / TASK_FILE
     if options.task is None:
-        if not own.is_file():
+        if not own.is_file() or options.labels or options.template:
             raise HotswapError(f"say what it does: --task classification --labels a,b (or put {TASK_FILE} beside it).")
-        return TypeAdapter(Task).validate_json(own.read_bytes())
+        with explained(ClassificationTask, f"{own} is no task"):
+            return TypeAdapter(Task).validate_json(own.read_bytes())
     template = (options.template or TEMPLATES[options.task]).replace("\\n", "\n")
-    try:
-        if options.task == "summarization":
-            return SummarizationTask.of(template)
-        labels = [label.strip() for label in (options.labels or "").split(",") if label.strip()]
-        if len(set(labels)) < 2 or len(set(labels)) < len(labels):
-            raise HotswapError("a classification adapter needs two or more different labels: --labels a,b")
-        return ClassificationTask.of(template, labels, base.tokenizer)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise HotswapError(f"--template or --labels: {reason}") from error
+    if options.task == "summarization":
+        return SummarizationTask.of(template)
+    labels = [label.strip() for label in (options.labels or "").split(",") if label.strip()]
+    if len(set(labels)) < 2 or len(set(labels)) < len(labels):
+        raise HotswapError("a classification adapter needs two or more different labels: --labels a,b")
+    return ClassificationTask.of(template, labels, base.tokenizer)
 
 
 def list_(options: argparse.Namespace) -> None:
@@ -115,8 +113,11 @@ def release(options: argparse.Namespace) -> None:
             raise HotswapError(f"{options.name} has no stable version yet; release one without --channel first.")
         if options.percent is None or not 1 <= options.percent <= 100:
             raise HotswapError("--channel canary needs --percent from 1 to 100: the share of callers that get it.")
+        store.manifest(options.name, options.version)  # an unknown version is said here, by its name
         canary: Canary | None = Canary(version=options.version, percent=options.percent)
         stable, expected = current.stable, current.generation
+    elif options.percent is not None:
+        raise HotswapError("--percent is for --channel canary; without it every caller gets the version.")
     else:
         canary, stable, expected = None, options.version, ANY
     if options.expected_generation is not None:

@@ -56,9 +56,11 @@ def _open(name: str, folder: Path, cache: Path) -> Base:
     for needed in ("config.json", "tokenizer.json"):
         if not (folder / needed).is_file():
             raise HotswapError(f"{folder} is not a base model: {needed} is missing.")
-    config = json.loads((folder / "config.json").read_text())
-    end = config.get("eos_token_id")
-    end_id = end[0] if isinstance(end, list) else end
+    try:
+        end = json.loads((folder / "config.json").read_bytes()).get("eos_token_id")
+    except (ValueError, AttributeError):
+        raise HotswapError(f"{folder}/config.json is not a JSON object; fetch or save the model again.") from None
+    end_id = next(iter(end), None) if isinstance(end, list) else end
     if not isinstance(end_id, int):
         raise HotswapError(f"{folder}/config.json names no eos_token_id; add it, so that answers can end.")
     return Base(name, folder, _remembered_digest(folder, cache), FileTokenizer(folder), end_id)
@@ -161,7 +163,12 @@ def _tensor_places(folder: Path) -> Iterator[tuple[str, tuple[Path, dict, int]]]
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            try:
+                if length > path.stat().st_size:
+                    raise ValueError
+                header = json.loads(file.read(length))
+            except ValueError:
+                raise HotswapError(f"{path} is no safetensors file, or damaged; fetch the base model again.") from None
         header.pop("__metadata__", None)
         for name, entry in header.items():
             yield name, (path, entry, 8 + length)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base_model import Base
+from adapters.errors import InvalidAdapter
 from adapters.lint import base_shapes, lint
 from adapters.manifest import BaseReference, File, Manifest
 from adapters.packages import file_digest
 from adapters.store import CONFIG, WEIGHTS, Store
 from adapters.tasks import ClassificationTask, SummarizationTask
+from adapters.validation import explained
 
 CARD = "README.md"
 
@@ -29,6 +31,7 @@ def add_version(
     writes nothing then.
     """
     facts = lint(folder, shapes=base_shapes(base.folder))
+    _check_label_tokens(task, base)
     files = {
         file: File(bytes=(folder / file).stat().st_size, digest=file_digest(folder / file))
         for file in (CONFIG, WEIGHTS, CARD)
@@ -48,5 +51,15 @@ def add_version(
             **about,
         )
 
-    describe(1)  # refuse a bad name or field before a version number is claimed
+    with explained(Manifest, "nothing is stored"):
+        describe(1)  # refuse a bad name or field before a version number is claimed
     return store.add(name, folder, describe)
+
+
+def _check_label_tokens(task: ClassificationTask | SummarizationTask, base: Base) -> None:
+    """Refuse a task made with a larger vocabulary: the engine has no logits for its labels."""
+    if isinstance(task, ClassificationTask):
+        last = max(base.tokenizer.vocabulary().values())
+        beyond = [label.name for label in task.labels if label.token_id > last]
+        if beyond:
+            raise InvalidAdapter(f"labels {', '.join(beyond)} have tokens that {base.name} lacks; make the task anew.")

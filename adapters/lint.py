@@ -18,6 +18,7 @@ from adapters.store import CONFIG, WEIGHTS
 
 MAX_BYTES = 2 << 30
 MAX_CONFIG_BYTES = 1 << 20
+MAX_ALPHA = 1e6
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # What vLLM refuses, or takes and silently leaves out of its answers. Settings → the value that is harmless.
 UNSERVED: dict[str, tuple[Any, ...]] = {
@@ -32,6 +33,10 @@ UNSERVED: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None,),
     "use_qalora": (False, None),
     "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_bdlora": (None, False),
+    # PiSSA, OLoRA, CorDA and LoftQ change the base's own weights, which are frozen and shared here.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga"),
 }
 
 
@@ -90,7 +95,7 @@ def _config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
         if not isinstance(config, dict):
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidAdapter(f"{path} is not a JSON object of sane size; save the adapter again with PEFT.") from None
     return config
 
@@ -104,8 +109,10 @@ def _config_problems(config: dict[str, Any], max_rank: int | None) -> Iterator[s
         yield f"r is {rank!r}, not a rank"
     elif max_rank is not None and rank > max_rank:
         yield f"rank {rank} is above the server's limit of {max_rank}; raise HOTSWAP_MAX_LORA_RANK or train smaller"
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not alpha > 0:
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= MAX_ALPHA:
         yield f"lora_alpha is {alpha!r}, not a positive number"
+    if not config.get("target_modules") or not isinstance(config["target_modules"], str | list):
+        yield "target_modules is missing; the engine needs it: save the adapter again with PEFT"
     for key, harmless in UNSERVED.items():
         if key in config and config[key] not in harmless:
             yield f"{key}={config[key]!r} cannot be served; merge it or convert it to plain LoRA with PEFT"

@@ -90,7 +90,7 @@ class Manifest(Strict):
             return cls.model_validate(raw)
         except ValidationError as error:
             raise InvalidAdapter(f"the manifest is invalid: {explain(error, cls)}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidAdapter("the manifest is not JSON: it is damaged; publish the version again.") from error
 
 

@@ -10,6 +10,7 @@ disk, S3 and GCS alike, so that of two writers one wins and the other loses noth
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import shutil
 import tempfile
@@ -153,7 +154,7 @@ class Store:
         record = Release(
             stable=stable,
             canary=canary,
-            by=by or getpass.getuser(),
+            by=by or _user(),
             at=datetime.now(UTC).replace(microsecond=0),
             why=why,
             generation=newest + 1,
@@ -166,17 +167,17 @@ class Store:
 
     def rollback(self, name: str, *, by: str | None = None, why: str = "") -> Release:
         """Release again what was served before the newest release. Raises :class:`NotInStore` if nothing was."""
-        history = self.history(name)
-        if len(history) < 2:
+        generations = self._generations(name)
+        if len(generations) < 2:
             raise NotInStore(f"{name} has no release to go back to.")
-        newest, previous = history[-1], history[-2]
+        newest, previous = generations[-1], self._release(name, generations[-2])
         return self.release(
             name,
             previous.stable,
             previous.canary,
-            expected_generation=newest.generation,
+            expected_generation=newest,
             by=by,
-            why=why or f"rollback of generation {newest.generation}",
+            why=why or f"rollback of generation {newest}",
         )
 
     def released(self, name: str) -> Release | None:
@@ -190,7 +191,7 @@ class Store:
 
     def problems(self) -> Iterator[tuple[str, int, str]]:
         """Yield (name, version, what is wrong) for every version whose files differ from its manifest."""
-        for name in self._children(""):
+        for name in self.names():
             for version in self.versions(name):
                 try:
                     manifest, _ = self.manifest(name, version)
@@ -286,6 +287,14 @@ def _release_path(name: str, generation: int) -> str:
     return f"{_checked(name)}/releases/{generation}.json"
 
 
+def _user() -> str:
+    """Return who runs this process. A container's user id may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
 def _checked(name: str) -> str:
     """Refuse what is no name before it becomes part of a path."""
     if not re.fullmatch(NAME_PATTERN, name):
@@ -313,5 +322,5 @@ def _reachable(place: str) -> Iterator[None]:
         raise NotInStore(f"not in the store {place}") from error
     except (BaseError, OSError) as error:
         # The first line says what happened; the rest is the library's own debug output.
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StoreUnavailable(f"the store {place} cannot be used: {reason}") from error

@@ -31,7 +31,10 @@ class FileTokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise HotswapError(f"{folder} has no tokenizer.json; save it with transformers' save_pretrained first.")
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more specific
+            raise HotswapError(f"{path} is no tokenizer: {error}; fetch or save the model again.") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True

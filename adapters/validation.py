@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+from adapters.errors import InvalidAdapter
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -13,8 +17,17 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return "; ".join(_clause(detail, model) for detail in error.errors())
 
 
+@contextmanager
+def explained(model: type[BaseModel], what: str) -> Iterator[None]:
+    """Turn pydantic's error about a ``model`` into an :class:`InvalidAdapter` that begins with ``what``."""
+    try:
+        yield
+    except ValidationError as error:
+        raise InvalidAdapter(f"{what}: {explain(error, model)}") from error
+
+
 def _clause(detail: Any, model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in detail["loc"]) or "the file"
+    where = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _keys(model, detail["loc"][:-1])
         close = get_close_matches(str(detail["loc"][-1]), known, n=1)
@@ -22,7 +35,11 @@ def _clause(detail: Any, model: type[BaseModel]) -> str:
         return f"{where}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{where}: is required"
-    return f"{where}: {detail['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {_message(detail)}" if where else _message(detail)
+
+
+def _message(detail: Any) -> str:
+    return detail["msg"].removeprefix("Value error, ")
 
 
 def _keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

@@ -17,9 +17,8 @@ def run_locust(
 ) -> subprocess.CompletedProcess[str]:
     """Run the load test on ``host`` and return the finished process: 0 within the thresholds, 1 beyond.
 
-    ``environment`` adds to this process's own: ``HOTSWAP_API_KEY``, ``HOTSWAP_LOAD_…``.
-
-    A process of its own, because Locust replaces the standard library's sockets in the one that imports it.
+    ``environment`` is added to this process's own. Locust gets a process of its own because it replaces the
+    standard library's sockets in the one that imports it.
     """
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--headless", "--only-summary"]
     command += ["--users", "4", "--spawn-rate", "2", "--run-time", f"{seconds}s", "--host", host]

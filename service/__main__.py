@@ -9,7 +9,6 @@ import time
 
 from adapters import cli
 from adapters.base_model import Base, resolve_base
-from adapters.errors import HotswapError
 from adapters.store import open_store
 from service.settings import Settings
 
@@ -74,7 +73,10 @@ def _run(settings: Settings, store, base: Base, names: list[str], began: float) 
         text = "A moving, beautifully acted film."
         print(f"try: {TRY.format(address=address, key=key, adapter=adapter, text=text)}", flush=True)
 
-    app = create_app(settings, engine, store, base, on_ready=announce)
+    def give_up() -> None:
+        server.should_exit = True
+
+    app = create_app(settings, engine, store, base, on_ready=announce, on_failure=give_up)
     config = uvicorn.Config(
         app,
         host=settings.host,

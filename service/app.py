@@ -33,9 +33,16 @@ logger = logging.getLogger("hotswap")
 
 
 def create_app(
-    settings: Settings, engine: Engine, store: Store, base: Base, *, on_ready: Callable[[], None] | None = None
+    settings: Settings,
+    engine: Engine,
+    store: Store,
+    base: Base,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """Return the service. ``engine`` is started when the app is, and ``on_ready`` called when it can answer."""
+    """Return the service. ``engine`` is started when the app is; ``on_ready`` is called when it can answer,
+    ``on_failure`` when it never will."""
     metrics = Metrics()
     registry = Registry(engine, store, base.digest, settings.cache, metrics)
     admission = Admission(settings.max_concurrency, settings.max_queue, metrics)
@@ -45,7 +52,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        work = asyncio.create_task(_serve(app, engine, reconciler, on_ready))
+        work = asyncio.create_task(_serve(app, engine, reconciler, on_ready, on_failure))
         try:
             yield
         finally:
@@ -79,7 +86,13 @@ def create_app(
     return app
 
 
-async def _serve(app: FastAPI, engine: Engine, reconciler: Reconciler, on_ready: Callable[[], None] | None) -> None:
+async def _serve(
+    app: FastAPI,
+    engine: Engine,
+    reconciler: Reconciler,
+    on_ready: Callable[[], None],
+    on_failure: Callable[[], None],
+) -> None:
     """Start the engine beside the open port, so that probes are answered meanwhile; then reconcile for ever."""
     started = time.monotonic()
     try:
@@ -87,6 +100,7 @@ async def _serve(app: FastAPI, engine: Engine, reconciler: Reconciler, on_ready:
     except EngineDown as error:
         logger.error("%s", error)
         app.state.phase = "failed to start"
+        on_failure()
         return
     logger.info("engine started in %.1f s", time.monotonic() - started)
     started = time.monotonic()
@@ -94,8 +108,7 @@ async def _serve(app: FastAPI, engine: Engine, reconciler: Reconciler, on_ready:
     logger.info("released adapters prepared in %.1f s", time.monotonic() - started)
     app.state.phase, app.state.inference.open = "serving", True
     app.state.metrics.ready.set(1)
-    if on_ready is not None:
-        on_ready()
+    on_ready()
     await reconciler.run()
 
 

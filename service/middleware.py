@@ -14,6 +14,7 @@ from ulid import ULID
 from service.errors import BodyTooLarge
 
 logger = logging.getLogger("hotswap.access")
+DISCARD_BYTES = 16 << 20
 # What a caller may name a request: nothing that could break a log line or a header.
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -48,7 +49,7 @@ class RequestId:
 
 
 class BodyLimit:
-    """Answer 413 as soon as a body is known to be too large; no more of it is read."""
+    """Answer 413 to a body that is too large, announced or not, and keep none of it."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
@@ -59,7 +60,7 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self._limit:
-            await self._refuse(send)
+            await self._refuse(receive, send)
             return
         read, over = 0, False
 
@@ -80,14 +81,21 @@ class BodyLimit:
         with suppress(BodyTooLarge):
             await self._app(scope, counted, silenced)
         if over:
-            await self._refuse(send)
+            await self._refuse(receive, send)
 
-    async def _refuse(self, send: Send) -> None:
+    async def _refuse(self, receive: Receive, send: Send) -> None:
+        # Most clients read the answer only after the last byte is sent; hung up on, they never see it. So a
+        # bounded rest is taken and thrown away.
+        discarded, more = 0, True
+        while more and discarded < DISCARD_BYTES:
+            message = await receive()
+            discarded += len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)
         body = json.dumps(
             BodyTooLarge(f"The limit is {self._limit} bytes; send fewer texts at once.").problem()
         ).encode()
         headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-        # The rest of the body is not read, so the connection cannot be used again.
+        # What is still unread makes the connection unfit for another request.
         headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": BodyTooLarge.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 MAX_INPUTS = 256
 REFERENCE_HELP = "`name` (what is released), `name@4` (exactly that version) or `name@canary`"
-Text = Annotated[StrictStr, Field(description="the text to work on")]
-Reference = Annotated[StrictStr, Field(min_length=1, max_length=100, description=REFERENCE_HELP)]
+
+
+def _unicode(text: str) -> str:
+    """JSON can spell half a surrogate pair, which is no text and cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text holds half a surrogate pair; send valid Unicode") from None
+    return text
+
+
+String = Annotated[StrictStr, AfterValidator(_unicode)]
+Text = Annotated[String, Field(description="the text to work on")]
+Reference = Annotated[String, Field(min_length=1, max_length=100, description=REFERENCE_HELP)]
 
 
 class Request(BaseModel):
@@ -29,7 +41,7 @@ class Inputs(Request):
     input: Text | None = None
     inputs: Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
     parameters: Parameters = Parameters()
-    caller: Annotated[StrictStr, Field(max_length=200)] | None = Field(
+    caller: Annotated[String, Field(max_length=200)] | None = Field(
         None, description="keeps a canary choice the same for one user; default: the API key"
     )
 
@@ -69,7 +81,7 @@ class ClassifyRequest(Inputs):
     )
 
     adapter: Reference | None = None
-    labels: Annotated[list[Annotated[StrictStr, Field(min_length=1, max_length=100)]], Field(max_length=128)] | None = (
+    labels: Annotated[list[Annotated[String, Field(min_length=1, max_length=100)]], Field(max_length=128)] | None = (
         Field(None, description="without an adapter: classify zero-shot with the base model")
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +15,7 @@ from adapters.errors import HotswapError
 
 PREFIX = "HOTSWAP_"
 # Variables of the project's other commands, which a server's environment may well carry.
-ELSEWHERE = {"HOTSWAP_PYTHON"}
+ELSEWHERE = re.compile(r"HOTSWAP_(PYTHON|EXTRA|URL|API_KEY|LOAD_[A-Z0-9_]+)")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -43,6 +44,9 @@ class Settings(BaseModel):
     deadline_seconds: float = Field(60, gt=0, le=3600, description="a request that takes longer is aborted: 504")
     drain_seconds: float = Field(30, ge=0, le=3600, description="how long SIGTERM waits for requests in flight")
     poll_seconds: float = Field(1.0, gt=0, le=3600, description="how often the store's releases are read")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU"
+    )
     kv_cache_gib: float = Field(1.0, gt=0, description="memory for the KV cache (CPU only)")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log verbosity")
 
@@ -54,7 +58,7 @@ class Settings(BaseModel):
         for name, value in given.items():
             key = name.removeprefix(PREFIX).lower()
             if key not in cls.model_fields:
-                if name in ELSEWHERE:
+                if ELSEWHERE.fullmatch(name):
                     continue
                 close = get_close_matches(key, cls.model_fields, n=1)
                 hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "see python -m service --help."

@@ -17,7 +17,9 @@ from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 
 LAYERS, HIDDEN, HEADS, VOCABULARY = 2, 128, 2, 600
-WORDS = "A moving, beautifully acted film. The plot is dull and slow. Review: Sentiment: Text: Label: Summary: In one line:"
+WORDS = (
+    "A moving, beautifully acted film. The plot is dull and slow. Review: Sentiment: Text: Label: Summary: In one line:"
+)
 LABELS = ["positive", "negative"]
 MakeAdapter = Callable[..., Path]
 
@@ -128,7 +130,11 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def stocked(
-    store: Store, make_adapter: MakeAdapter, tiny: Base, sentiment_task: ClassificationTask, summary_task: SummarizationTask
+    store: Store,
+    make_adapter: MakeAdapter,
+    tiny: Base,
+    sentiment_task: ClassificationTask,
+    summary_task: SummarizationTask,
 ) -> Store:
     """A store with ``mood`` (versions 1 and 2, 1 released) and ``brief`` (version 1, released)."""
     for seed in (1, 2):

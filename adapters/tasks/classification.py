@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.errors import InvalidAdapter
-from adapters.tasks.base import SLOT, BaseTask, Completion, Sampling, Template
+from adapters.tasks.base import SLOT, BaseTask, Completion, Sampling
 from adapters.tokens import Tokenizer
+from adapters.validation import explained
 
 # One forward pass scores at most so many: vLLM's MAX_LOGPROB_TOKEN_IDS.
 MAX_LABELS = 128
@@ -50,27 +51,37 @@ class ClassificationTask(BaseTask):
 
     @classmethod
     def of(cls, template: str, labels: Sequence[str], tokenizer: Tokenizer, **settings: Any) -> Self:
-        """Make a task, choosing a token for each label. Raises :class:`InvalidAdapter` where none is left."""
-        chosen = choose_tokens(labels, tokenizer)
-        return cls(template=Template(text=template), labels=chosen, **settings)
+        """Make a task, choosing a token for each label.
+
+        Raises :class:`InvalidAdapter` where none is left, or the template or a label is not one.
+        """
+        return cls._made(template, choose_tokens(labels, tokenizer), **settings)
+
+    @classmethod
+    def _made(cls, template: str, labels: Sequence[Label], **settings: Any) -> Self:
+        with explained(cls, "the task is invalid"):
+            return cls.model_validate({"template": {"text": template}, "labels": tuple(labels), **settings})
 
     @classmethod
     def zero_shot(cls, labels: Sequence[str], tokenizer: Tokenizer) -> Self:
         """Make a task for a model that was never trained on it: the prompt says what the labels are.
 
-        Labels that share their first token are lettered, and the letters scored.
+        Labels that share their first token are lettered, and the letters scored. Raises
+        :class:`InvalidAdapter` for labels that cannot be told apart or put into a prompt.
         """
-        first = [tokenizer.encode(" " + label.strip())[:1] for label in labels]
-        if len({tuple(ids) for ids in first}) == len(labels) and all(first):
+        if any(SLOT in label for label in labels):
+            raise InvalidAdapter(f"a label cannot contain {SLOT}: that is where the text goes.")
+        own = choose_tokens(labels, tokenizer)
+        if all(tokenizer.encode(" " + label.name.strip())[:1] == [label.token_id] for label in own):
             text = f"Choose the label that fits the text: {', '.join(labels)}.\n\nText: {SLOT}\nLabel:"
-            return cls.of(text, labels, tokenizer)
+            return cls._made(text, own)
         if len(labels) > len(ascii_uppercase):
             raise InvalidAdapter(f"labels that begin alike are lettered: give at most {len(ascii_uppercase)}.")
         options = "\n".join(f"{letter}. {label}" for letter, label in zip(ascii_uppercase, labels, strict=False))
         text = f"Choose the label that fits the text:\n{options}\n\nText: {SLOT}\nLabel:"
         chosen = choose_tokens(ascii_uppercase[: len(labels)], tokenizer)
-        named = (Label(name=label, token_id=letter.token_id) for label, letter in zip(labels, chosen, strict=True))
-        return cls(template=Template(text=text), labels=tuple(named))
+        named = [Label(name=label, token_id=letter.token_id) for label, letter in zip(labels, chosen, strict=True)]
+        return cls._made(text, named)
 
     @property
     def answer_tokens(self) -> int:
@@ -142,11 +153,14 @@ def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[Label, .
     taken: set[int] = set()
     chosen = []
     for name in labels:
+        if not name.strip():
+            raise InvalidAdapter("a label is empty; every label needs a name.")
         token_id = next((i for i in _candidates(name, tokenizer) if i not in taken), None)
         if token_id is None:
             raise InvalidAdapter(f"the vocabulary has no token left for label '{name}'; use fewer labels.")
         taken.add(token_id)
-        chosen.append(Label(name=name, token_id=token_id))
+        with explained(Label, f"label '{name[:40]}'"):
+            chosen.append(Label(name=name, token_id=token_id))
     return tuple(chosen)
 
 

@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from adapters.tasks.base import BaseTask, Completion, Sampling, Template
+from adapters.tasks.base import BaseTask, Completion, Sampling
 from adapters.tokens import Tokenizer
+from adapters.validation import explained
 
 # An upper bound for English subword vocabularies: enough tokens that `max_words` words always fit.
 TOKENS_PER_WORD = 2.0
@@ -24,7 +25,9 @@ class SummarizationTask(BaseTask):
 
     @classmethod
     def of(cls, template: str, **settings: Any) -> Self:
-        return cls(template=Template(text=template), **settings)
+        """Make a task. Raises :class:`~adapters.errors.InvalidAdapter` for a template that is none."""
+        with explained(cls, "the task is invalid"):
+            return cls.model_validate({"template": {"text": template}, **settings})
 
     @property
     def answer_tokens(self) -> int:

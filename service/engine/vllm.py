@@ -38,6 +38,10 @@ class VllmEngine:
             self._llm = await asyncio.to_thread(self._build)
         except Exception as error:
             raise EngineDown(f"vLLM did not start: {error}") from error
+        # The first answer pays for what vLLM sets up lazily: nobody should wait for that in a request.
+        for sampling in (Sampling(max_tokens=1, choices=(0, 1)), Sampling(max_tokens=2)):
+            async for _ in self.generate([self._base.end_id] * 8, sampling, None):
+                pass
 
     def _build(self) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -48,8 +52,12 @@ class VllmEngine:
         # adapter requests would get that adapter's weights. One slot more than we ever fill stays zero.
         slots = self.limits.max_loras + current_platform.is_cpu()
         arguments: dict[str, Any] = {}
+        if self._settings.dtype != "auto":
+            arguments["dtype"] = self._settings.dtype
+        elif current_platform.is_cpu():
+            # Not what is fastest on the CPU at hand: replicas on different machines must give the same answers.
+            arguments["dtype"] = "float32"
         if current_platform.is_cpu():
-            arguments["dtype"] = cpu_dtype()
             arguments["kv_cache_memory_bytes"] = int(self._settings.kv_cache_gib * 2**30)
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(
@@ -74,6 +82,8 @@ class VllmEngine:
         if llm is not None:
             # Not in a thread: vLLM's output task would see its dying process first, and log that as a crash.
             llm.shutdown(timeout=SHUTDOWN_SECONDS)
+            # Its __del__ calls shutdown once more, and fails noisily if the interpreter is going down by then.
+            llm.shutdown = lambda timeout=None: None
 
     @property
     def alive(self) -> bool:
@@ -188,12 +198,3 @@ def _cgroup_quota() -> int | None:
         return max(1, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError):
         return None
-
-
-def cpu_dtype() -> str:
-    """float32, unless the CPU multiplies bfloat16 in hardware: without it, bfloat16 is four times slower."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"

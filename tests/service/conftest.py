@@ -1,0 +1,85 @@
+"""The service over real HTTP, in this event loop, on the honest fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from adapters.base_model import Base
+from adapters.store import Store
+from service.app import create_app
+from service.engine.base import Limits
+from service.engine.fake import FakeEngine
+from service.settings import Settings
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class Running:
+    client: httpx.AsyncClient
+    engine: FakeEngine
+    server: uvicorn.Server
+    state: Any
+    url: str
+
+    async def predict(self, adapter: str, text: str = "A moving film.", **more: Any) -> httpx.Response:
+        return await self.client.post("/v1/predict", json={"adapter": adapter, "input": text, **more})
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric's samples that carry ``labels``."""
+        lines = (await self.client.get("/metrics")).text.splitlines()
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        named = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in named if all(label in line for label in wanted))
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
+    """Return ``serve(**settings)``: a running service on ``stocked``, with its engine at hand."""
+
+    @asynccontextmanager
+    async def serving(**given: Any) -> AsyncIterator[Running]:
+        settings = Settings(**{"cache": tmp_path / "cache", "poll_seconds": 0.02, "max_loras": 4, "port": 0, **given})
+        engine = FakeEngine(Limits(settings.max_loras, settings.max_lora_rank, settings.max_model_len), tiny)
+        ready = asyncio.Event()
+        app = create_app(settings, engine, stocked, tiny, on_ready=ready.set)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10))
+        server.capture_signals = _no_signals  # type: ignore[method-assign]
+        work = asyncio.create_task(server.serve())
+        await asyncio.wait_for(ready.wait(), 20)
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            yield Running(client, engine, server, app.state, url)
+        engine.gate.set()
+        server.should_exit = True
+        await work
+
+    return serving
+
+
+def _no_signals() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another task is about to make true; fail loudly rather than for ever."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)

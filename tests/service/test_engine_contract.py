@@ -1,0 +1,168 @@
+"""What every engine does, asked of the fake and of vLLM alike. The vLLM engine is real: nothing is mocked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from adapters.base_model import Base
+from adapters.tasks import ClassificationTask, Sampling
+from service.engine.base import Chunk, Engine, EngineDown, EngineRefused, Limits
+from service.engine.fake import FakeEngine
+from service.settings import Settings
+from tests.conftest import MakeAdapter, write_adapter
+
+pytestmark = pytest.mark.anyio
+SETTINGS = Settings(max_loras=2, max_lora_rank=8, max_model_len=256, kv_cache_gib=0.25)
+LIMITS = Limits(SETTINGS.max_loras, SETTINGS.max_lora_rank, SETTINGS.max_model_len)
+NAMES = iter(f"adapter@{n}" for n in range(1, 10_000))
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", params=["fake", pytest.param("vllm", marks=pytest.mark.slow)])
+async def engine(request: pytest.FixtureRequest, tiny: Base) -> AsyncIterator[Engine]:
+    if request.param == "fake":
+        made: Engine = FakeEngine(LIMITS, tiny)
+    else:
+        from service.engine.vllm import VllmEngine
+
+        made = VllmEngine(SETTINGS, tiny)
+    await made.start()
+    yield made
+    await made.stop()
+    assert not made.alive
+
+
+@pytest.fixture
+async def loaded(engine: Engine, make_adapter: MakeAdapter) -> AsyncIterator[tuple[str, str]]:
+    """Two resident adapters: every slot that the service may fill."""
+    names = next(NAMES), next(NAMES)
+    for seed, name in enumerate(names):
+        await engine.load(name, make_adapter(seed=seed, scale=0.2))
+    yield names
+    for name in names:
+        await engine.unload(name)
+
+
+@pytest.fixture
+def prompt(tiny: Base, sentiment_task: ClassificationTask) -> list[int]:
+    return sentiment_task.prompt("A moving, beautifully acted film.", tiny.tokenizer).ids
+
+
+async def answer(engine: Engine, prompt: list[int], sampling: Sampling, adapter: str | None = None) -> Chunk:
+    async with aclosing(engine.generate(prompt, sampling, adapter)) as chunks:
+        (chunk,) = [chunk async for chunk in chunks]
+        return chunk
+
+
+def choices(task: ClassificationTask) -> Sampling:
+    return task.sampling({})
+
+
+async def test_choices_are_scored_in_one_token(engine: Engine, prompt, sentiment_task) -> None:
+    chunk = await answer(engine, prompt, choices(sentiment_task))
+    assert set(chunk.logprobs) == {label.token_id for label in sentiment_task.labels}
+    assert all(logprob < 0 for logprob in chunk.logprobs.values())
+    assert chunk.tokens == 1
+
+
+async def test_a_hundred_choices_are_scored_at_once(engine: Engine, prompt) -> None:
+    chunk = await answer(engine, prompt, Sampling(max_tokens=1, choices=tuple(range(100, 228))))
+    assert len(chunk.logprobs) == 128
+
+
+async def test_an_adapter_changes_the_answer_and_the_base_stays_as_it_was(
+    engine: Engine, loaded, prompt, sentiment_task
+) -> None:
+    base = await answer(engine, prompt, choices(sentiment_task))
+    adapted = [await answer(engine, prompt, choices(sentiment_task), name) for name in loaded]
+    again = await answer(engine, prompt, choices(sentiment_task))
+    values = [tuple(chunk.logprobs.values()) for chunk in (base, *adapted)]
+    assert len(set(values)) == 3
+    assert again.logprobs == pytest.approx(base.logprobs, abs=1e-4)
+
+
+async def test_requests_of_different_adapters_and_the_base_in_one_batch_do_not_mix(
+    engine: Engine, loaded, prompt, sentiment_task
+) -> None:
+    # Stock CPU kernels give base requests the last slot's weights when every slot is filled.
+    asked = [None, *loaded] * 6
+    alone = {name: (await answer(engine, prompt, choices(sentiment_task), name)).logprobs for name in set(asked)}
+    together = await asyncio.gather(*(answer(engine, prompt, choices(sentiment_task), name) for name in asked))
+    for name, chunk in zip(asked, together, strict=True):
+        assert chunk.logprobs == pytest.approx(alone[name], abs=1e-4)
+
+
+async def test_text_comes_whole_or_in_pieces_and_is_the_same(engine: Engine, loaded, prompt) -> None:
+    sampling = Sampling(max_tokens=8)
+    whole = await answer(engine, prompt, sampling, loaded[0])
+    async with aclosing(engine.generate(prompt, sampling, loaded[0], stream=True)) as chunks:
+        pieces = [chunk async for chunk in chunks]
+    assert "".join(piece.text for piece in pieces).strip() == whole.text.strip()
+    assert sum(piece.tokens for piece in pieces) == whole.tokens <= 8
+    assert pieces[-1].finish_reason == whole.finish_reason
+    assert all(piece.finish_reason is None for piece in pieces[:-1])
+
+
+async def test_a_request_that_is_left_costs_the_others_nothing(engine: Engine, loaded, prompt) -> None:
+    async def leave_early() -> str:
+        async with aclosing(engine.generate(prompt, Sampling(max_tokens=150), loaded[0], stream=True)) as chunks:
+            async for chunk in chunks:
+                return chunk.text
+        raise AssertionError("no chunk came")
+
+    await asyncio.gather(*(leave_early() for _ in range(4)))
+    assert (await answer(engine, prompt, Sampling(max_tokens=4), loaded[1])).tokens > 0
+
+
+async def test_an_adapter_that_is_not_resident_is_refused(engine: Engine, prompt, sentiment_task) -> None:
+    with pytest.raises(EngineRefused):
+        await answer(engine, prompt, choices(sentiment_task), "nobody@1")
+
+
+async def test_a_prompt_longer_than_the_context_is_refused(engine: Engine, prompt) -> None:
+    with pytest.raises(EngineRefused):
+        await answer(engine, prompt * 60, Sampling(max_tokens=4))
+    assert engine.alive
+
+
+@pytest.mark.parametrize("fault", ["rank", "empty folder", "no safetensors"])
+async def test_an_adapter_that_cannot_be_loaded_is_refused_and_kills_nothing(
+    engine: Engine, tmp_path: Path, prompt, sentiment_task, fault: str
+) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    if fault != "empty folder":
+        write_adapter(folder, rank=16 if fault == "rank" else 4)
+    if fault == "no safetensors":
+        (folder / "adapter_model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(EngineRefused):
+        await engine.load("bad@1", folder)
+    assert engine.alive
+    assert (await answer(engine, prompt, choices(sentiment_task))).tokens == 1
+
+
+async def test_a_slot_is_used_again_by_the_next_adapter(
+    engine: Engine, make_adapter: MakeAdapter, prompt, sentiment_task
+) -> None:
+    seen = set()
+    for seed in range(5):
+        name = next(NAMES)
+        await engine.load(name, make_adapter(seed=seed, scale=0.2))
+        chunk = await answer(engine, prompt, choices(sentiment_task), name)
+        seen.add(tuple(round(value, 4) for value in chunk.logprobs.values()))
+        await engine.unload(name)
+    assert len(seen) == 5
+
+
+async def test_what_is_not_running_says_so(tiny: Base, prompt, sentiment_task) -> None:
+    with pytest.raises(EngineDown):
+        await answer(FakeEngine(LIMITS, tiny), prompt, choices(sentiment_task))

@@ -1,0 +1,112 @@
+"""Too much work, too slow work, clients that leave, engines that die, and going down in order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.service.conftest import Serve, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_beyond_the_queue_a_request_is_refused_with_an_honest_retry_after(serve: Serve) -> None:
+    async with serve(max_concurrency=2, max_queue=3) as service:
+        service.engine.gate.clear()
+        admitted = [asyncio.create_task(service.predict("mood", f"text {n}")) for n in range(5)]
+        await until(lambda: service.engine.active == 2)
+        await until(lambda: service.state.inference._admission._admitted == 5)
+        refused = await service.predict("mood")
+        assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        service.engine.gate.set()
+        assert [(await task).status_code for task in admitted] == [200] * 5
+        assert (await service.predict("mood")).status_code == 200
+
+
+async def test_a_batch_that_does_not_fit_the_queue_is_refused_whole(serve: Serve) -> None:
+    async with serve(max_concurrency=2, max_queue=3) as service:
+        response = await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["x"] * 6})
+        assert response.status_code == 429
+        assert service.engine.active == 0
+
+
+async def test_a_request_past_its_deadline_is_aborted(serve: Serve) -> None:
+    async with serve(deadline_seconds=0.1) as service:
+        service.engine.gate.clear()
+        response = await service.predict("mood")
+        assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+        await until(lambda: service.engine.active == 0)
+
+
+async def test_a_client_that_leaves_frees_the_engine(serve: Serve) -> None:
+    async with serve() as service:
+        service.engine.gate.clear()
+        asked = asyncio.create_task(service.predict("mood"))
+        await until(lambda: service.engine.active == 1)
+        asked.cancel()
+        await until(lambda: service.engine.active == 0)
+        service.engine.gate.set()
+        assert (await service.predict("mood")).status_code == 200
+        assert await service.metric("hotswap_requests_total", outcome="client_closed") == 1
+
+
+async def test_a_client_that_leaves_a_stream_frees_the_engine(serve: Serve) -> None:
+    async with serve() as service:
+        service.engine.gate.clear()
+        asked = {"adapter": "brief", "input": "text", "stream": True}
+        request = asyncio.create_task(service.client.post("/v1/summarize", json=asked))
+        await until(lambda: service.engine.active == 1)
+        request.cancel()
+        await until(lambda: service.engine.active == 0)
+
+
+async def test_when_the_engine_dies_requests_in_flight_get_503_and_the_probes_turn(serve: Serve) -> None:
+    async with serve() as service:
+        service.engine.gate.clear()
+        asked = asyncio.create_task(service.predict("mood"))
+        await until(lambda: service.engine.active == 1)
+        service.engine.die()
+        response = await asked
+        assert (response.status_code, response.json()["code"]) == (503, "engine_down")
+        assert int(response.headers["retry-after"]) > 0
+        for probe in ("/readyz", "/livez"):
+            assert (await service.client.get(probe)).status_code == 503
+        assert (await service.predict("mood")).json()["code"] == "engine_down"
+
+
+async def test_shutting_down_finishes_what_was_admitted(serve: Serve) -> None:
+    async with serve() as service:
+        service.engine.gate.clear()
+        asked = [asyncio.create_task(service.predict("mood", f"text {n}")) for n in range(4)]
+        await until(lambda: service.engine.active == 4)
+        service.server.should_exit = True
+        await until(lambda: not service.server.servers or not service.server.servers[0].is_serving())
+        service.engine.gate.set()
+        assert [(await task).status_code for task in asked] == [200] * 4
+
+
+async def test_metrics_tell_requests_apart_by_version_and_outcome(serve: Serve) -> None:
+    async with serve() as service:
+        await service.predict("mood")
+        await service.predict("mood@2")
+        await service.predict("mood", " ")
+        await service.predict("nobody")
+        by = {"route": "predict", "adapter": "mood"}
+        assert await service.metric("hotswap_requests_total", **by, version="1", outcome="ok") == 1
+        assert await service.metric("hotswap_requests_total", **by, version="2", outcome="ok") == 1
+        assert await service.metric("hotswap_requests_total", **by, outcome="invalid_request") == 1
+        assert await service.metric("hotswap_requests_total", outcome="adapter_not_found") == 1
+        assert await service.metric("hotswap_predictions_total", adapter="mood") == 2
+        assert await service.metric("hotswap_prediction_confidence_count", adapter="mood") == 2
+        assert await service.metric("hotswap_in_flight") == 0
+
+
+async def test_inventing_names_does_not_grow_the_metrics(serve: Serve) -> None:
+    async with serve() as service:
+        await service.predict("nobody-0")
+        before = len((await service.client.get("/metrics")).text)
+        for n in range(30):
+            await service.predict(f"nobody-{n}")
+        assert len((await service.client.get("/metrics")).text) <= before + 100

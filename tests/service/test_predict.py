@@ -1,0 +1,151 @@
+"""Asking an adapter, over HTTP."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.service.conftest import Serve
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_classification_names_the_exact_version_that_gave_it(serve: Serve, stocked) -> None:
+    async with serve() as service:
+        response = await service.predict("mood")
+        body = response.json()
+        assert response.status_code == 200
+        assert body["id"].startswith("pred_")
+        assert body["adapter"] == {
+            "name": "mood",
+            "version": 1,
+            "channel": "stable",
+            "digest": stocked.manifest("mood", 1)[1],
+        }
+        assert (body["task"], body["model"]) == ("classification", "tiny-llama")
+        (output,) = body["outputs"]
+        assert set(output) == {"label", "score", "scores"}
+        assert sum(output["scores"].values()) == pytest.approx(1)
+        assert output["score"] == max(output["scores"].values()) == output["scores"][output["label"]]
+        assert body["usage"]["completion_tokens"] == 1
+        assert body["usage"]["prompt_tokens"] > 3
+
+
+async def test_a_summary_has_a_text_and_says_why_it_ended(serve: Serve) -> None:
+    async with serve() as service:
+        (output,) = (await service.predict("brief")).json()["outputs"]
+        assert set(output) == {"summary", "finish_reason"}
+        assert output["finish_reason"] in ("stop", "length")
+
+
+async def test_the_same_question_gets_the_same_answer(serve: Serve) -> None:
+    async with serve() as service:
+        first, second = [(await service.predict("mood")).json()["outputs"] for _ in range(2)]
+        assert first == second
+
+
+async def test_many_texts_are_answered_in_their_order(serve: Serve) -> None:
+    texts = [f"film number {n}" for n in range(20)]
+    async with serve() as service:
+        batch = (await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": texts})).json()
+        alone = [(await service.predict("mood", text)).json()["outputs"][0] for text in texts]
+        assert batch["outputs"] == alone
+
+
+async def test_one_bad_text_is_reported_in_its_place_and_the_others_are_answered(serve: Serve) -> None:
+    async with serve(max_input_chars=50) as service:
+        asked = {"adapter": "mood", "inputs": ["good", "  ", "x" * 51, "bad"]}
+        outputs = (await service.client.post("/v1/predict", json=asked)).json()["outputs"]
+        assert [output.get("error", {}).get("code") for output in outputs] == [
+            None,
+            "invalid_request",
+            "input_too_long",
+            None,
+        ]
+
+
+async def test_a_long_text_is_cut_and_the_answer_says_so(serve: Serve) -> None:
+    async with serve(max_model_len=64) as service:
+        (output,) = (await service.predict("mood", "slow " * 300)).json()["outputs"]
+        assert output["truncated"] is True
+
+
+async def test_a_long_text_is_refused_where_the_caller_wants_no_cutting(serve: Serve) -> None:
+    async with serve(max_model_len=64) as service:
+        response = await service.predict("mood", "slow " * 300, parameters={"truncate": False})
+        assert (response.status_code, response.json()["code"]) == (422, "input_too_long")
+
+
+async def test_max_words_bounds_a_summary(serve: Serve) -> None:
+    async with serve() as service:
+        response = await service.predict("brief", parameters={"max_words": 2})
+        (output,) = response.json()["outputs"]
+        assert len(output["summary"].split()) == 2
+        assert output["finish_reason"] == "length"
+
+
+async def test_a_pinned_version_answers_though_another_is_released(serve: Serve) -> None:
+    async with serve() as service:
+        adapter = (await service.predict("mood@2")).json()["adapter"]
+        assert (adapter["version"], adapter["channel"]) == (2, "pinned")
+
+
+async def test_the_typed_twins_take_only_their_own_task(serve: Serve) -> None:
+    async with serve() as service:
+        asked = {"adapter": "mood", "input": "good"}
+        assert (await service.client.post("/v1/classify", json=asked)).status_code == 200
+        wrong = await service.client.post("/v1/summarize", json=asked)
+        assert (wrong.status_code, wrong.json()["code"]) == (422, "task_mismatch")
+
+
+async def test_without_an_adapter_labels_are_classified_by_the_base_model(serve: Serve) -> None:
+    async with serve() as service:
+        asked = {"labels": ["billing", "bug"], "inputs": ["it crashes", "I paid twice"]}
+        body = (await service.client.post("/v1/classify", json=asked)).json()
+        assert body["adapter"] is None
+        assert all(set(output["scores"]) == {"billing", "bug"} for output in body["outputs"])
+
+
+async def test_a_streamed_summary_is_the_unstreamed_one_in_pieces(serve: Serve) -> None:
+    async with serve() as service:
+        whole = (await service.predict("brief")).json()["outputs"][0]["summary"]
+        response = await service.client.post(
+            "/v1/summarize", json={"adapter": "brief", "input": "A moving film.", "stream": True}
+        )
+        events = [block.split("\r\n") for block in response.text.strip().split("\r\n\r\n")]
+        parsed = [(event.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for event, data in events]
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert "".join(data["delta"] for event, data in parsed if event == "delta") == whole
+        assert len(parsed) > 2
+        event, last = parsed[-1]
+        assert (event, last["outputs"][0]["summary"], last["adapter"]["name"]) == ("done", whole, "brief")
+
+
+async def test_an_error_while_streaming_is_an_event(serve: Serve) -> None:
+    async with serve() as service:
+        response = await service.client.post(
+            "/v1/summarize", json={"adapter": "nobody", "input": "text", "stream": True}
+        )
+        assert "event: error" in response.text
+        assert "adapter_not_found" in response.text
+
+
+async def test_every_adapter_in_the_store_is_listed_loaded_or_not(serve: Serve) -> None:
+    async with serve() as service:
+        listed = (await service.client.get("/v1/adapters")).json()["adapters"]
+        mood = next(adapter for adapter in listed if adapter["name"] == "mood")
+        assert (mood["stable"], mood["task"], mood["labels"]) == (1, "classification", ["positive", "negative"])
+        assert [(v["version"], v["state"]) for v in mood["versions"]] == [(1, "resident"), (2, "available")]
+        assert (await service.client.get("/v1/adapters/mood")).json()["name"] == "mood"
+        assert (await service.client.get("/v1/adapters/nobody")).json()["code"] == "adapter_not_found"
+
+
+async def test_openapi_shows_an_example_of_every_request(serve: Serve) -> None:
+    async with serve() as service:
+        document = (await service.client.get("/openapi.json")).json()
+        for name in ("PredictRequest", "ClassifyRequest", "SummarizeRequest"):
+            assert document["components"]["schemas"][name]["examples"]
+        assert {"/v1/predict", "/v1/classify", "/v1/summarize", "/v1/adapters", "/livez", "/readyz"} <= set(
+            document["paths"]
+        )

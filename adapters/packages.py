@@ -35,7 +35,8 @@ def fetch_package(requirement: str, sha256: str, cache: Path) -> Path:
         download = Path(scratch, "download")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
         command += ["--requirement", str(pinned), "--dest", str(download)]
-        # pip draws its own progress bar where there is a terminal; its chatter goes to stderr.
+        # pip draws its own progress bar, which is worth having where somebody looks.
+        command += [] if sys.stderr.isatty() else ["--quiet"]
         done = subprocess.run(command, stdout=sys.stderr, check=False)
         archive = next(download.iterdir(), None) if download.is_dir() else None
         if done.returncode != 0 or archive is None:

@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", 
 ANY = -1
 STARTER = Path(__file__).parent / "starter"
 DEFAULT_STORE = Path(__file__).parents[1] / "var" / "store"
+SEEDING = ".seeding-"
 
 
 class Canary(Strict):
@@ -116,10 +117,9 @@ class Store:
         """
         manifest, digest = self.manifest(name, version)
         kept = cache / "adapters" / digest.removeprefix("sha256:")
-        if kept.is_dir():
-            if not _damage(kept, manifest):
-                return kept
-            shutil.rmtree(kept)
+        damaged = kept.is_dir() and _damage(kept, manifest)
+        if kept.is_dir() and not damaged:
+            return kept
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
             made = Path(scratch, "files")
@@ -130,6 +130,9 @@ class Store:
                     (made / file).write_bytes(content)
             if damage := _damage(made, manifest):
                 raise InvalidAdapter(f"{name}@{version}: {damage}; publish it again as a new version.")
+            if damaged:
+                with suppress(FileNotFoundError):  # another thread may have found it too
+                    kept.rename(Path(scratch, "damaged"))
             move_into_place(made, kept)
         return kept
 
@@ -260,23 +263,29 @@ def open_store(place: str | None = None, *, seed: Literal["default", "empty"] = 
     folder = Path(place).expanduser() if place and "://" not in place else None
     default = not place or (folder is not None and folder.resolve() == DEFAULT_STORE)
     target = DEFAULT_STORE if default else folder
-    if target is not None and (default or seed == "empty") and not _has_entries(target) and _has_entries(STARTER):
-        _seed(target)
+    if target is not None and (default or seed == "empty"):
+        with _reachable(str(target)):
+            _seed(target)
     return Store(target or place or DEFAULT_STORE)
 
 
-def _has_entries(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
-
-
 def _seed(folder: Path) -> None:
-    """Copy the starter adapters beside ``folder``, then rename: a kill half-way leaves no half store."""
-    with _reachable(str(folder)):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            made = Path(scratch, "store")
-            shutil.copytree(STARTER, made)
-            move_into_place(made, folder)
+    """Copy the starter adapters into ``folder`` if it has no adapters, or if a seeding of it was not finished.
+
+    Each adapter is renamed into place when it is complete, and the scratch folder is removed last: what a
+    kill leaves half done is finished the next time. It is inside ``folder``, which may be a mounted volume.
+    """
+    present = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    starters = [path for path in STARTER.iterdir() if path.is_dir()] if STARTER.is_dir() else []
+    missing = [starter for starter in starters if starter.name not in present]
+    unfinished = any(name.startswith(SEEDING) for name in present)
+    if not missing or (any(re.fullmatch(NAME_PATTERN, name) for name in present) and not unfinished):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=SEEDING, dir=folder) as scratch:
+        for starter in missing:
+            shutil.copytree(starter, Path(scratch, starter.name))
+            move_into_place(Path(scratch, starter.name), folder / starter.name)
 
 
 def _version_path(name: str, version: int, file: str) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from adapters import cli
-from adapters.base_model import resolve_base
+from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from adapters.store import open_store
 from adapters.tasks import Task
-from trainer.config import Recipe, load_recipe
+from trainer.config import IDENTITY, Recipe, load_recipe
 from trainer.data import load_splits
 from trainer.report import score_rows
 
@@ -36,10 +36,15 @@ def train(options: argparse.Namespace) -> None:
 
     task = training.make_task(recipe, splits, base)
     _say(f"{recipe.name}: {_counts(splits.counts())}; base {base.name}; run folder {recipe.run_folder}")
-    run = training.train(recipe, splits, task, base)
-    _write(recipe.run_folder / TASK, json.loads(task.model_dump_json()))
-    _write(recipe.run_folder / RUN, run)
-    (recipe.run_folder / EVALUATION).unlink(missing_ok=True)
+    if (recipe.run_folder / RUN).is_file() and _identity(recipe) == recipe.run_identity(
+        splits.fingerprint, base.digest
+    ):
+        _say(f"already trained; delete {recipe.run_folder} to train it again")
+        run = _read(recipe, RUN)
+    else:
+        run = training.train(recipe, splits, task, base)
+        _write(recipe.run_folder / TASK, json.loads(task.model_dump_json()))
+        _write(recipe.run_folder / RUN, run)  # last: its presence says that the run is finished
     if options.json:
         print(json.dumps(run))
     else:
@@ -63,10 +68,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def publish(options: argparse.Namespace) -> None:
     recipe = _recipe(options)
-    run = _read(recipe, RUN)
+    run, base = _trained(recipe)
     done = recipe.run_folder / EVALUATION
     evaluation = _read(recipe, EVALUATION) if done.is_file() else _evaluate(recipe)
-    base = resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
     from trainer import publish as publishing
 
     store = open_store(options.store or os.environ.get("HOTSWAP_STORE"))
@@ -81,18 +85,31 @@ def publish(options: argparse.Namespace) -> None:
 
 
 def _evaluate(recipe: Recipe) -> dict[str, Any]:
-    run = _read(recipe, RUN)
+    run, base = _trained(recipe)
     splits = load_splits(recipe, cache_folder())
     if splits.fingerprint != run["data"]:
         raise HotswapError("the data is not what the adapter was trained on; train again, then evaluate.")
-    base = resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
-    if base.digest != run["base"]:
-        raise HotswapError(f"the adapter was trained on another base than {base.name}; set HOTSWAP_BASE_MODEL to it.")
     from trainer import evaluate as evaluation
 
     result = evaluation.evaluate(recipe.run_folder / "adapter", splits, _task(recipe), base)
     _write(recipe.run_folder / EVALUATION, result)
     return result
+
+
+def _trained(recipe: Recipe) -> tuple[dict[str, Any], Base]:
+    """Return the finished run and its base. Raises where recipe or base are not those that were trained."""
+    run = _read(recipe, RUN)
+    base = resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
+    if base.digest != run["base"]:
+        raise HotswapError(f"the adapter was trained on another base than {base.name}; set HOTSWAP_BASE_MODEL to it.")
+    if _identity(recipe) != recipe.run_identity(run["data"], run["base"]):
+        raise HotswapError(f"the recipe is not the one that {recipe.run_folder} was trained with; train again.")
+    return run, base
+
+
+def _identity(recipe: Recipe) -> str | None:
+    note = recipe.run_folder / IDENTITY
+    return note.read_text() if note.is_file() else None
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
@@ -107,7 +124,10 @@ def _read(recipe: Recipe, name: str) -> dict[str, Any]:
     path = recipe.run_folder / name
     if not path.is_file():
         raise HotswapError(f"{path} is missing: python -m trainer train comes first, with the same recipe.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        raise HotswapError(f"{path} is damaged; train again.") from None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

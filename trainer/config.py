@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from adapters.errors import HotswapError
 from adapters.manifest import NAME_PATTERN
+from adapters.tasks.base import checked_template
 from adapters.validation import explain
+
+IDENTITY = "run-identity"  # the file in a run's folder that holds :meth:`Recipe.run_identity`
 
 
 class Strict(BaseModel):
@@ -44,17 +49,28 @@ class Data(Origin):
     test_rows: int | None = Field(default=None, ge=1)
     extra_tests: dict[str, Origin] = Field(default_factory=dict, description="further rows only ever tested on")
 
+    @field_validator("extra_tests")
+    @classmethod
+    def _names_of_their_own(cls, extra: dict[str, Origin]) -> dict[str, Origin]:
+        for name in ("train", "validation", "test"):
+            if name in extra:
+                raise ValueError(f"'{name}' is what one of the recipe's own splits is called; choose another name")
+        return extra
+
+
+TemplateText = Annotated[str, AfterValidator(checked_template)]
+
 
 class ClassificationRecipe(Strict):
     kind: Literal["classification"]
-    template: str = "Text: {text}\nLabel:"
+    template: TemplateText = "Text: {text}\nLabel:"
     labels: tuple[str, ...] | None = Field(default=None, description="default: those in the data, sorted")
     max_input_tokens: int = Field(default=512, ge=8)
 
 
 class SummarizationRecipe(Strict):
     kind: Literal["summarization"]
-    template: str = "Text: {text}\n\nSummary:"
+    template: TemplateText = "Text: {text}\n\nSummary:"
     max_input_tokens: int = Field(default=1024, ge=8)
     max_answer_tokens: int = Field(default=128, ge=1)
 
@@ -81,6 +97,10 @@ class Training(Strict):
     patience: int = Field(default=2, ge=1, description="stop after so many evaluations without improvement")
 
 
+# What a gate may ask for: more of it is better.
+METRICS = {"classification": ("accuracy", "macro_f1"), "summarization": ("rouge1", "rouge2", "rougeL")}
+
+
 class Gate(Strict):
     """What a candidate must reach on held-out rows before it may be published: metric → least value."""
 
@@ -100,9 +120,36 @@ class Recipe(Strict):
     training: Training = Training()
     gate: Gate = Gate()
 
+    @model_validator(mode="after")
+    def _gate_can_open(self) -> Self:
+        """Refuse a misspelt gate now, not when the training that it judges is over."""
+        for test, thresholds in self.gate.extra_tests.items():
+            if test not in self.data.extra_tests:
+                raise ValueError(f"gate.extra_tests.{test}: data.extra_tests has no test of this name")
+            self._check_metrics(f"gate.extra_tests.{test}", thresholds)
+        self._check_metrics("gate.test", self.gate.test)
+        return self
+
+    def _check_metrics(self, where: str, thresholds: dict[str, float]) -> None:
+        known = METRICS[self.task.kind]
+        for metric in thresholds:
+            if metric not in known:
+                raise ValueError(f"{where}.{metric}: unknown metric; a gate knows {', '.join(known)}")
+
     @property
     def run_folder(self) -> Path:
         return self.output or Path("runs") / self.name
+
+    def run_identity(self, data: str, base: str) -> str:
+        """Return a digest of all that decides the weights: this recipe, the rows' fingerprint, the base's digest.
+
+        Where the rows lie does not decide anything: a recipe named by another path is the same recipe.
+        """
+        recipe = self.model_dump(mode="json", exclude={"gate", "output", "description"})
+        for origin in (recipe["data"], *recipe["data"]["extra_tests"].values()):
+            origin["path"] = origin["path"] and Path(origin["path"]).name
+        identity = {"recipe": recipe, "data": data, "base": base}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -125,10 +172,19 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise HotswapError(f"{path}: {explain(error, Recipe)}") from error
-    place = recipe.data.path
-    if place is not None and not place.is_absolute() and (path.parent / place).exists():
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": path.parent / place})})
-    return recipe
+    tests = {name: _beside(path, origin) for name, origin in recipe.data.extra_tests.items()}
+    data = _beside(path, recipe.data).model_copy(update={"extra_tests": tests})
+    return recipe.model_copy(update={"data": data})
+
+
+AnyOrigin = TypeVar("AnyOrigin", bound=Origin)
+
+
+def _beside(recipe: Path, origin: AnyOrigin) -> AnyOrigin:
+    """Return ``origin`` with its path taken from the recipe's folder, if it exists there."""
+    if origin.path is None or origin.path.is_absolute() or not (recipe.parent / origin.path).exists():
+        return origin
+    return origin.model_copy(update={"path": recipe.parent / origin.path})
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -137,7 +193,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not separator or not last:
         raise HotswapError(f"--set {override}: write it as key=value, for example --set training.epochs=2")
     for parent in parents:
-        below = content.setdefault(parent, {})
+        below = content[parent] = {} if content.get(parent) is None else content[parent]
         if not isinstance(below, dict):
             raise HotswapError(f"--set {override}: '{parent}' holds a value, not further keys")
         content = below

@@ -79,13 +79,21 @@ def read_rows(origin: Origin, kind: str, cache: Path) -> list[Row]:
     if origin.source:
         table = fetch_rows(origin.source, cache)
         group: str | None = "group"
+        columns = set(table[0]) if table else set()
     else:
         table, group = _load_table(origin, cache), origin.group
         columns = set(table.column_names)
-        for column in (origin.text, answer, *([group] if group else [])):
-            if column not in columns:
-                raise HotswapError(f"the data has no column '{column}'; it has: {', '.join(sorted(columns))}.")
+    for column in (origin.text, answer, *([group] if group else [])):
+        if column not in columns:
+            raise HotswapError(f"the data has no column '{column}'; it has: {', '.join(sorted(columns))}.")
+    if not origin.source and (names := getattr(table.features[answer], "names", None)):
+        table = ({**record, answer: _label(names, record[answer])} for record in table)
     return _distinct(table, origin.text, answer, group)
+
+
+def _label(names: list[str], number: int | None) -> str | None:
+    """Return the name of a Hugging Face ClassLabel; -1 stands for none."""
+    return names[number] if number is not None and number >= 0 else None
 
 
 def _load_table(origin: Origin, cache: Path) -> Any:
@@ -98,12 +106,15 @@ def _load_table(origin: Origin, cache: Path) -> Any:
             name, _, split = origin.dataset.partition(":")
             return load_dataset(name, split=split or "train", cache_dir=str(cache / "datasets"))
         assert origin.path is not None, "the recipe's validator saw to it"
-        loader = LOADERS.get(origin.path.suffix)
+        loader = LOADERS.get(origin.path.suffix.lower())
         if loader is None:
             raise HotswapError(f"{origin.path}: read are {', '.join(LOADERS)}; rename or convert the file.")
         if not origin.path.is_file():
             raise HotswapError(f"data.path {origin.path} does not exist.")
-        options = {"sep": "\t"} if origin.path.suffix == ".tsv" else {}
+        # pandas takes cells such as "None", "NA" and "null" for missing; they may well be labels.
+        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}
+        if origin.path.suffix.lower() == ".tsv":
+            options["sep"] = "\t"
         place = str(cache / "datasets")
         return load_dataset(loader, data_files=str(origin.path), split="train", cache_dir=place, **options)
     except (DatasetGenerationError, DatasetNotFoundError, ValueError, ConnectionError) as error:
@@ -116,13 +127,16 @@ def _load_table(origin: Origin, cache: Path) -> Any:
 def _distinct(table: Iterable[Mapping[str, Any]], text: str, answer: str, group: str | None) -> list[Row]:
     rows: dict[str, Row] = {}
     for number, record in enumerate(table, start=1):
-        values = [record[text], record[answer]]
-        for column, value in zip((text, answer), values, strict=True):
+        columns = (text, answer, group) if group else (text, answer)
+        values = [record[column] for column in columns]
+        for column, value in zip(columns, values, strict=True):
             if value is None or not str(value).strip() or value != value:
                 raise HotswapError(f"row {number}: column '{column}' is empty; fill it in or remove the row.")
-        said, answered = (str(value).strip() for value in values)
+        said, answered = (str(value).strip() for value in values[:2])
         key = " ".join(said.lower().split())
-        rows.setdefault(key, Row(said, answered, str(record[group]) if group else key))
+        rows.setdefault(key, Row(said, answered, str(values[2]) if group else key))
+    if not rows:
+        raise HotswapError("the data has no rows.")
     return list(rows.values())
 
 

@@ -43,7 +43,10 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
         "",
         "| test | metric | base, zero-shot | this adapter |",
         "|---|---|---|---|",
-        *(f"| {r['test']} | {r['metric']} | {r['base']:.4g} | {r['adapter']:.4g} |" for r in score_rows(scores)),
+        *(
+            f"| {r['test']} | {r['metric']} | {_figure(r['base'])} | {_figure(r['adapter'])} |"
+            for r in score_rows(scores)
+        ),
         *_confusion_lines(scores),
         "",
         "## How to make it again",
@@ -60,6 +63,10 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
         "English only; scores hold for text like the test rows. The base is a small model: check answers that matter.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _figure(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _confusion_lines(scores: dict[str, Any]) -> list[str]:

@@ -127,11 +127,13 @@ def licence_texts(cache: Path) -> Rows:
         names = [n for n in wheel.namelist() if re.fullmatch(r"licensedcode/data/licenses/[^/]+\.LICENSE", n)]
         documents = [wheel.read(name).decode() for name in sorted(names)]
     for document in documents:
-        _, front, text = document.split("---\n", 2)
-        about = yaml.safe_load(front)
+        parts = re.fullmatch(r"---\n(.*?)\n---\n?(.*)", document, re.DOTALL)
+        if parts is None:
+            continue
+        about, text = yaml.safe_load(parts[1]), parts[2]
         if about.get("category") in LICENCE_CATEGORIES and len(text.split()) >= 20:
             # "gpl-2.0-plus" and "gpl-1.0" are one family: the same text with a few words changed.
-            family = re.split(r"[-_.]?\d", about["key"])[0].split("-")[0]
+            family = about["key"].split("-")[0].rstrip("0123456789.") or about["key"]
             yield {"text": text.strip(), "label": about["category"], "group": family}
 
 

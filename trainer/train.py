@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import platform
 import shutil
 import time
@@ -16,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers.trainer_callback import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -23,7 +23,7 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.tasks import ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
-from trainer.config import ClassificationRecipe, Recipe
+from trainer.config import IDENTITY, ClassificationRecipe, Recipe
 from trainer.data import Row, Splits, labels_of
 
 IGNORED = -100
@@ -46,7 +46,7 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
     does not fit the base model.
     """
     folder = recipe.run_folder
-    checkpoint = _prepare_folder(folder, recipe, splits, base)
+    checkpoint = _prepare_folder(folder, recipe.run_identity(splits.fingerprint, base.digest))
     set_seed(recipe.seed)
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     model.config.use_cache = False
@@ -62,6 +62,8 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
     started = time.monotonic()
     result = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
+    if trainer.state.best_metric is None or not math.isfinite(trainer.state.best_metric):
+        raise HotswapError("the validation loss is not a number; set a lower training.learning_rate.")
     _save(model, folder / "adapter", base)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
@@ -83,6 +85,13 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
 
 def _adapt(model: Any, recipe: Recipe) -> Any:
     lora = recipe.lora
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    unknown = [t for t in lora.target_modules if not any(f".{name}".endswith(f".{t}") for name in linear)]
+    if unknown or not lora.target_modules:
+        names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+        raise HotswapError(
+            f"lora.target_modules: this base has no {', '.join(unknown) or 'empty name'}; it has: {names}."
+        )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -90,30 +99,23 @@ def _adapt(model: Any, recipe: Recipe) -> Any:
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-        raise HotswapError(f"lora.target_modules fit no layer of this base; it has: {', '.join(names)}.") from error
+    return get_peft_model(model, config)
 
 
-def _prepare_folder(folder: Path, recipe: Recipe, splits: Splits, base: Base) -> str | None:
+def _prepare_folder(folder: Path, identity: str) -> str | None:
     """Return the checkpoint to go on from, if the folder holds one of exactly this run."""
-    identity = {
-        "recipe": recipe.model_dump(mode="json", exclude={"gate", "output", "description"}),
-        "data": splits.fingerprint,
-        "base": base.digest,
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    note = folder / "run-identity"
-    if note.is_file() and note.read_text() == digest:
+    note = folder / IDENTITY
+    if note.is_file() and note.read_text() == identity:
+        for checkpoint in folder.glob("checkpoint-*"):
+            if not (checkpoint / TRAINER_STATE_NAME).is_file():  # written last: a kill left this one incomplete
+                shutil.rmtree(checkpoint)
         return get_last_checkpoint(str(folder))
     if note.is_file():
         shutil.rmtree(folder)
     elif folder.exists() and any(folder.iterdir()):
         raise HotswapError(f"{folder} is not empty and not a run of this trainer; set output to another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(digest)
+    note.write_text(identity)
     return None
 
 
@@ -141,6 +143,7 @@ def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
         save_total_limit=2,
         logging_steps=max(1, every // 5),
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # early stopping goes on counting after a kill
         metric_for_best_model="eval_loss",
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         remove_unused_columns=False,
@@ -155,7 +158,7 @@ def _save(model: Any, folder: Path, base: Base) -> None:
     Evaluation reads this file back, so that what is measured is what will be served.
     """
     model.peft_config["default"].base_model_name_or_path = base.name
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the network for base.name
     weights = folder / "adapter_model.safetensors"
     save_file({k: v.half().contiguous() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     (folder / "README.md").unlink(missing_ok=True)

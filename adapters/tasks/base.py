@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from adapters.errors import InputTooLong
 from adapters.tokens import Tokenizer
 
 SLOT = "{text}"
+
+
+def checked_template(text: str) -> str:
+    """Return ``text`` if it can be a template; raise :class:`ValueError` saying why not."""
+    if text.count(SLOT) != 1:
+        raise ValueError(f"a template contains {SLOT} exactly once")
+    if text.endswith((" ", SLOT)):
+        raise ValueError(f"a template ends with the answer slot: a word or colon after {SLOT}, and no blank")
+    return text
 
 
 class Template(BaseModel):
@@ -29,16 +38,9 @@ class Template(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
-    text: str = Field(max_length=10_000, examples=["Review: {text}\nSentiment:"])
-
-    @field_validator("text")
-    @classmethod
-    def _one_slot(cls, text: str) -> str:
-        if text.count(SLOT) != 1:
-            raise ValueError(f"a template contains {SLOT} exactly once")
-        if text.endswith((" ", SLOT)):
-            raise ValueError(f"a template ends with the answer slot: a word or colon after {SLOT}, and no blank")
-        return text
+    text: Annotated[str, AfterValidator(checked_template)] = Field(
+        max_length=10_000, examples=["Review: {text}\nSentiment:"]
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""The main job on a base small enough to train in seconds: data → adapter → version → answer, all for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import Server, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+GOOD, BAD = ["moving", "beautifully", "acted", "film"], ["dull", "slow", "plot"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with a labelled file and a recipe, as a user would have it."""
+    folder = tmp_path_factory.mktemp("user")
+    dice = random.Random(0)
+    rows = [
+        {"text": " ".join(dice.choices(words, k=6)) + f" {n}", "label": label}
+        for n in range(150)
+        for label, words in (("positive", GOOD), ("negative", BAD))
+    ]
+    (folder / "reviews.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "recipe.yaml").write_text(
+        f"""
+name: reviews
+output: {folder}/run
+task: {{kind: classification, template: "Review: {{text}}\\nSentiment:"}}
+data: {{path: reviews.jsonl, test: 0.2}}
+training: {{epochs: 4, learning_rate: 5.0e-3}}
+gate: {{test: {{accuracy: 0.9}}}}
+"""
+    )
+    return folder
+
+
+def run(workplace: Path, tiny_folder: Path, *command: str) -> str:
+    environment = {**os.environ, "HOTSWAP_STORE": str(workplace / "store"), "HOTSWAP_BASE_MODEL": str(tiny_folder)}
+    environment["HOTSWAP_CACHE"] = str(workplace / "cache")
+    done = subprocess.run(
+        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def server(workplace: Path, tiny_folder: Path) -> Iterator[Server]:
+    recipe = str(workplace / "recipe.yaml")
+    for command in ("train", "evaluate", "publish"):
+        print(run(workplace, tiny_folder, "trainer", command, recipe))
+    settings = {"store": str(workplace / "store"), "base_model": str(tiny_folder), "cache": str(workplace / "cache")}
+    with serving(workplace / "server.log", **settings, kv_cache_gib="0.25", max_model_len="512") as started:
+        yield started
+
+
+def test_what_was_trained_is_served_and_is_right(server: Server) -> None:
+    body = server.predict("reviews", "moving film beautifully acted", "slow dull plot")
+    assert body["adapter"]["version"] == 1
+    assert [output["label"] for output in body["outputs"]] == ["positive", "negative"]
+
+
+def test_a_version_released_meanwhile_takes_over_without_a_restart(
+    server: Server, workplace: Path, tiny_folder: Path
+) -> None:
+    adapter = str(workplace / "run" / "adapter")
+    assert run(workplace, tiny_folder, "adapters", "add", adapter, "reviews").strip() == "2"
+    run(workplace, tiny_folder, "adapters", "release", "reviews", "2")
+    served = 1
+    while served == 1:  # bounded by the test's timeout
+        served = server.predict("reviews", "moving film")["adapter"]["version"]
+    assert served == 2
+    assert server.predict("reviews@1", "moving film")["adapter"]["version"] == 1
+
+
+def test_a_killed_engine_is_reported_at_once(server: Server) -> None:
+    children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
+    for child in {int(pid) for path in children for pid in path.read_text().split()}:
+        if b"EngineCore" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(child, signal.SIGKILL)
+    status = 200
+    while status == 200:  # bounded by the test's timeout
+        response = server.client.post("/v1/predict", json={"adapter": "reviews", "input": "moving film"})
+        status = response.status_code
+    assert (status, response.json()["code"]) == (503, "engine_down")
+    assert server.client.get("/livez").status_code == 503
+    assert server.stop() == 0

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
+import socket
 import sys
 import time
 
 from adapters import cli
 from adapters.base_model import Base, resolve_base
-from adapters.store import open_store
+from adapters.errors import HotswapError
+from adapters.store import Store, open_store
+from service.engine.base import Engine, Limits
 from service.settings import Settings
 
 logger = logging.getLogger("hotswap")
@@ -34,17 +39,32 @@ def _serve(options: argparse.Namespace) -> int:
     began = time.monotonic()
     settings = Settings.read()
     _log(settings)
+    if options.prepare:
+        _base(settings)
+        return 0
     from service.keys import check_exposure
 
     check_exposure(settings.host, settings.api_keys)
+    listener = _listen(settings.host, settings.port)  # a port that is taken is found out now, not in a minute
     base = _base(settings)
-    if options.prepare:
-        return 0
     started = time.monotonic()
     store = open_store(settings.store, seed="empty")
     names = store.names()
     logger.info("store %s: %s (%.1f s)", store.place, ", ".join(names) or "no adapters", time.monotonic() - started)
-    return _run(settings, store, base, names, began)
+    return _run(settings, listener, store, base, names, began)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise HotswapError(
+            f"cannot listen on {host}:{port} ({_reason(error)}); set HOTSWAP_PORT or HOTSWAP_HOST."
+        ) from None
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _base(settings: Settings) -> Base:
@@ -54,7 +74,7 @@ def _base(settings: Settings) -> Base:
     return base
 
 
-def _run(settings: Settings, store, base: Base, names: list[str], began: float) -> int:
+def _run(settings: Settings, listener: socket.socket, store: Store, base: Base, names: list[str], began: float) -> int:
     import uvicorn
     from prometheus_client import start_http_server
 
@@ -64,9 +84,8 @@ def _run(settings: Settings, store, base: Base, names: list[str], began: float) 
     server: uvicorn.Server
 
     def announce() -> None:
-        port = server.servers[0].sockets[0].getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"http://{host}:{port}"
+        address = f"http://{host}:{listener.getsockname()[1]}"
         logger.info("ready after %.1f s: %s (docs at %s/docs)", time.monotonic() - began, address, address)
         adapter = "sentiment" if "sentiment" in names or not names else names[0]
         key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
@@ -79,8 +98,6 @@ def _run(settings: Settings, store, base: Base, names: list[str], began: float) 
     app = create_app(settings, engine, store, base, on_ready=announce, on_failure=give_up)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -88,15 +105,20 @@ def _run(settings: Settings, store, base: Base, names: list[str], began: float) 
     )
     server = uvicorn.Server(config)
     if settings.metrics_port is not None:
-        start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
+        try:
+            start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
+        except OSError as error:
+            raise HotswapError(f"HOTSWAP_METRICS_PORT: cannot listen on it ({_reason(error)}).") from None
     logger.info("starting the engine ...")
-    server.run()
+    # uvicorn drains, then raises the signal again: having done what it asked for is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    server.run(sockets=[listener])
+    logger.info("stopped")
     return 1 if app.state.phase == "failed to start" else 0
 
 
-def _engine(settings: Settings, base: Base):
+def _engine(settings: Settings, base: Base) -> Engine:
     if settings.engine == "fake":
-        from service.engine.base import Limits
         from service.engine.fake import FakeEngine
 
         logger.warning("HOTSWAP_ENGINE=fake: answers are made up")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,17 +16,17 @@ class Admission:
     """``concurrency`` texts in the engine, ``queue`` more waiting; a request beyond is refused as a whole."""
 
     def __init__(self, concurrency: int, queue: int, metrics: Metrics) -> None:
-        self._capacity, self._metrics = concurrency + queue, metrics
+        self._concurrency, self._capacity, self._metrics = concurrency, concurrency + queue, metrics
         self._turns = asyncio.Semaphore(concurrency)
         self._admitted = 0
-        self._rate = 10.0  # texts a second, a moving average
+        self._seconds = 1.0  # of a text in the engine, a moving average
 
     @asynccontextmanager
     async def admit(self, texts: int) -> AsyncIterator[None]:
         """Count ``texts`` in, or raise :class:`Overloaded` saying when the queue should have room."""
         over = self._admitted + texts - self._capacity
         if over > 0:
-            wait = max(1, min(60, round(over / self._rate)))
+            wait = max(1, min(60, math.ceil(over * self._seconds / self._concurrency)))
             raise Overloaded(f"{self._admitted} texts are being answered or wait; send fewer.", retry_after=wait)
         self._admitted += texts
         try:
@@ -48,7 +49,6 @@ class Admission:
         try:
             yield
         finally:
-            busy = max(1, self._admitted)
-            self._rate = 0.9 * self._rate + 0.1 * min(busy, 64) / max(time.monotonic() - began, 0.001)
+            self._seconds += 0.1 * (time.monotonic() - began - self._seconds)
             self._metrics.in_flight.dec()
             self._turns.release()

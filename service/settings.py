@@ -26,7 +26,9 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    store: str | None = Field(None, description="adapters: a folder, s3://… or gs://…; default var/store in the project")
+    store: str | None = Field(
+        None, description="adapters: a folder, s3://… or gs://…; default var/store in the project"
+    )
     base_model: str | None = Field(None, description="a folder or a Hugging Face id; default SmolLM2-135M-Instruct")
     cache: Path = Field(Path("~/.cache/hotswap"), description="base models, data, and adapters fetched from the store")
     engine: Literal["vllm", "fake"] = Field("vllm", description="'fake' answers without a model: for wiring tests")

@@ -91,6 +91,9 @@ class Training(Strict):
     epochs: float = Field(default=1, gt=0)
     batch_size: int = Field(default=16, ge=1)
     accumulate: int = Field(default=1, ge=1, description="batches per optimizer step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where a GPU has it, float32 on a CPU"
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     evaluations: int = Field(default=5, ge=1, description="how often validation is scored, evenly spread")

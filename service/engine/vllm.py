@@ -72,6 +72,7 @@ class VllmEngine:
                 max_logprobs=MAX_LABELS,
                 enable_prefix_caching=True,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 enable_log_requests=False,
                 **arguments,
             )
@@ -118,7 +119,7 @@ class VllmEngine:
     ) -> AsyncGenerator[Chunk]:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
-        from vllm.inputs import TokensPrompt
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         llm = self._running()
@@ -135,7 +136,7 @@ class VllmEngine:
         request_id = f"hotswap-{next(self._request_ids)}"
         lora = self._adapters[adapter] if adapter is not None else None
         try:
-            outputs = llm.generate(TokensPrompt(prompt_token_ids=prompt), parameters, request_id, lora_request=lora)
+            outputs = llm.generate(tokens_input(prompt), parameters, request_id, lora_request=lora)
             async with aclosing(outputs):
                 async for output in outputs:
                     answer = output.outputs[0]
@@ -167,7 +168,8 @@ class VllmEngine:
 def prepare_environment(settings: Settings) -> None:
     """Set what vLLM and its worker processes read from the environment, where the operator has not."""
     defaults = {
-        "VLLM_LOGGING_LEVEL": "DEBUG" if settings.log_level == "debug" else "WARNING",
+        # Below this, vLLM warns at every start of choices that are not the operator's.
+        "VLLM_LOGGING_LEVEL": "DEBUG" if settings.log_level == "debug" else "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",  # the base is a folder by now: nothing may wait for a network
         "TOKENIZERS_PARALLELISM": "false",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 
@@ -60,3 +62,14 @@ def test_beyond_loopback_keys_are_needed(host: str, tmp_path) -> None:
     with pytest.raises(HotswapError, match="HOTSWAP_API_KEYS"):
         check_exposure(host, None)
     check_exposure(host, tmp_path / "keys")
+
+
+def test_a_port_that_is_taken_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {**os.environ, "HOTSWAP_PORT": str(taken.getsockname()[1])}
+        done = subprocess.run(
+            [sys.executable, "-m", "service"], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "HOTSWAP_PORT" in done.stderr

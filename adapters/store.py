@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -117,8 +117,8 @@ class Store:
         """
         manifest, digest = self.manifest(name, version)
         kept = cache / "adapters" / digest.removeprefix("sha256:")
-        damaged = kept.is_dir() and _damage(kept, manifest)
-        if kept.is_dir() and not damaged:
+        present = kept.is_dir()
+        if present and not _damage(kept, manifest):
             return kept
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
@@ -130,10 +130,11 @@ class Store:
                     (made / file).write_bytes(content)
             if damage := _damage(made, manifest):
                 raise InvalidAdapter(f"{name}@{version}: {damage}; publish it again as a new version.")
-            if damaged:
-                with suppress(FileNotFoundError):  # another thread may have found it too
-                    kept.rename(Path(scratch, "damaged"))
-            move_into_place(made, kept)
+            if present:  # damaged: mended file by file, so that nobody who looks finds the folder gone
+                for file in manifest.files:
+                    (made / file).replace(kept / file)
+            else:
+                move_into_place(made, kept)
         return kept
 
     def release(

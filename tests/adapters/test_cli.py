@@ -1,0 +1,414 @@
+"""``python -m adapters``: what each command prints, how it fails, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import adapters.__main__ as commands
+from adapters.errors import NotInStore
+from adapters.store import WEIGHTS, Store
+from adapters.tasks import ClassificationTask, SummarizationTask
+from tests.conftest import MakeAdapter
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path
+) -> Run:
+    """Run a command on the test's own store and the tiny base."""
+    monkeypatch.setenv("HOTSWAP_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("HOTSWAP_BASE_MODEL", str(tiny_folder))
+    monkeypatch.setenv("HOTSWAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["adapters", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            status = commands.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        shown = capsys.readouterr()
+        return Result(status, shown.out, shown.err)
+
+    return run
+
+
+@pytest.fixture
+def refused(run: Run, tmp_path: Path) -> Run:
+    """Run a command that must be refused with one line, and must change nothing in the store."""
+
+    def files() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()}
+
+    def refused(*arguments: object) -> Result:
+        before = files()
+        result = run(*arguments)
+        assert result.status == 1, (result.out, result.err)
+        assert result.out == ""
+        assert result.err.startswith("python -m adapters: ")
+        assert result.err.count("\n") == 1, result.err
+        assert files() == before
+        return result
+
+    return refused
+
+
+CLASSIFICATION = ("--task", "classification", "--labels", "positive, negative")
+
+
+class TestAdd:
+    def test_prints_the_version_and_nothing_else(self, run: Run, make_adapter: MakeAdapter) -> None:
+        assert run("add", make_adapter(), "mood", *CLASSIFICATION).out == "1\n"
+        again = run("add", make_adapter(), "mood", *CLASSIFICATION)
+        assert (again.status, again.out) == (0, "2\n")
+        assert again.err == "Not served yet: python -m adapters release mood 2\n"
+
+    def test_prints_json(self, run: Run, make_adapter: MakeAdapter) -> None:
+        result = run("add", make_adapter(), "mood", *CLASSIFICATION, "--json")
+        assert json.loads(result.out) == {"name": "mood", "version": 1}
+
+    def test_stores_what_was_said_about_it(self, run: Run, make_adapter: MakeAdapter, store: Store) -> None:
+        said = ("--template", "Review: {text}\\nSentiment:", "--description", "Good or bad.")
+        run("add", make_adapter(rank=4), "mood", *CLASSIFICATION, *said)
+        manifest, _ = store.manifest("mood", 1)
+        assert manifest.task.template.text == "Review: {text}\nSentiment:"
+        assert isinstance(manifest.task, ClassificationTask)
+        assert [label.name for label in manifest.task.labels] == ["positive", "negative"]
+        assert (manifest.description, manifest.rank, manifest.base.name) == ("Good or bad.", 4, "tiny-llama")
+
+    def test_takes_a_summarizer(self, run: Run, make_adapter: MakeAdapter, store: Store) -> None:
+        run("add", make_adapter(), "brief", "--task", "summarization")
+        manifest, _ = store.manifest("brief", 1)
+        assert manifest.task == SummarizationTask.of("Text: {text}\n\nSummary:")
+
+    def test_takes_the_task_beside_the_adapter(
+        self, run: Run, make_adapter: MakeAdapter, store: Store, sentiment_task: ClassificationTask
+    ) -> None:
+        folder = make_adapter()
+        (folder / "task.json").write_text(sentiment_task.model_dump_json())
+        assert run("add", folder, "mood").out == "1\n"
+        assert store.manifest("mood", 1)[0].task == sentiment_task
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            ((), "say what it does: --task classification --labels a,b (or put task.json beside it)"),
+            (("--task", "classification"), "needs two or more different labels: --labels a,b"),
+            (("--task", "classification", "--labels", "a"), "needs two or more different labels"),
+            (("--task", "classification", "--labels", "a,b,a"), "needs two or more different labels"),
+            ((*CLASSIFICATION, "--template", "Review:"), "a template contains {text} exactly once"),
+            ((*CLASSIFICATION, "--template", "Review: {text}"), "a template ends with the answer slot"),
+            (("--task", "summarization", "--template", "{text} "), "a template ends with the answer slot"),
+            ((*CLASSIFICATION, "--description", "x" * 2001), "description: String should have at most 2000"),
+            ((*CLASSIFICATION, "--base", "/no/such/base"), "'/no/such/base' is neither a folder nor a model"),
+        ],
+    )
+    def test_refuses_what_it_cannot_understand(
+        self,
+        refused: Run,
+        make_adapter: MakeAdapter,
+        arguments: tuple[str, ...],
+        reason: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert reason in refused("add", make_adapter(), "mood", *arguments).err
+
+    @pytest.mark.parametrize("name", ["Mood", "../mood", "mo od", "-mood-", "m" * 65, ""])
+    def test_refuses_a_name_that_is_none(self, refused: Run, make_adapter: MakeAdapter, name: str) -> None:
+        result = refused("add", make_adapter(), *CLASSIFICATION, "--", name)
+        assert f"'{name}' is not a name: use a-z, 0-9" in result.err
+
+    @pytest.mark.parametrize("fault", [{"use_dora": True}, {"r": 8}, {"peft_type": "IA3"}])
+    def test_lints_first(self, refused: Run, make_adapter: MakeAdapter, fault: dict) -> None:
+        assert "adapter-1: " in refused("add", make_adapter(config=fault), "mood", *CLASSIFICATION).err
+
+    def test_refuses_a_path_that_is_no_folder(self, refused: Run, tmp_path: Path) -> None:
+        assert "/nothing is not a folder" in refused("add", tmp_path / "nothing", "mood", *CLASSIFICATION).err
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"kind": "translation"}', '{"kind": "summarization"}'])
+    def test_refuses_a_task_file_that_is_none(self, refused: Run, make_adapter: MakeAdapter, content: str) -> None:
+        folder = make_adapter()
+        (folder / "task.json").write_text(content)
+        assert "task.json is no task: " in refused("add", folder, "mood").err
+
+    @pytest.mark.parametrize("ignored", [("--labels", "a,b"), ("--template", "{text}:")])
+    def test_ignores_nothing_that_was_said(
+        self, refused: Run, make_adapter: MakeAdapter, summary_task: SummarizationTask, ignored: tuple[str, str]
+    ) -> None:
+        folder = make_adapter()
+        (folder / "task.json").write_text(summary_task.model_dump_json())
+        assert "say what it does: --task" in refused("add", folder, "mood", *ignored).err
+
+
+class TestList:
+    def test_of_an_empty_store_has_a_heading_only(self, run: Run) -> None:
+        assert run("list").out.split() == ["NAME", "TASK", "STABLE", "CANARY", "VERSIONS", "BASE"]
+        assert json.loads(run("list", "--json").out) == []
+
+    def test_shows_versions_and_releases(self, run: Run, stocked: Store) -> None:
+        run("release", "mood", 2, "--channel", "canary", "--percent", 10)
+        brief, mood = run("list").out.splitlines()[1:]
+        assert brief.split() == ["brief", "summarization", "1", "-", "1", "tiny-llama"]
+        assert mood.split("  ") == [x for x in mood.split("  ") if x or True]
+        assert "2 (10 %)" in mood
+        assert "1, 2" in mood
+
+    def test_prints_json(self, run: Run, stocked: Store) -> None:
+        assert json.loads(run("list", "--json").out)[1] == {
+            "name": "mood",
+            "task": "classification",
+            "stable": 1,
+            "canary": None,
+            "versions": [1, 2],
+            "base": "tiny-llama",
+            "description": "",
+        }
+
+    def test_may_look_into_another_store(self, run: Run, stocked: Store, tmp_path: Path) -> None:
+        assert json.loads(run("list", "--json", "--store", tmp_path / "other").out) == []
+        assert len(json.loads(run("list", "--json", "--store", tmp_path / "store").out)) == 2
+
+    @pytest.mark.parametrize("place", ["/dev/null/store", "unheard://of"])
+    def test_says_in_one_line_that_the_store_cannot_be_used(self, refused: Run, place: str) -> None:
+        assert f"the store {place} cannot be used: " in refused("list", "--store", place).err
+
+
+class TestShow:
+    @pytest.mark.parametrize(("reference", "version"), [("mood", 1), ("mood@2", 2), ("mood@1", 1)])
+    def test_prints_the_manifest(self, run: Run, stocked: Store, reference: str, version: int) -> None:
+        shown = json.loads(run("show", reference).out)
+        assert (shown["name"], shown["version"], shown["versions"]) == ("mood", version, [1, 2])
+        assert shown["released"]["stable"] == 1
+        assert shown["digest"] == stocked.manifest("mood", version)[1]
+        assert set(shown["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+
+    def test_of_what_was_never_released_is_the_newest(self, run: Run, make_adapter: MakeAdapter) -> None:
+        for _ in range(2):
+            run("add", make_adapter(), "mood", *CLASSIFICATION)
+        shown = json.loads(run("show", "mood").out)
+        assert (shown["version"], shown["released"]) == (2, None)
+
+    @pytest.mark.parametrize(
+        ("reference", "reason"),
+        [
+            ("nobody", "'nobody' is not in the store"),
+            ("mood@9", "mood@9 is not in the store"),
+            ("mood@0", "mood@0 is not in the store"),
+            ("mood@canary", "write a version as mood@2"),
+            ("../mood", "an adapter's name is made of"),
+        ],
+    )
+    def test_says_what_is_not_there(self, refused: Run, stocked: Store, reference: str, reason: str) -> None:
+        assert reason in refused("show", reference).err
+
+    def test_says_that_a_manifest_is_damaged(self, refused: Run, stocked: Store, tmp_path: Path) -> None:
+        (tmp_path / "store/mood/versions/1/manifest.json").write_text("{")
+        assert "the manifest is not JSON" in refused("show", "mood").err
+
+
+class TestLint:
+    def test_says_what_a_sound_folder_holds(self, run: Run, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+        result = run("lint", make_adapter(rank=4))
+        assert (result.status, result.out) == (0, "ok: LoRA of rank 4, alpha 8, on q_proj, v_proj\n")
+        assert not (tmp_path / "store").exists(), "looking at a folder touches no store"
+
+    def test_needs_no_base(self, run: Run, make_adapter: MakeAdapter) -> None:
+        assert run("lint", make_adapter(), "--no-base", "--base", "/no/such/base").status == 0
+
+    def test_says_what_is_wrong(self, refused: Run, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+        assert "use_dora=True cannot be served" in refused("lint", make_adapter(config={"use_dora": True})).err
+        assert "rank 32 is above the server's limit of 16" in refused(
+            "lint", make_adapter(rank=32), "--max-rank", 16
+        ).err
+        assert "/nothing is not a folder" in refused("lint", tmp_path / "nothing").err
+
+
+class TestRelease:
+    def test_prints_the_new_generation(self, run: Run, stocked: Store) -> None:
+        result = run("release", "mood", 2, "--why", "better")
+        assert (result.status, result.out) == (0, "mood: generation 2, stable 2\n")
+        released = stocked.released("mood")
+        assert released is not None
+        assert (released.stable, released.canary, released.why, released.by) == (2, None, "better", "ann")
+
+    def test_prints_json(self, run: Run, stocked: Store) -> None:
+        shown = json.loads(run("release", "mood", 2, "--json").out)
+        assert (shown["name"], shown["generation"], shown["stable"], shown["by"]) == ("mood", 2, 2, "ann")
+
+    def test_of_a_canary_keeps_the_stable_version(self, run: Run, stocked: Store) -> None:
+        result = run("release", "mood", 2, "--channel", "canary", "--percent", 10)
+        assert result.out == "mood: generation 2, stable 1, canary 2 for 10 %\n"
+
+    def test_of_a_stable_version_ends_the_canary(self, run: Run, stocked: Store) -> None:
+        run("release", "mood", 2, "--channel", "canary", "--percent", 10)
+        assert run("release", "mood", 2).out == "mood: generation 3, stable 2\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            (("mood", 9), "mood@9 is not in the store"),
+            (("mood", 0), "mood@0 is not in the store"),
+            (("nobody", 1), "nobody@1 is not in the store"),
+            (("mood", 2, "--channel", "canary"), "--channel canary needs --percent from 1 to 100"),
+            (("mood", 2, "--channel", "canary", "--percent", 0), "needs --percent from 1 to 100"),
+            (("mood", 2, "--channel", "canary", "--percent", 101), "needs --percent from 1 to 100"),
+            (("mood", 9, "--channel", "canary", "--percent", 10), "mood@9 is not in the store"),
+            (("mood", 0, "--channel", "canary", "--percent", 10), "mood@0 is not in the store"),
+            (("nobody", 1, "--channel", "canary", "--percent", 10), "nobody has no stable version yet"),
+            (("mood", 2, "--percent", 10), "--percent is for --channel canary"),
+            (("mood", 2, "--expected-generation", 7), "mood is at generation 1, not 7; look, then retry"),
+        ],
+    )
+    def test_refuses_what_cannot_be_served(
+        self, refused: Run, stocked: Store, arguments: tuple[object, ...], reason: str
+    ) -> None:
+        assert reason in refused("release", *arguments).err
+
+    def test_of_a_canary_is_refused_where_someone_released_in_the_meantime(
+        self, refused: Run, stocked: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        look = Store.released
+
+        def then_someone_else_releases(self: Store, name: str) -> object:
+            monkeypatch.setattr(Store, "_generations", lambda self, name: [1, 2])
+            return look(self, name)
+
+        current = stocked.released("mood")
+        monkeypatch.setattr(Store, "released", lambda self, name: current)
+        monkeypatch.setattr(Store, "_generations", lambda self, name: [1, 2])
+        result = refused("release", "mood", 2, "--channel", "canary", "--percent", 10)
+        assert "mood is at generation 2, not 1; look, then retry" in result.err
+        assert then_someone_else_releases
+
+
+class TestRollback:
+    def test_goes_back_to_the_release_before(self, run: Run, stocked: Store) -> None:
+        run("release", "mood", 2)
+        result = run("rollback", "mood", "--why", "worse")
+        assert (result.status, result.out) == (0, "mood: generation 3, stable 1\n")
+        assert json.loads(run("rollback", "mood", "--json").out)["stable"] == 2
+
+    @pytest.mark.parametrize("name", ["mood", "nobody"])
+    def test_without_a_release_before_is_refused(self, refused: Run, stocked: Store, name: str) -> None:
+        assert f"{name} has no release to go back to" in refused("rollback", name).err
+
+
+class TestHistory:
+    def test_shows_every_release_oldest_first(self, run: Run, stocked: Store) -> None:
+        run("release", "mood", 2, "--channel", "canary", "--percent", 10, "--why", "try it")
+        heading, first, second = run("history", "mood").out.splitlines()
+        assert heading.split() == ["GENERATION", "STABLE", "CANARY", "AT", "BY", "WHY"]
+        assert first.split()[:3] == ["1", "1", "-"]
+        assert second.startswith("2           1       2 (10 %)")
+        assert second.endswith("ann  try it")
+
+    def test_prints_json(self, run: Run, stocked: Store) -> None:
+        run("release", "mood", 2)
+        shown = json.loads(run("history", "mood", "--json").out)
+        assert [(row["generation"], row["stable"], row["canary"]) for row in shown] == [(1, 1, None), (2, 2, None)]
+
+    def test_of_nobody_is_refused(self, refused: Run, stocked: Store) -> None:
+        assert "'nobody' has no releases" in refused("history", "nobody").err
+
+
+class TestVerify:
+    def test_says_that_all_is_well(self, run: Run, stocked: Store) -> None:
+        result = run("verify")
+        assert (result.status, result.out.startswith("ok: every file of every version")) == (0, True)
+        assert json.loads(run("verify", "--json").out) == []
+
+    def test_lists_what_is_damaged_and_fails(self, run: Run, stocked: Store, tmp_path: Path) -> None:
+        path = tmp_path / "store/mood/versions/2" / WEIGHTS
+        path.write_bytes(path.read_bytes()[:-1])
+        result = run("verify")
+        assert result.status == 1
+        assert result.out.splitlines()[1].split()[:3] == ["mood", "2", WEIGHTS]
+        shown = run("verify", "--json")
+        assert shown.status == 1
+        assert [(row["name"], row["version"]) for row in json.loads(shown.out)] == [("mood", 2)]
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            (),
+            ("frobnicate",),
+            ("add",),
+            ("release", "mood"),
+            ("release", "mood", "two"),
+            ("release", "mood", "1", "--channel", "beta"),
+            ("list", "--unheard-of"),
+            ("add", "dir", "mood", "--task", "translation"),
+        ],
+    )
+    def test_that_is_wrong_ends_with_2_and_the_usage(self, run: Run, arguments: tuple[str, ...]) -> None:
+        result = run(*arguments)
+        assert (result.status, result.out) == (2, "")
+        assert result.err.startswith("usage: python -m adapters")
+
+    @pytest.mark.parametrize(
+        "command", [None, "add", "list", "show", "lint", "release", "rollback", "history", "verify"]
+    )
+    def test_help_has_an_example(self, run: Run, command: str | None) -> None:
+        result = run(*([command] if command else []), "--help")
+        assert result.status == 0
+        assert "example: python -m adapters " in result.out
+
+    def test_an_interrupt_ends_with_130_and_no_traceback(
+        self, run: Run, stocked: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(self: Store) -> list[str]:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Store, "names", interrupted)
+        result = run("list")
+        assert (result.status, result.err) == (130, "python -m adapters: interrupted\n")
+
+    def test_only_refusals_are_caught(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuses(_: object) -> None:
+            raise NotInStore("nothing there")
+
+        def breaks(_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(commands, "list_", refuses)
+        assert run("list").status == 1
+        monkeypatch.setattr(commands, "list_", breaks)
+        with pytest.raises(ZeroDivisionError):
+            run("list")
+
+
+def test_a_laptop_needs_neither_torch_nor_transformers_nor_vllm(tmp_path: Path, stocked: Store) -> None:
+    heavy = ("torch", "vllm", "transformers", "peft", "sklearn", "datasets")
+    script = (
+        "import sys\n"
+        "import adapters.store, adapters.intake, adapters.lint, adapters.base_model, adapters.__main__ as commands\n"
+        f"sys.argv = ['adapters', 'list', '--store', {str(tmp_path / 'store')!r}]\n"
+        "commands.main()\n"
+        f"print([name for name in {heavy} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "mood" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -116,6 +116,8 @@ class Inference:
             outcome = told.code
             if type(told) is ServiceError:
                 logger.exception("a request failed")
+            if told is error:
+                raise
             raise told from error
         finally:
             name, version = self._metrics.bounded("version", *(seen.work.labels if seen.work else ("none", "0")))

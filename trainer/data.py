@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def _load_table(origin: Origin, cache: Path) -> Any:
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would say is in the error
     try:
         if origin.dataset:
             name, _, split = origin.dataset.partition(":")
@@ -111,17 +113,40 @@ def _load_table(origin: Origin, cache: Path) -> Any:
             raise HotswapError(f"{origin.path}: read are {', '.join(LOADERS)}; rename or convert the file.")
         if not origin.path.is_file():
             raise HotswapError(f"data.path {origin.path} does not exist.")
-        # pandas takes cells such as "None", "NA" and "null" for missing; they may well be labels.
-        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}
-        if origin.path.suffix.lower() == ".tsv":
-            options["sep"] = "\t"
+        if not origin.path.stat().st_size:
+            raise HotswapError(f"{origin.path} is empty.")
+        options = _csv_options(origin.path) if loader == "csv" else {}
         place = str(cache / "datasets")
         return load_dataset(loader, data_files=str(origin.path), split="train", cache_dir=place, **options)
     except (DatasetGenerationError, DatasetNotFoundError, ValueError, ConnectionError) as error:
-        cause = error.__cause__ or error
-        raise HotswapError(
-            f"{origin.path or origin.dataset} could not be read: {' '.join(str(cause).split())}"
-        ) from error
+        reason = _broken_line(origin.path) or " ".join(str(error.__cause__ or error).split())
+        raise HotswapError(f"{origin.path or origin.dataset} could not be read: {reason}") from error
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    """Read every cell as it is written: pandas would make 1 of "01", and nothing of "None", "NA" and "null"."""
+    from datasets import Features, Value
+    from pandas import read_csv
+
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    columns = read_csv(path, sep=separator, nrows=0).columns
+    features = Features({column: Value("string") for column in columns})
+    return {"sep": separator, "features": features, "keep_default_na": False, "na_values": [""]}
+
+
+def _broken_line(path: Path | None) -> str | None:
+    """Return which line of a JSONL file is none: pyarrow counts from zero, in each of its blocks."""
+    if path is None or path.suffix.lower() != ".jsonl":
+        return None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                broken = bool(line.strip()) and not isinstance(json.loads(line), dict)
+            except ValueError:
+                broken = True
+            if broken:
+                return f"line {number} is not a JSON object"
+    return None
 
 
 def _distinct(table: Iterable[Mapping[str, Any]], text: str, answer: str, group: str | None) -> list[Row]:
@@ -132,6 +157,8 @@ def _distinct(table: Iterable[Mapping[str, Any]], text: str, answer: str, group:
         for column, value in zip(columns, values, strict=True):
             if value is None or not str(value).strip() or value != value:
                 raise HotswapError(f"row {number}: column '{column}' is empty; fill it in or remove the row.")
+            if isinstance(value, list | dict):
+                raise HotswapError(f"row {number}: column '{column}' holds several values; a row has one text.")
         said, answered = (str(value).strip() for value in values[:2])
         key = " ".join(said.lower().split())
         rows.setdefault(key, Row(said, answered, str(values[2]) if group else key))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def train(options: argparse.Namespace) -> None:
             f"trained {run['trainable_parameters']:,} parameters in {run['seconds']:.0f} s "
             f"({run['tokens_per_second']:.0f} tokens/s), validation loss {run['best_validation_loss']:.4f}"
         )
-        print(f"next: python -m trainer evaluate {options.recipe}")
+        print(_next("evaluate", options))
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -63,7 +64,7 @@ def evaluate(options: argparse.Namespace) -> None:
         print(json.dumps(evaluation["scores"]))
     else:
         cli.show(rows, as_json=False, columns=("test", "metric", "base", "adapter"))
-        print(f"next: python -m trainer publish {options.recipe}")
+        print(_next("publish", options))
 
 
 def publish(options: argparse.Namespace) -> None:
@@ -103,7 +104,9 @@ def _trained(recipe: Recipe) -> tuple[dict[str, Any], Base]:
     if base.digest != run["base"]:
         raise HotswapError(f"the adapter was trained on another base than {base.name}; set HOTSWAP_BASE_MODEL to it.")
     if _identity(recipe) != recipe.run_identity(run["data"], run["base"]):
-        raise HotswapError(f"the recipe is not the one that {recipe.run_folder} was trained with; train again.")
+        raise HotswapError(
+            f"the recipe is not the one that {recipe.run_folder} was trained with; give the same --set, or train again."
+        )
     return run, base
 
 
@@ -136,6 +139,11 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _next(command: str, options: argparse.Namespace) -> str:
+    settings = [part for override in options.set for part in ("--set", override)]
+    return f"next: python -m trainer {shlex.join([command, str(options.recipe), *settings])}"
 
 
 def _say(text: str) -> None:

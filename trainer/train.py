@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from tqdm import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
@@ -57,13 +67,16 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
         train_dataset=Encoded(splits.train, task, base),
         eval_dataset=Encoded(splits.validation, task, base),
         data_collator=collate(base.end_id),
-        callbacks=[EarlyStoppingCallback(recipe.training.patience)],
+        callbacks=[EarlyStoppingCallback(recipe.training.patience), Progress()],
     )
+    trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
     result = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
-    if trainer.state.best_metric is None or not math.isfinite(trainer.state.best_metric):
-        raise HotswapError("the validation loss is not a number; set a lower training.learning_rate.")
+    weights = [p for p in model.parameters() if p.requires_grad]
+    best = trainer.state.best_metric
+    if best is None or not math.isfinite(best) or not all(w.half().isfinite().all() for w in weights):
+        raise HotswapError("the training diverged into infinite weights; set a lower training.learning_rate.")
     _save(model, folder / "adapter", base)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
@@ -77,8 +90,8 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
         "tokens_per_second": round(sum(trainer.train_dataset.lengths) * recipe.training.epochs / seconds, 1),
         "steps": trainer.state.global_step,
         "train_loss": result.training_loss,
-        "best_validation_loss": trainer.state.best_metric,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "best_validation_loss": best,
+        "trainable_parameters": sum(w.numel() for w in weights),
         "history": history,
     }
 
@@ -150,6 +163,7 @@ def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[],
+        disable_tqdm=True,  # Progress draws the bar
     )
 
 
@@ -227,6 +241,25 @@ class LengthGrouped(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
+
+
+class Progress(TrainerCallback):
+    """A bar where there is a terminal, and a line per report. On stderr: transformers' own go to stdout, which
+    is for results."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        losses = {name: logs[key] for key, name in (("loss", "loss"), ("eval_loss", "validation loss")) if key in logs}
+        for name, loss in losses.items():
+            tqdm.write(f"step {state.global_step} of {state.max_steps}: {name} {loss:.4f}", file=sys.stderr)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar.close()
 
 
 class AnswerTrainer(Trainer):

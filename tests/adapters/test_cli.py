@@ -32,9 +32,7 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path
-) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path) -> Run:
     """Run a command on the test's own store and the tiny base."""
     monkeypatch.setenv("HOTSWAP_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("HOTSWAP_BASE_MODEL", str(tiny_folder))
@@ -237,9 +235,9 @@ class TestLint:
 
     def test_says_what_is_wrong(self, refused: Run, make_adapter: MakeAdapter, tmp_path: Path) -> None:
         assert "use_dora=True cannot be served" in refused("lint", make_adapter(config={"use_dora": True})).err
-        assert "rank 32 is above the server's limit of 16" in refused(
-            "lint", make_adapter(rank=32), "--max-rank", 16
-        ).err
+        assert (
+            "rank 32 is above the server's limit of 16" in refused("lint", make_adapter(rank=32), "--max-rank", 16).err
+        )
         assert "/nothing is not a folder" in refused("lint", tmp_path / "nothing").err
 
 

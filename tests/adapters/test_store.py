@@ -119,15 +119,14 @@ class TestVersions:
         make_adapter: MakeAdapter,
         monkeypatch: pytest.MonkeyPatch,
         killed_at: str,
-        tiny: Base,
     ) -> None:
         folder, described = make_adapter(), add()
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            if killed_at == "the weights":
-                patch.setattr(adapters.store.obstore, "put", kill_before(WEIGHTS))
-            elif killed_at == "the manifest":
-                patch.setattr(adapters.store.obstore, "put", kill_before(MANIFEST))
-            store.add("mood", folder, fail if killed_at == "the claim" else lambda _: described)
+        describe = fail if killed_at == "the claim" else lambda _: described
+        with monkeypatch.context() as patch:
+            if killed_at != "the claim":
+                patch.setattr(obstore, "put", kill_before(WEIGHTS if killed_at == "the weights" else MANIFEST))
+            with pytest.raises(KeyboardInterrupt):
+                store.add("mood", folder, describe)
         assert store.versions("mood") == [1]
         assert list(store.problems()) == []
         with pytest.raises(NotInStore, match="mood@2 is not in the store"):

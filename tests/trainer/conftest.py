@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,21 @@ def _a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setenv("HOTSWAP_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Sums in another order are other sums: bit-identity is promised for the same number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def reviews(rows: int) -> list[dict[str, Any]]:
     """Return rows that a two-layer model learns at once: one word decides."""
-    return [
-        {"text": f"film {number} is {'moving' if number % 2 else 'dull'}", "label": ("negative", "positive")[number % 2]}
-        for number in range(rows)
-    ]
+    kinds = [("dull", "negative"), ("moving", "positive")]
+    return [{"text": f"film {n} is {kinds[n % 2][0]}", "label": kinds[n % 2][1]} for n in range(rows)]
 
 
 def settings(**changes: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from adapters.errors import HotswapError
-from trainer.config import Recipe, load_recipe
 from tests.trainer.conftest import MakeRecipe, settings
+from trainer.config import Recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "trainer" / "recipes").glob("*.yaml"))
 
@@ -50,7 +50,10 @@ class TestAMistake:
             ({"training": {"lerning_rate": 1}}, "training.lerning_rate: unknown key; did you mean 'learning_rate'?"),
             ({"lora": {"dropuot": 1}}, "lora.dropuot: unknown key; did you mean 'dropout'?"),
             ({"lora": {"xyz": 1}}, "lora.xyz: unknown key; known keys: alpha, dropout, rank, target_modules"),
-            ({"data": {"path": "x.csv", "valdiation": 0.1}}, "data.valdiation: unknown key; did you mean 'validation'?"),
+            (
+                {"data": {"path": "x.csv", "valdiation": 0.1}},
+                "data.valdiation: unknown key; did you mean 'validation'?",
+            ),
             (
                 {"data": {"path": "x.csv", "extra_tests": {"far": {"paht": "y.csv"}}}},
                 "data.extra_tests.far.paht: unknown key; did you mean 'path'?",

@@ -13,10 +13,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from adapters.errors import HotswapError
+from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
 from trainer.config import Data, Origin
 from trainer.data import Row, Splits, _split, labels_of, load_splits, read_rows
 from trainer.sources import SOURCES
-from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
 
 ROWS = [{"text": "A moving film", "label": "good"}, {"text": 'So "dull",\nand slow', "label": "bad"}]
 properties = hypothesis_settings(max_examples=60, deadline=None)
@@ -240,7 +240,7 @@ class TestSplitting:
     def test_never_divides_a_group(self, groups: list[int], seed: int, share: float) -> None:
         rows = rows_of(groups)
         parts = split(rows, seed, validation=share, test=share)
-        assert sorted((r.text for part in parts.values() for r in part)) == sorted(r.text for r in rows)
+        assert sorted(r.text for part in parts.values() for r in part) == sorted(r.text for r in rows)
         homes = [{row.group for row in part} for part in parts.values()]
         assert sum(map(len, homes)) == len(set().union(*homes))
 
@@ -263,7 +263,10 @@ class TestSplitting:
 
     def test_gives_about_the_shares_asked_for(self) -> None:
         parts = split(rows_of(list(range(2000))), validation=0.1, test=0.2)
-        assert (len(parts["validation"]), len(parts["test"])) == (pytest.approx(200, rel=0.2), pytest.approx(400, rel=0.2))
+        assert (len(parts["validation"]), len(parts["test"])) == (
+            pytest.approx(200, rel=0.2),
+            pytest.approx(400, rel=0.2),
+        )
 
     def test_depends_on_the_seed_alone(self) -> None:
         rows = rows_of(list(range(100)))

@@ -1,0 +1,434 @@
+"""``python -m trainer``: from rows to a version in the store, by the commands that a user types."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+import trainer.__main__ as commands
+from adapters.base_model import Base
+from adapters.store import Store
+from adapters.tasks import ClassificationTask, SummarizationTask
+from tests.trainer.conftest import reviews, settings
+from trainer.config import load_recipe
+from trainer.data import Row, Splits, load_splits
+from trainer.evaluate import predict, profile_of
+from trainer.report import card
+
+GATE = {"test": {"accuracy": 0.9}}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+@dataclass
+class Workplace:
+    """A user's folder: a recipe, rows, a store that begins empty, and the tiny model as base."""
+
+    folder: Path
+    base: Path
+
+    def run(self, *arguments: object, base: Path | None = None) -> Result:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.chdir(self.folder)
+            patch.setenv("HOTSWAP_BASE_MODEL", str(base or self.base))
+            patch.setenv("HOTSWAP_STORE", str(self.folder / "store"))
+            patch.setenv("HOTSWAP_CACHE", str(self.folder / "cache"))
+            patch.setattr(sys, "argv", ["trainer", *map(str, arguments)])
+            patch.setattr("getpass.getuser", lambda: "ann")
+            try:
+                status = commands.main()
+            except SystemExit as stop:
+                status = int(stop.code or 0)
+        return Result(status, out.getvalue(), err.getvalue())
+
+    def write_recipe(self, **changes: Any) -> Path:
+        (self.folder / "mood.yaml").write_text(yaml.safe_dump(settings(**changes)))
+        return self.folder / "mood.yaml"
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "store")
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "runs" / "mood"
+
+
+def furnish(folder: Path, base: Path) -> Workplace:
+    place = Workplace(folder, base)
+    place.write_recipe(description="Moving or dull.", gate=GATE)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews(120)))
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(
+    one_thread: None, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path
+) -> tuple[Workplace, list[Result]]:
+    """A workplace where ``train`` and ``evaluate`` have run."""
+    place = furnish(tmp_path_factory.mktemp("workplace"), tiny_folder)
+    return place, [place.run("train", "mood.yaml"), place.run("evaluate", "mood.yaml")]
+
+
+@pytest.fixture
+def place(trained: tuple[Workplace, list[Result]], tmp_path: Path) -> Workplace:
+    """A copy of it, for a test to spoil."""
+    shutil.copytree(trained[0].folder, tmp_path / "workplace", ignore=shutil.ignore_patterns("checkpoint-*"))
+    return Workplace(tmp_path / "workplace", trained[0].base)
+
+
+@pytest.fixture
+def refused(place: Workplace) -> Callable[..., str]:
+    """Run a command that must be refused in one line, and must store nothing."""
+
+    def refused(*arguments: object, **more: Any) -> str:
+        before = place.store.names()
+        result = place.run(*arguments, **more)
+        assert result.status == 1, (result.out, result.err)
+        assert result.out == ""
+        assert "Traceback" not in result.err
+        line = result.err.splitlines()[-1]
+        assert line.startswith("python -m trainer: ")
+        assert place.store.names() == before
+        return line
+
+    return refused
+
+
+class TestTraining:
+    def test_says_what_it_did_and_what_comes_next(self, trained: tuple[Workplace, list[Result]]) -> None:
+        result = trained[1][0]
+        assert result.status == 0
+        done, following = result.out.splitlines()
+        assert done.startswith("trained 3,584 parameters in ")
+        assert ", validation loss " in done
+        assert following == "next: python -m trainer evaluate mood.yaml"
+        assert " train, " in result.err
+        assert "base tiny-llama; run folder runs/mood" in result.err
+
+    def test_leaves_the_task_that_will_be_served_beside_the_adapter(
+        self, trained: tuple[Workplace, list[Result]], tiny: Base
+    ) -> None:
+        folder = trained[0].run_folder / "adapter"
+        task = ClassificationTask.model_validate_json((folder / "task.json").read_bytes())
+        labels = ["negative", "positive"]
+        assert task == ClassificationTask.of("Review: {text}\nSentiment:", labels, tiny.tokenizer, max_input_tokens=512)
+
+    def test_prints_json_and_nothing_else(self, place: Workplace) -> None:
+        result = place.run("train", "mood.yaml", "--json", "--set", "training.epochs=1")
+        assert json.loads(result.out)["rows"] == json.loads((place.run_folder / "run.json").read_text())["rows"]
+
+    def test_of_a_finished_run_changes_nothing(self, place: Workplace) -> None:
+        before = {path: path.read_bytes() for path in place.run_folder.rglob("*") if path.is_file()}
+        result = place.run("train", "mood.yaml")
+        assert "already trained; delete runs/mood to train it again" in result.err
+        assert {path: path.read_bytes() for path in place.run_folder.rglob("*") if path.is_file()} == before
+
+    def test_again_with_another_recipe_forgets_the_old_scores(self, place: Workplace) -> None:
+        assert (place.run_folder / "evaluation.json").is_file()
+        place.run("train", "mood.yaml", "--set", "training.epochs=1")
+        assert not (place.run_folder / "evaluation.json").exists()
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"trainning": {}}, "trainning: unknown key; did you mean 'training'?"),
+            ({"data": {"path": "nothing.csv"}}, "data.path nothing.csv does not exist"),
+            ({"data": {"path": "rows.jsonl", "text": "review"}}, "no column 'review'; it has: label, text"),
+            ({"lora": {"target_modules": ["q_prj"]}}, "this base has no q_prj; it has: "),
+            ({"task": {"kind": "classification", "labels": [*"aba"]}}, "label names must be distinct"),
+            ({"base": "/no/such/base"}, "'/no/such/base' is neither a folder nor a model"),
+            ({"output": "."}, "is not empty and not a run of this trainer"),
+        ],
+    )
+    def test_refuses_a_recipe_that_cannot_be_trained(
+        self,
+        place: Workplace,
+        refused: Callable[..., str],
+        changes: dict[str, Any],
+        reason: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        shutil.rmtree(place.folder / "runs")
+        rows = (
+            reviews(120) if "task" not in changes else [{"text": f"film {n}", "label": "ab"[n % 2]} for n in range(99)]
+        )
+        (place.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        place.write_recipe(**changes)
+        assert reason in refused("train", "mood.yaml")
+
+    @pytest.mark.parametrize(
+        "arguments", [(), ("train",), ("frobnicate", "mood.yaml"), ("train", "mood.yaml", "--unheard-of")]
+    )
+    def test_in_a_wrong_way_ends_with_2_and_the_usage(self, place: Workplace, arguments: tuple[str, ...]) -> None:
+        result = place.run(*arguments)
+        assert (result.status, result.out) == (2, "")
+        assert result.err.startswith("usage: python -m trainer")
+
+    @pytest.mark.parametrize("command", [None, "train", "evaluate", "publish"])
+    def test_has_help_with_an_example(self, place: Workplace, command: str | None) -> None:
+        result = place.run(*([command] if command else []), "--help")
+        assert result.status == 0
+        assert "example: python -m trainer " in result.out
+
+
+class TestEvaluating:
+    def test_shows_base_and_adapter_side_by_side(self, trained: tuple[Workplace, list[Result]]) -> None:
+        result = trained[1][1]
+        assert result.status == 0
+        heading, *rows, following = result.out.splitlines()
+        assert heading.split() == ["TEST", "METRIC", "BASE", "ADAPTER"]
+        assert [row.split()[1] for row in rows] == ["rows", "accuracy", "macro_f1", "calibration_error"]
+        assert rows[1].split()[3] == "1.000", "one word decides; a two-layer model learns it"
+        assert following == "next: python -m trainer publish mood.yaml"
+
+    def test_prints_json_and_nothing_else(self, place: Workplace) -> None:
+        scores = json.loads(place.run("evaluate", "mood.yaml", "--json").out)
+        assert scores == json.loads((place.run_folder / "evaluation.json").read_text())["scores"]
+        assert set(scores["test"]) == {"base", "adapter"}
+
+    def test_scores_extra_rows_too(self, place: Workplace) -> None:
+        shutil.rmtree(place.folder / "runs")
+        (place.folder / "far.csv").write_text("text,label\nso moving,positive\nso dull,negative\n")
+        data = settings()["data"] | {"extra_tests": {"far": {"path": "far.csv"}}}
+        place.write_recipe(data=data, gate={"extra_tests": {"far": {"accuracy": 1.1}}})
+        place.run("train", "mood.yaml")
+        scores = json.loads(place.run("evaluate", "mood.yaml", "--json").out)
+        assert scores["far"]["adapter"]["rows"] == 2
+        assert "far accuracy is " in place.run("publish", "mood.yaml").err
+
+    def test_of_what_was_never_trained_says_what_comes_first(
+        self, place: Workplace, refused: Callable[..., str]
+    ) -> None:
+        shutil.rmtree(place.folder / "runs")
+        for command in ("evaluate", "publish"):
+            line = refused(command, "mood.yaml")
+            assert line.endswith("run.json is missing: python -m trainer train comes first, with the same recipe.")
+
+    def test_of_other_rows_is_refused(self, place: Workplace, refused: Callable[..., str]) -> None:
+        with (place.folder / "rows.jsonl").open("a") as file:
+            file.write('{"text": "one more", "label": "positive"}\n')
+        assert "the data is not what the adapter was trained on; train again" in refused("evaluate", "mood.yaml")
+
+    def test_agrees_with_a_loop_by_hand(self, trained: tuple[Workplace, list[Result]], tiny: Base) -> None:
+        place = trained[0]
+        rows = load_splits(load_recipe(place.folder / "mood.yaml"), place.folder / "cache").test
+        task = ClassificationTask.model_validate_json((place.run_folder / "adapter" / "task.json").read_bytes())
+        model = with_adapter(place)
+        right, scores = 0, []
+        for row in rows:
+            ids = torch.tensor([task.prompt(row.text, tiny.tokenizer).ids])
+            with torch.no_grad():
+                logprobs = model(input_ids=ids).logits[0, -1].float().log_softmax(-1)
+            ranked = sorted(task.labels, key=lambda label: float(logprobs[label.token_id]), reverse=True)
+            right += ranked[0].name == row.answer
+            scores.append(float(torch.stack([logprobs[label.token_id] for label in ranked]).softmax(0)[0]))
+        evaluation = json.loads((place.run_folder / "evaluation.json").read_text())
+        assert evaluation["scores"]["test"]["adapter"]["accuracy"] == right / len(rows)
+        answers = predict(model, rows, task, tiny)
+        assert [answer["score"] for answer in answers] == pytest.approx(scores, abs=1e-5)
+        assert [answer["label"] == row.answer for answer, row in zip(answers, rows, strict=True)].count(True) == right
+
+    def test_of_summaries_agrees_with_a_loop_by_hand(self, trained: tuple[Workplace, list[Result]], tiny: Base) -> None:
+        task = SummarizationTask.of("Text: {text}\nSummary:", max_answer_tokens=6)
+        rows = [Row(text, "x", text) for text in ("A film.", "A moving and beautifully acted film.", "dull " * 9)]
+        model = with_adapter(trained[0])
+        answers = predict(model, rows, task, tiny)
+        for row, answer in zip(rows, answers, strict=True):
+            ids = task.prompt(row.text, tiny.tokenizer).ids
+            said: list[int] = []
+            while len(said) < 6 and tiny.end_id not in said:
+                with torch.no_grad():
+                    said.append(int(model(input_ids=torch.tensor([ids + said])).logits[0, -1].argmax()))
+            ended = said[-1] == tiny.end_id
+            assert answer["summary"] == tiny.tokenizer.decode(said[:-1] if ended else said).strip()
+            assert answer["finish_reason"] == ("stop" if ended else "length")
+
+    def test_leaves_a_profile_to_compare_live_traffic_with(self) -> None:
+        outputs = [{"label": "a", "score": 0.55}, {"label": "a", "score": 0.95}, {"label": "b", "score": 1.0}]
+        profile = profile_of(outputs, [5, 8, 100])
+        assert profile["labels"] == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+        assert profile["confidence"] == pytest.approx(
+            {0.5: 0, 0.6: 1 / 3, 0.7: 1 / 3, 0.8: 1 / 3, 0.9: 1 / 3, 0.95: 2 / 3, 0.99: 2 / 3, 1.0: 1}
+        )
+        assert profile["input_tokens"][8] == pytest.approx(2 / 3)
+        assert profile["input_tokens"][128] == 1
+        assert profile_of([{"summary": "x"}], [5])["confidence"] == {}
+
+
+class TestPublishing:
+    @pytest.fixture
+    def published(self, place: Workplace) -> Workplace:
+        result = place.run("publish", "mood.yaml", "--why", "first")
+        assert (result.status, result.err) == (0, "")
+        assert result.out == f"mood@1 published to {place.folder / 'store'}, released as generation 1\n"
+        return place
+
+    def test_makes_a_version_and_releases_it(self, published: Workplace) -> None:
+        store = published.store
+        assert store.versions("mood") == [1]
+        assert list(store.problems()) == []
+        released = store.released("mood")
+        assert released is not None
+        assert (released.stable, released.canary, released.by, released.why) == (1, None, "ann", "first")
+
+    def test_says_in_the_manifest_where_it_comes_from(self, published: Workplace, tiny: Base) -> None:
+        manifest, _ = published.store.manifest("mood", 1)
+        recipe = load_recipe(published.folder / "mood.yaml")
+        splits = load_splits(recipe, published.folder / "cache")
+        assert manifest.description == "Moving or dull."
+        assert manifest.base.model_dump() == {"name": "tiny-llama", "digest": tiny.digest}
+        assert (manifest.rank, manifest.alpha, manifest.target_modules) == (4, 8, ("q_proj", "v_proj"))
+        assert manifest.lineage["recipe"]["seed"] == 7
+        assert manifest.lineage["recipe"]["training"]["learning_rate"] == 1e-2
+        assert manifest.lineage["data"] == {"fingerprint": splits.fingerprint, "rows": splits.counts()}
+        assert set(manifest.lineage["libraries"]) == {"torch", "transformers", "peft", "tokenizers"}
+        assert manifest.lineage["libraries"]["torch"] == torch.__version__
+
+    def test_says_in_the_manifest_how_good_it_is(self, published: Workplace) -> None:
+        manifest, _ = published.store.manifest("mood", 1)
+        evaluation = json.loads((published.run_folder / "evaluation.json").read_text())
+        assert manifest.metrics == evaluation["scores"]
+        assert manifest.metrics["test"]["adapter"]["accuracy"] == 1
+        assert manifest.profile is not None
+        assert manifest.profile.rows == manifest.metrics["test"]["adapter"]["rows"]
+        assert math.isclose(sum(manifest.profile.labels.values()), 1)
+        assert manifest.profile.confidence[1.0] == 1
+
+    def test_puts_a_card_into_the_version(self, published: Workplace, tmp_path: Path) -> None:
+        text = (published.store.fetch("mood", 1, tmp_path) / "README.md").read_text()
+        manifest, _ = published.store.manifest("mood", 1)
+        for part in (
+            "# mood",
+            "Moving or dull.",
+            manifest.base.digest,
+            manifest.lineage["data"]["fingerprint"],
+            "| test | accuracy |",
+            "Confusion on test",
+            "learning_rate: 0.01",
+            "(seed 7)",
+        ):
+            assert part in text
+        again = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+        assert again["training"] == manifest.lineage["recipe"]["training"], "the card's recipe can be used"
+
+    def test_again_makes_the_next_version(self, published: Workplace) -> None:
+        result = published.run("publish", "mood.yaml", "--json")
+        assert json.loads(result.out) == {"name": "mood", "version": 2, "generation": 2}
+
+    def test_without_release_serves_nothing(self, place: Workplace) -> None:
+        result = place.run("publish", "mood.yaml", "--no-release")
+        assert result.out.endswith("not released\n")
+        assert (place.store.versions("mood"), place.store.released("mood")) == ([1], None)
+
+    def test_may_go_to_another_store(self, place: Workplace) -> None:
+        place.run("publish", "mood.yaml", "--store", place.folder / "other")
+        assert Store(place.folder / "other").versions("mood") == [1]
+        assert place.store.names() == []
+
+    def test_evaluates_first_where_nobody_did(self, place: Workplace) -> None:
+        (place.run_folder / "evaluation.json").unlink()
+        assert place.run("publish", "mood.yaml").status == 0
+        assert place.store.manifest("mood", 1)[0].metrics["test"]["adapter"]["accuracy"] == 1
+
+    def test_below_the_gate_stores_nothing_and_says_by_how_much(
+        self, place: Workplace, refused: Callable[..., str]
+    ) -> None:
+        path = place.run_folder / "evaluation.json"
+        evaluation = json.loads(path.read_text())
+        evaluation["scores"]["test"]["adapter"] |= {"accuracy": 0.8125, "macro_f1": 0.7}
+        path.write_text(json.dumps(evaluation))
+        line = refused("publish", "mood.yaml", "--set", "gate.test.macro_f1=0.75")
+        assert "the gate is closed, nothing is published: " in line
+        assert "test accuracy is 0.8125, the gate asks for 0.9; test macro_f1 is 0.7000, the gate asks for 0.75" in line
+
+    def test_exactly_at_the_gate_is_good_enough(self, place: Workplace) -> None:
+        assert place.run("publish", "mood.yaml", "--set", "gate.test.accuracy=1.0").status == 0
+
+    def test_with_another_recipe_than_the_one_that_was_trained_is_refused(
+        self, place: Workplace, refused: Callable[..., str]
+    ) -> None:
+        line = refused("publish", "mood.yaml", "--set", "training.learning_rate=0.5")
+        assert "the recipe is not the one that runs/mood was trained with; give the same --set, or train again" in line
+
+    def test_with_the_settings_that_were_trained_works_as_the_commands_say(self, place: Workplace) -> None:
+        shutil.rmtree(place.folder / "runs")
+        place.write_recipe()
+        said = ["mood.yaml", "--set", "training.epochs=1", "--set", "description=A b"]
+        result = place.run("train", *said)
+        for command in ("evaluate", "publish"):
+            following = shlex.split(result.out.splitlines()[-1])
+            assert following == ["next:", "python", "-m", "trainer", command, *said]
+            result = place.run(*following[4:])
+            assert result.status == 0, result.err
+        assert place.store.manifest("mood", 1)[0].description == "A b"
+
+    def test_with_another_base_than_the_one_that_was_trained_is_refused(
+        self, place: Workplace, refused: Callable[..., str], tiny_folder: Path
+    ) -> None:
+        from safetensors.torch import load_file, save_file
+
+        other = Path(shutil.copytree(tiny_folder, place.folder / "other-llama"))
+        tensors = load_file(other / "model.safetensors")
+        tensors["model.norm.weight"] += 1
+        save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+        for command in ("publish", "evaluate"):
+            line = refused(command, "mood.yaml", base=other)
+            assert "the adapter was trained on another base than other-llama; set HOTSWAP_BASE_MODEL to it" in line
+
+    def test_of_a_damaged_adapter_is_refused(self, place: Workplace, refused: Callable[..., str]) -> None:
+        weights = place.run_folder / "adapter" / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-10])
+        assert "adapter_model.safetensors is damaged" in refused("publish", "mood.yaml")
+
+    @pytest.mark.parametrize("file", ["run.json", "evaluation.json", "adapter/task.json"])
+    def test_of_a_damaged_run_is_refused(self, place: Workplace, refused: Callable[..., str], file: str) -> None:
+        (place.run_folder / file).write_text("{")
+        assert f"{file} is damaged; train again" in refused("publish", "mood.yaml")
+
+
+class TestTheCard:
+    def test_writes_large_counts_out(self, place: Workplace, tiny: Base) -> None:
+        both = {"rows": 123_456, "accuracy": 0.98765}
+        run = json.loads((place.run_folder / "run.json").read_text())
+        text = card(load_recipe(place.folder / "mood.yaml"), tiny, run, {"test": {"base": both, "adapter": both}})
+        assert "| test | rows | 123456 | 123456 |" in text
+        assert "| test | accuracy | 0.9877 | 0.9877 |" in text
+
+
+def with_adapter(place: Workplace) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(place.base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, place.run_folder / "adapter").eval()
+
+
+def test_what_is_scored_is_what_was_split(trained: tuple[Workplace, list[Result]]) -> None:
+    place = trained[0]
+    splits: Splits = load_splits(load_recipe(place.folder / "mood.yaml"), place.folder / "cache")
+    run = json.loads((place.run_folder / "run.json").read_text())
+    evaluation = json.loads((place.run_folder / "evaluation.json").read_text())
+    assert run["data"] == splits.fingerprint
+    assert evaluation["scores"]["test"]["adapter"]["rows"] == len(splits.test) == run["rows"]["test"]

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from adapters import cli
 from adapters.base_model import Base, resolve_base
-from adapters.errors import HotswapError, NotInStore
+from adapters.errors import HotswapError, InvalidAdapter, NotInStore
 from adapters.intake import add_version
 from adapters.lint import base_shapes, lint
 from adapters.manifest import NAME_PATTERN
@@ -64,8 +64,12 @@ def _task(options: argparse.Namespace, base: Base) -> ClassificationTask | Summa
 def list_(options: argparse.Namespace) -> None:
     store, rows = _store(options), []
     for name in store.names():
-        versions, release = store.versions(name), store.released(name)
-        newest, _ = store.manifest(name, versions[-1])
+        versions = store.versions(name)
+        try:
+            release, (newest, _) = store.released(name), store.manifest(name, versions[-1])
+        except InvalidAdapter as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
         rows.append(
             {
                 "name": name,
@@ -102,6 +106,9 @@ def lint_(options: argparse.Namespace) -> None:
         raise HotswapError(f"{options.dir} is not a folder.")
     shapes = None if options.no_base else base_shapes(resolve_base(options.base).folder)
     facts = lint(options.dir, shapes=shapes, max_rank=options.max_rank)
+    if options.json:
+        print(json.dumps({"rank": facts.rank, "alpha": facts.alpha, "target_modules": facts.target_modules}))
+        return
     print(f"ok: LoRA of rank {facts.rank}, alpha {facts.alpha:g}, on {', '.join(facts.target_modules)}")
 
 
@@ -161,7 +168,11 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _store(options: argparse.Namespace) -> Store:
-    return open_store(options.store or os.environ.get("HOTSWAP_STORE"))
+    place = options.store or os.environ.get("HOTSWAP_STORE")
+    # Only `add` makes a store: elsewhere a folder that is not there is a typing mistake.
+    if place and "://" not in place and options.command is not add and not Path(place).expanduser().is_dir():
+        raise HotswapError(f"there is no store at {place}.")
+    return open_store(place)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,8 +35,8 @@ UNSERVED: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
     "use_bdlora": (None, False),
-    # PiSSA, OLoRA, CorDA and LoftQ change the base's own weights, which are frozen and shared here.
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga"),
+    # PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change the base's own weights, which are frozen and shared here.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
 
 

@@ -62,16 +62,15 @@ class Store:
 
     def __init__(self, place: str | Path) -> None:
         self.place = str(place)
+        self._folder = None if "://" in self.place else Path(self.place).expanduser().resolve()
         with _reachable(self.place):
-            if "://" in self.place:
-                self._objects: Any = from_url(self.place)
-            else:
-                folder = Path(self.place).expanduser().resolve()
-                self._objects = LocalStore(folder, mkdir=True)
+            self._objects: Any = LocalStore(self._folder, mkdir=True) if self._folder else from_url(self.place)
         self._manifests: dict[tuple[str, int], tuple[Manifest, str]] = {}
 
     def names(self) -> list[str]:
         """Return the adapters that have a committed version."""
+        if self._folder is not None and not self._folder.is_dir():
+            raise StoreUnavailable(f"the store {self.place} is gone: there is no such folder.")
         return [name for name in self._children("") if re.fullmatch(NAME_PATTERN, name) and self.versions(name)]
 
     def versions(self, name: str) -> list[int]:
@@ -194,8 +193,14 @@ class Store:
         return [self._release(name, generation) for generation in self._generations(name)]
 
     def problems(self) -> Iterator[tuple[str, int, str]]:
-        """Yield (name, version, what is wrong) for every version whose files differ from its manifest."""
+        """Yield (name, version, what is wrong) for every version whose files differ from its manifest, and, as
+        version 0, for every release record that cannot be read."""
         for name in self.names():
+            for generation in self._generations(name):
+                try:
+                    self._release(name, generation)
+                except InvalidAdapter as error:
+                    yield name, 0, str(error)
             for version in self.versions(name):
                 try:
                     manifest, _ = self.manifest(name, version)

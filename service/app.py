@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from adapters.base_model import Base
@@ -63,7 +64,7 @@ def create_app(
             await registry.close()
             await engine.stop()
 
-    async def authenticate(request: Request) -> None:
+    async def authenticate(request: Request, _: object = Security(HTTPBearer(auto_error=False))) -> None:
         request.state.caller = keys.caller(request.headers.get("authorization"))
 
     app = FastAPI(
@@ -71,6 +72,7 @@ def create_app(
         version="0.1.0",
         description="One frozen base model, many LoRA adapters: each request names the one it wants.",
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would echo the caller's Host header
     )
     app.state.phase = "starting"
     app.state.engine, app.state.store, app.state.base = engine, store, base
@@ -132,7 +134,9 @@ def _handle_errors(app: FastAPI) -> None:
             case 404:
                 return respond(NotFound("See /docs for what there is."))
             case 405:
-                return respond(MethodNotAllowed("See /docs for what there is."))
+                answer = respond(MethodNotAllowed("See /docs for what there is."))
+                answer.headers.update(error.headers or {})
+                return answer
             case 400:
                 return respond(BadRequest("The body is not valid JSON in UTF-8."))
         return respond(ServiceError())

@@ -187,7 +187,8 @@ class Inference:
     ) -> AsyncGenerator[tuple[Chunk, bool]]:
         """Send one text to the engine when its turn comes; yield chunks, and whether the text was cut."""
         name, version = self._metrics.bounded("version", *work.labels)
-        prompt = self._prompt(work, text, asked)
+        # In a thread: a large batch would keep the event loop, and with it the probes, waiting.
+        prompt = await asyncio.to_thread(self._prompt, work, text, asked)
         self._metrics.input_tokens.labels(name, version).observe(prompt.input_tokens)
         if prompt.truncated:
             self._metrics.truncated.labels(name, version).inc()

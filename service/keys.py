@@ -22,6 +22,10 @@ class Keys:
             except (OSError, UnicodeDecodeError) as error:
                 raise HotswapError(f"HOTSWAP_API_KEYS: {path} cannot be read ({type(error).__name__}).") from error
             self._digests = [_digest(line) for line in lines if line]
+            if any(not line.isascii() or len(line.split()) > 1 for line in lines):
+                raise HotswapError(
+                    f"HOTSWAP_API_KEYS: {path} holds a key that no header can carry; use ASCII, no blanks."
+                )
             if not self._digests:
                 raise HotswapError(f"HOTSWAP_API_KEYS: {path} holds no key; put one on a line of its own.")
 

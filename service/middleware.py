@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from contextlib import suppress
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
@@ -45,7 +46,8 @@ class RequestId:
         finally:
             if scope["path"] not in ("/livez", "/readyz", "/metrics"):
                 took = 1000 * (time.monotonic() - started)
-                logger.info("%s %s %d %.0f ms %s", scope["method"], scope["path"], status, took, request_id.decode())
+                path = quote(scope["path"])  # decoded, it may hold a new line
+                logger.info("%s %s %d %.0f ms %s", scope["method"], path, status, took, request_id.decode())
 
 
 class BodyLimit:
@@ -60,14 +62,14 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self._limit:
-            await self._refuse(receive, send)
+            await self._refuse(receive, send, more=int(announced) > 0 if announced.isdigit() else False)
             return
-        read, over = 0, False
+        read, over, more = 0, False, True
 
         async def counted() -> Message:
-            nonlocal read, over
+            nonlocal read, over, more
             message = await receive()
-            read += len(message.get("body", b""))
+            read, more = read + len(message.get("body", b"")), message.get("more_body", False)
             over = over or read > self._limit
             if over:
                 raise BodyTooLarge
@@ -81,12 +83,12 @@ class BodyLimit:
         with suppress(BodyTooLarge):
             await self._app(scope, counted, silenced)
         if over:
-            await self._refuse(receive, send)
+            await self._refuse(receive, send, more)
 
-    async def _refuse(self, receive: Receive, send: Send) -> None:
+    async def _refuse(self, receive: Receive, send: Send, more: bool) -> None:
         # Most clients read the answer only after the last byte is sent; hung up on, they never see it. So a
         # bounded rest is taken and thrown away.
-        discarded, more = 0, True
+        discarded = 0
         while more and discarded < DISCARD_BYTES:
             message = await receive()
             discarded += len(message.get("body", b""))

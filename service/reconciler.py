@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 
-from adapters.errors import HotswapError
+from adapters.errors import HotswapError, InvalidAdapter
 from adapters.store import Release, Store
 from service.engine.base import EngineDown
 from service.errors import ServiceError
@@ -52,8 +52,18 @@ class Reconciler:
                 await self._move(name, served, release)
 
     def _read(self) -> dict[str, Release]:
-        found = ((name, self._store.released(name)) for name in self._store.names())
-        return {name: release for name, release in found if release is not None}
+        """Return the newest release of every adapter; a damaged record concerns its own adapter alone."""
+        found = {}
+        for name in self._store.names():
+            try:
+                release = self._store.released(name)
+            except InvalidAdapter as error:
+                self._metrics.store_errors.inc()
+                logger.warning("%s What it serves stays.", error)
+                continue
+            if release is not None:
+                found[name] = release
+        return found
 
     async def _move(self, name: str, served: Release | None, release: Release) -> None:
         started = time.monotonic()

@@ -213,7 +213,10 @@ class Registry:
         if manifest.base.digest != self._base_digest:
             raise InvalidAdapter(f"it was made for another base model ({manifest.base.name}); train it on this one")
         folder = self._store.fetch(manifest.name, manifest.version, self._cache)
-        lint(folder, max_rank=self._engine.limits.max_lora_rank)
+        try:
+            lint(folder, max_rank=self._engine.limits.max_lora_rank)
+        except InvalidAdapter as error:
+            raise InvalidAdapter(str(error).removeprefix(f"{folder.name}: ")) from error
         return folder
 
     async def _make_room(self) -> None:
@@ -245,6 +248,7 @@ class Registry:
                 logger.exception("could not load %s@%d", name, version, exc_info=error)
                 return error
         logger.error("could not load %s@%d: %s", name, version, error)
+        reason = reason.removeprefix(f"{name}@{version}: ")
         self._failed[key] = reason, time.monotonic()
         return AdapterFailed(f"{name}@{version}: {reason}")
 

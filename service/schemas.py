@@ -168,9 +168,10 @@ class AdapterView(BaseModel):
     description: str = ""
     task: Literal["classification", "summarization"] | None = None
     labels: list[str] | None = None
-    stable: int | None = Field(None, description="the version served under the bare name")
+    stable: int | None = Field(None, description="the version released under the bare name")
     canary: dict[str, int] | None = None
     generation: int = Field(0, description="the newest release; 0 where nothing is released")
+    served_generation: int = Field(0, description="the release this replica serves: behind where one failed to load")
     versions: list[VersionView]
 
 

@@ -28,7 +28,7 @@ async def list_adapters(request: Request) -> AdapterList:
 async def show_adapter(request: Request, name: str) -> AdapterView:
     """One adapter, with the scores of each version."""
     store, registry = request.app.state.store, request.app.state.registry
-    view = await asyncio.to_thread(_view, store, registry, name, details=True)
+    view = await asyncio.to_thread(_view, store, registry, name)
     if not view.versions:
         raise AdapterNotFound("No such adapter; GET /v1/adapters lists them.")
     return view
@@ -38,8 +38,12 @@ def _all(store: Store, registry: Registry) -> AdapterList:
     return AdapterList(adapters=[_view(store, registry, name) for name in store.names()])
 
 
-def _view(store: Store, registry: Registry, name: str, *, details: bool = False) -> AdapterView:
-    release, versions = store.released(name), []
+def _view(store: Store, registry: Registry, name: str) -> AdapterView:
+    served, versions = registry.served(name), []
+    try:
+        release = store.released(name)
+    except InvalidAdapter:
+        release = None
     about: dict[str, Any] = {}
     for version in store.versions(name):
         view: dict[str, Any] = {"version": version, **registry.state(name, version)}
@@ -51,13 +55,14 @@ def _view(store: Store, registry: Registry, name: str, *, details: bool = False)
             labels = [label.name for label in getattr(manifest.task, "labels", ())] or None
             about = {"description": manifest.description, "task": manifest.task.kind, "labels": labels}
             view |= {"digest": digest, "created_at": manifest.created_at.isoformat(), "rank": manifest.rank}
-            view |= {"base": manifest.base.name, "metrics": manifest.metrics if details else None}
+            view |= {"base": manifest.base.name, "metrics": manifest.metrics}
         versions.append(VersionView(**view))
     return AdapterView(
         name=name,
         stable=release.stable if release else None,
         canary=release.canary.model_dump() if release and release.canary else None,
         generation=release.generation if release else 0,
+        served_generation=served.generation if served else 0,
         versions=versions,
         **about,
     )

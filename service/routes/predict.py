@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse
@@ -15,6 +15,7 @@ from service.errors import ClientClosed, InvalidRequest, ServiceError
 from service.inference import Inference
 from service.schemas import ClassifyRequest, Prediction, PredictRequest, Problem, SummarizeRequest
 
+T = TypeVar("T")
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
     for status, text in (
@@ -36,7 +37,7 @@ async def predict(request: Request, asked: PredictRequest) -> Response:
     """Ask an adapter to do its task: the answer names the exact version that gave it."""
     inference = _inference(request)
     if asked.stream:
-        return _stream(request, "predict", asked)
+        return await _stream(request, "predict", asked)
     return await _answered(request, inference.predict("predict", asked, asked.adapter, _caller(request), None))
 
 
@@ -54,20 +55,24 @@ async def classify(request: Request, asked: ClassifyRequest) -> Response:
 async def summarize(request: Request, asked: SummarizeRequest) -> Response:
     """Summarize with an adapter; with `stream`, as server-sent events: `delta`, then `done` (or `error`)."""
     if asked.stream:
-        return _stream(request, "summarize", asked)
+        return await _stream(request, "summarize", asked)
     work = _inference(request).predict("summarize", asked, asked.adapter, _caller(request), "summarization")
     return await _answered(request, work)
 
 
-async def _answered(request: Request, work: Coroutine[Any, Any, Prediction]) -> Response:
-    """Wait for the answer, but no longer than the client does: its task is cancelled when it hangs up."""
+async def _answered(request: Request, work: Awaitable[Prediction]) -> Response:
+    return Response(_to_json(await _unless_gone(request, work)), media_type="application/json")
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for ``work``, but no longer than the client does: it is cancelled when the client hangs up."""
     answer = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise ClientClosed
-        return Response(_to_json(answer.result()), media_type="application/json")
+        return answer.result()
     finally:
         gone.cancel()
         answer.cancel()
@@ -79,21 +84,27 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _stream(request: Request, route: str, asked: PredictRequest) -> Response:
+async def _stream(request: Request, route: str, asked: PredictRequest) -> Response:
     if asked.input is None:
         raise InvalidRequest("'stream' takes one 'input'.")
     pieces = _inference(request).stream(route, asked, asked.adapter, _caller(request))
-    return EventSourceResponse(_events(pieces), headers={"X-Accel-Buffering": "no"})
+    # What goes wrong before the first piece is answered with its own status, as without streaming.
+    first = await _unless_gone(request, anext(pieces))
+    return EventSourceResponse(_events(first, pieces), headers={"X-Accel-Buffering": "no"})
 
 
-async def _events(pieces: AsyncGenerator[Any]) -> AsyncIterator[dict[str, str]]:
+async def _events(first: Any, pieces: AsyncGenerator[Any]) -> AsyncIterator[dict[str, str]]:
     async with aclosing(pieces):
         try:
-            async for event, content in pieces:
-                data = json.dumps({"delta": content}) if event == "delta" else _to_json(content)
-                yield {"event": event, "data": data}
+            yield _event(*first)
+            async for piece in pieces:
+                yield _event(*piece)
         except ServiceError as error:
             yield {"event": "error", "data": json.dumps(error.problem())}
+
+
+def _event(event: str, content: Any) -> dict[str, str]:
+    return {"event": event, "data": json.dumps({"delta": content}) if event == "delta" else _to_json(content)}
 
 
 def _to_json(prediction: Prediction) -> str:

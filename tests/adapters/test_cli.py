@@ -161,7 +161,7 @@ class TestAdd:
 
 
 class TestList:
-    def test_of_an_empty_store_has_a_heading_only(self, run: Run) -> None:
+    def test_of_an_empty_store_has_a_heading_only(self, run: Run, store: Store) -> None:
         assert run("list").out.split() == ["NAME", "TASK", "STABLE", "CANARY", "VERSIONS", "BASE"]
         assert json.loads(run("list", "--json").out) == []
 
@@ -183,12 +183,17 @@ class TestList:
         }
 
     def test_may_look_into_another_store(self, run: Run, stocked: Store, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
         assert json.loads(run("list", "--json", "--store", tmp_path / "other").out) == []
         assert len(json.loads(run("list", "--json", "--store", tmp_path / "store").out)) == 2
 
-    @pytest.mark.parametrize("place", ["/dev/null/store", "unheard://of"])
+    @pytest.mark.parametrize("place", ["unheard://of"])
     def test_says_in_one_line_that_the_store_cannot_be_used(self, refused: Run, place: str) -> None:
         assert f"the store {place} cannot be used: " in refused("list", "--store", place).err
+
+    def test_makes_no_store_of_a_mistyped_folder(self, refused: Run, tmp_path: Path) -> None:
+        assert "there is no store at" in refused("list", "--store", tmp_path / "typo").err
+        assert not (tmp_path / "typo").exists()
 
 
 class TestShow:

@@ -145,3 +145,13 @@ async def _polled(service: Running) -> None:
     async with asyncio.timeout(10):
         while await service.metric("hotswap_store_errors_total") == 0:
             await asyncio.sleep(0.01)
+
+
+async def test_a_damaged_release_record_concerns_its_own_adapter_alone(serve: Serve, two_briefs, tmp_path) -> None:
+    async with serve() as service:
+        (tmp_path / "store/mood/releases/2.json").write_text("{")
+        two_briefs.release("brief", 2)
+        await until(lambda: service.state.registry.served("brief").stable == 2)
+        assert (await service.predict("mood")).json()["adapter"]["version"] == 1
+        assert (await service.client.get("/v1/adapters")).status_code == 200
+        assert ("mood", 0) in [problem[:2] for problem in two_briefs.problems()]

@@ -122,13 +122,23 @@ async def test_a_streamed_summary_is_the_unstreamed_one_in_pieces(serve: Serve) 
         assert (event, last["outputs"][0]["summary"], last["adapter"]["name"]) == ("done", whole, "brief")
 
 
-async def test_an_error_while_streaming_is_an_event(serve: Serve) -> None:
+async def test_what_goes_wrong_before_the_first_piece_of_a_stream_has_its_own_status(serve: Serve) -> None:
     async with serve() as service:
         response = await service.client.post(
             "/v1/summarize", json={"adapter": "nobody", "input": "text", "stream": True}
         )
-        assert "event: error" in response.text
-        assert "adapter_not_found" in response.text
+        assert (response.status_code, response.json()["code"]) == (404, "adapter_not_found")
+
+
+async def test_what_goes_wrong_later_in_a_stream_is_an_event(serve: Serve) -> None:
+    async with serve() as service:
+        asked = {"adapter": "brief", "input": "A moving film.", "stream": True}
+        async with service.client.stream("POST", "/v1/summarize", json=asked) as response:
+            lines = response.aiter_lines()
+            assert await anext(lines) == "event: delta"
+            service.engine.die()
+            rest = "\n".join([line async for line in lines])
+        assert "event: done" in rest or ("event: error" in rest and "engine_down" in rest)
 
 
 async def test_every_adapter_in_the_store_is_listed_loaded_or_not(serve: Serve) -> None:

@@ -96,6 +96,9 @@ class Training(Strict):
     )
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    shrink: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(), description="classification: shares of the update to try; the smallest that is good enough is kept"
+    )
     evaluations: int = Field(default=5, ge=1, description="how often validation is scored, evenly spread")
     patience: int = Field(default=2, ge=1, description="stop after so many evaluations without improvement")
 
@@ -131,6 +134,8 @@ class Recipe(Strict):
                 raise ValueError(f"gate.extra_tests.{test}: data.extra_tests has no test of this name")
             self._check_metrics(f"gate.extra_tests.{test}", thresholds)
         self._check_metrics("gate.test", self.gate.test)
+        if self.training.shrink and self.task.kind != "classification":
+            raise ValueError("training.shrink: it compares accuracies, so it is for classification only")
         return self
 
     def _check_metrics(self, where: str, thresholds: dict[str, float]) -> None:

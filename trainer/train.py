@@ -7,12 +7,13 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -35,6 +36,7 @@ from adapters.tasks import ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
 from trainer.config import IDENTITY, ClassificationRecipe, Recipe
 from trainer.data import Row, Splits, labels_of
+from trainer.evaluate import predict
 
 IGNORED = -100
 
@@ -77,6 +79,7 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
     best = trainer.state.best_metric
     if best is None or not math.isfinite(best) or not all(w.half().isfinite().all() for w in weights):
         raise HotswapError("the training diverged into infinite weights; set a lower training.learning_rate.")
+    shrunk = shrink(model, recipe.training.shrink, splits.validation, task, base)
     _save(model, folder / "adapter", base)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
@@ -91,6 +94,7 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
         "steps": trainer.state.global_step,
         "train_loss": result.training_loss,
         "best_validation_loss": best,
+        "shrunk_to": shrunk,
         "trainable_parameters": sum(w.numel() for w in weights),
         "history": history,
     }
@@ -165,6 +169,36 @@ def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
         report_to=[],
         disable_tqdm=True,  # Progress draws the bar
     )
+
+
+def shrink(model: Any, shares: Sequence[float], rows: list[Row], task: BaseTask, base: Base) -> float:
+    """Scale the update to the smallest of ``shares`` whose accuracy on ``rows`` is within one standard error of
+    the best, and return that share.
+
+    Between the base and the fine-tuned weights lie models that are as good on the data trained on and better
+    on other data (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903); the one-standard-error rule (Breiman et
+    al. 1984) chooses among them without looking at that other data. For LoRA it is a smaller ``alpha``.
+    """
+    if not shares:
+        return 1.0
+    references = [row.answer for row in rows]
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    full = [layer.scaling["default"] for layer in layers]
+
+    def scale(share: float) -> None:
+        for layer, scaling in zip(layers, full, strict=True):
+            layer.scaling["default"] = share * scaling
+
+    model.eval()
+    accuracy = {}
+    for share in shares:
+        scale(share)
+        accuracy[share] = task.score(predict(model, rows, task, base, f"share {share}"), references)["accuracy"]
+    best = max(accuracy.values())
+    chosen = min(s for s in shares if accuracy[s] >= best - math.sqrt(best * (1 - best) / len(rows)))
+    scale(chosen)
+    model.peft_config["default"].lora_alpha *= chosen
+    return chosen
 
 
 def _bfloat16(precision: str) -> bool:

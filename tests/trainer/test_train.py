@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -25,7 +27,7 @@ from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.trainer.conftest import MakeRecipe, settings
 from trainer.config import Recipe
 from trainer.data import Row, Splits
-from trainer.train import IGNORED, AnswerTrainer, Encoded, LengthGrouped, collate, make_task, train
+from trainer.train import IGNORED, AnswerTrainer, Encoded, LengthGrouped, collate, make_task, shrink, train
 
 # Two epochs of eight steps, scored after every second step; dropout draws from the generators that a resumed
 # run must find where they were.
@@ -414,3 +416,21 @@ class TestBatches:
         assert order(1, 0) == order(1, 0)
         assert order(1, 0) != order(1, 1)
         assert order(1, 0) != order(2, 0)
+
+
+def test_shrinking_keeps_the_smallest_share_that_is_as_good_on_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Layer(torch.nn.Module, LoraLayer):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.scaling = {"default": 2.0}
+
+    class Task:
+        def score(self, outputs, references):
+            return {"accuracy": {2.0: 0.90, 1.5: 0.91, 1.0: 0.90, 0.5: 0.89}[outputs]}
+
+    model = torch.nn.Module()
+    model.layer, model.peft_config = Layer(), {"default": SimpleNamespace(lora_alpha=16)}
+    monkeypatch.setattr("trainer.train.predict", lambda model, *_: model.layer.scaling["default"])
+    rows = [Row("text", "positive", str(n)) for n in range(400)]
+    assert shrink(model, (1.0, 0.75, 0.5, 0.25), rows, Task(), None) == 0.5
+    assert (model.layer.scaling["default"], model.peft_config["default"].lora_alpha) == (1.0, 8)

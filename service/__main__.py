@@ -109,7 +109,7 @@ def _run(settings: Settings, listener: socket.socket, store: Store, base: Base, 
             start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
         except OSError as error:
             raise HotswapError(f"HOTSWAP_METRICS_PORT: cannot listen on it ({_reason(error)}).") from None
-    logger.info("starting the engine ...")
+    logger.info("starting the engine: about a minute on two cores ...")
     # uvicorn drains, then raises the signal again: having done what it asked for is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[listener])

@@ -168,6 +168,9 @@ class VllmEngine:
 def prepare_environment(settings: Settings) -> None:
     """Set what vLLM and its worker processes read from the environment, where the operator has not."""
     defaults = {
+        # Warnings that vLLM's own libraries exchange at every start.
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         # Below this, vLLM warns at every start of choices that are not the operator's.
         "VLLM_LOGGING_LEVEL": "DEBUG" if settings.log_level == "debug" else "ERROR",
         "VLLM_NO_USAGE_STATS": "1",

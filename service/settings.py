@@ -43,7 +43,7 @@ class Settings(BaseModel):
     max_input_chars: int = Field(100_000, ge=1, description="longer texts are refused with input_too_long")
     max_concurrency: int = Field(64, ge=1, description="texts in the engine at once")
     max_queue: int = Field(1024, ge=0, description="texts that may wait for it; more are refused with 429")
-    deadline_seconds: float = Field(60, gt=0, le=3600, description="a request that takes longer is aborted: 504")
+    deadline_seconds: float = Field(300, gt=0, le=3600, description="a request that takes longer is aborted: 504")
     drain_seconds: float = Field(30, ge=0, le=3600, description="how long SIGTERM waits for requests in flight")
     poll_seconds: float = Field(1.0, gt=0, le=3600, description="how often the store's releases are read")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -168,6 +168,10 @@ class VllmEngine:
 def prepare_environment(settings: Settings) -> None:
     """Set what vLLM and its worker processes read from the environment, where the operator has not."""
     defaults = {
+        # glibc hands large blocks back to the kernel after every layer, and takes page faults to get them again:
+        # keeping them doubles prefill with adapters on a CPU (93 to 181-210 tokens/s, 64 texts of 50 tokens).
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
         # Warnings that vLLM's own libraries exchange at every start.
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "TORCH_CPP_LOG_LEVEL": "ERROR",

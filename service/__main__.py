@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 from adapters import cli
@@ -92,7 +93,10 @@ def _run(settings: Settings, listener: socket.socket, store: Store, base: Base, 
         text = "A moving, beautifully acted film."
         print(f"try: {TRY.format(address=address, key=key, adapter=adapter, text=text)}", flush=True)
 
+    failed = threading.Event()
+
     def give_up() -> None:
+        failed.set()
         server.should_exit = True
 
     app = create_app(settings, engine, store, base, on_ready=announce, on_failure=give_up)
@@ -114,7 +118,7 @@ def _run(settings: Settings, listener: socket.socket, store: Store, base: Base, 
     signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[listener])
     logger.info("stopped")
-    return 1 if app.state.phase == "failed to start" else 0
+    return 1 if failed.is_set() else 0
 
 
 def _engine(settings: Settings, base: Base) -> Engine:

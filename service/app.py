@@ -99,8 +99,8 @@ async def _serve(
     started = time.monotonic()
     try:
         await engine.start()
-    except EngineDown as error:
-        logger.error("%s", error)
+    except Exception as error:
+        logger.error("the engine did not start: %s", error, exc_info=not isinstance(error, EngineDown))
         app.state.phase = "failed to start"
         on_failure()
         return

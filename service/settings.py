@@ -16,7 +16,6 @@ from adapters.errors import HotswapError
 PREFIX = "HOTSWAP_"
 # Variables of the project's other commands, which a server's environment may well carry.
 ELSEWHERE = re.compile(r"HOTSWAP_(PYTHON|EXTRA|URL|API_KEY|LOAD_[A-Z0-9_]+)")
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class Settings(BaseModel):

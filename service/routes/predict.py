@@ -87,24 +87,54 @@ async def _disconnected(request: Request) -> None:
 async def _stream(request: Request, route: str, asked: PredictRequest) -> Response:
     if asked.input is None:
         raise InvalidRequest("'stream' takes one 'input'.")
-    pieces = _inference(request).stream(route, asked, asked.adapter, _caller(request))
+    pieces: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+    # In a task of its own from beginning to end: the deadline counts for the task that set it.
+    work = asyncio.create_task(
+        _collect(_inference(request).stream(route, asked, asked.adapter, _caller(request)), pieces)
+    )
+    try:
+        first = await _unless_gone(request, pieces.get())
+    except BaseException:
+        work.cancel()
+        raise
     # What goes wrong before the first piece is answered with its own status, as without streaming.
-    first = await _unless_gone(request, anext(pieces))
-    return EventSourceResponse(_events(first, pieces), headers={"X-Accel-Buffering": "no"})
+    if first[0] == "error":
+        raise first[1]
+    return EventSourceResponse(_events(first, pieces, work), headers={"X-Accel-Buffering": "no"})
 
 
-async def _events(first: Any, pieces: AsyncGenerator[Any]) -> AsyncIterator[dict[str, str]]:
-    async with aclosing(pieces):
-        try:
-            yield _event(*first)
-            async for piece in pieces:
-                yield _event(*piece)
-        except ServiceError as error:
-            yield {"event": "error", "data": json.dumps(error.problem())}
+async def _collect(stream: AsyncGenerator[Any], pieces: asyncio.Queue[tuple[str, Any]]) -> None:
+    try:
+        async with aclosing(stream):
+            async for piece in stream:
+                pieces.put_nowait(piece)
+    except ServiceError as error:
+        pieces.put_nowait(("error", error))
+
+
+async def _events(
+    piece: tuple[str, Any], pieces: asyncio.Queue[tuple[str, Any]], work: asyncio.Task[None]
+) -> AsyncIterator[dict[str, str]]:
+    """Yield ``piece`` and those that follow, up to ``done`` or ``error``; a client that leaves ends the work."""
+    try:
+        while piece[0] == "delta":
+            yield _event(*piece)
+            piece = await pieces.get()
+        yield _event(*piece)
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
 
 
 def _event(event: str, content: Any) -> dict[str, str]:
-    return {"event": event, "data": json.dumps({"delta": content}) if event == "delta" else _to_json(content)}
+    match event:
+        case "delta":
+            data = json.dumps({"delta": content})
+        case "error":
+            data = json.dumps(content.problem())
+        case _:
+            data = _to_json(content)
+    return {"event": event, "data": data}
 
 
 def _to_json(prediction: Prediction) -> str:

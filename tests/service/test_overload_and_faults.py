@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from service.engine.base import Chunk
 from tests.service.conftest import Serve, until
 
 pytestmark = pytest.mark.anyio
@@ -110,3 +111,16 @@ async def test_inventing_names_does_not_grow_the_metrics(serve: Serve) -> None:
         for n in range(30):
             await service.predict(f"nobody-{n}")
         assert len((await service.client.get("/metrics")).text) <= before + 100
+
+
+async def test_a_stream_past_its_deadline_ends_with_an_error(serve: Serve) -> None:
+    async def stalls(*_: object, **__: object):
+        yield Chunk(text=" one", tokens=1)
+        await asyncio.Event().wait()
+
+    async with serve(deadline_seconds=0.3) as service:
+        service.engine.generate = stalls
+        asked = {"adapter": "brief", "input": "text", "stream": True}
+        text = (await service.client.post("/v1/summarize", json=asked)).text
+        assert "event: delta" in text
+        assert "deadline_exceeded" in text.split("event: error")[1]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import service.__main__
 from adapters.errors import HotswapError
+from service.engine.base import EngineDown, Limits
+from service.engine.fake import FakeEngine
 from service.keys import check_exposure
 from service.settings import Settings
 
@@ -73,3 +78,23 @@ def test_a_port_that_is_taken_is_said_at_once() -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "HOTSWAP_PORT" in done.stderr
+
+
+@pytest.mark.parametrize("error", [EngineDown("no memory"), RuntimeError("a surprise")])
+def test_an_engine_that_does_not_start_ends_the_process_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path, error: Exception
+) -> None:
+    class Broken(FakeEngine):
+        async def start(self) -> None:
+            raise error
+
+    given = {"PORT": "0", "STORE": tmp_path / "store", "CACHE": tmp_path, "BASE_MODEL": tiny_folder}
+    for name, value in given.items():
+        monkeypatch.setenv(f"HOTSWAP_{name}", str(value))
+    monkeypatch.setattr("sys.argv", ["service"])
+    monkeypatch.setattr("service.__main__._engine", lambda _, base: Broken(Limits(1, 8, 64), base))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert service.__main__.main() == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -15,15 +15,17 @@ from adapters import cli
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.store import Store, open_store
+from service.engine import launch
 from service.engine.base import Engine, Limits
-from service.settings import Settings
+from service.settings import Settings, rank_above
 
 logger = logging.getLogger("hotswap")
 TRY = """curl -s {address}/v1/predict -H 'Content-Type: application/json'{key} \\
      -d '{{"adapter": "{adapter}", "input": "{text}"}}'"""
 
 
-def main() -> int:
+def main(*, relaunch: bool = False) -> int:
+    """Run the command line; with ``relaunch`` in a process that has the engine's libraries preloaded."""
     parser = argparse.ArgumentParser(
         prog="python -m service",
         description="Serve adapters over one base model. Every setting is an environment variable:\n\n"
@@ -32,13 +34,15 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--prepare", action="store_true", help="fetch what is missing (the base model), then exit")
-    parser.set_defaults(command=_serve)
+    parser.set_defaults(command=_serve, relaunch=relaunch)
     return cli.run(parser)
 
 
 def _serve(options: argparse.Namespace) -> int:
     began = time.monotonic()
     settings = Settings.read()
+    if options.relaunch and settings.engine == "vllm" and not options.prepare:
+        launch.relaunch(settings)
     _log(settings)
     if options.prepare:
         _base(settings)
@@ -51,8 +55,24 @@ def _serve(options: argparse.Namespace) -> int:
     started = time.monotonic()
     store = open_store(settings.store, seed="empty")
     names = store.names()
+    settings = with_rank(settings, store, names)
     logger.info("store %s: %s (%.1f s)", store.place, ", ".join(names) or "no adapters", time.monotonic() - started)
     return _run(settings, listener, store, base, names, began)
+
+
+def with_rank(settings: Settings, store: Store, names: list[str]) -> Settings:
+    """Start for the largest rank that is served now, and room above it."""
+    if settings.max_lora_rank is not None:
+        return settings
+    ranks = [0]
+    for name in names:
+        try:
+            release = store.released(name)
+            served = {release.stable, *([release.canary.version] if release.canary else [])} if release else set()
+            ranks += [store.manifest(name, version)[0].rank for version in served | set(store.versions(name)[-1:])]
+        except HotswapError:
+            continue  # a damaged version concerns its own requests, not the start
+    return settings.model_copy(update={"max_lora_rank": rank_above(max(ranks))})
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -113,7 +133,9 @@ def _run(settings: Settings, listener: socket.socket, store: Store, base: Base, 
             start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
         except OSError as error:
             raise HotswapError(f"HOTSWAP_METRICS_PORT: cannot listen on it ({_reason(error)}).") from None
-    logger.info("starting the engine: about a minute on two cores ...")
+    # The engine may be forked off: what clients connect to must close with this process.
+    os.register_at_fork(after_in_child=listener.close)
+    logger.info("starting the engine ...")
     # uvicorn drains, then raises the signal again: having done what it asked for is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[listener])
@@ -126,7 +148,8 @@ def _engine(settings: Settings, base: Base) -> Engine:
         from service.engine.fake import FakeEngine
 
         logger.warning("HOTSWAP_ENGINE=fake: answers are made up")
-        return FakeEngine(Limits(settings.max_loras, settings.max_lora_rank, settings.max_model_len), base)
+        limits = Limits(settings.max_resident, settings.max_lora_rank or rank_above(0), settings.max_model_len)
+        return FakeEngine(limits, base)
     from service.engine.vllm import VllmEngine
 
     return VllmEngine(settings, base)
@@ -142,4 +165,4 @@ def _log(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(relaunch=True))

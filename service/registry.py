@@ -98,7 +98,7 @@ class Registry:
 
     def has_room(self) -> bool:
         """Whether another version fits without unloading one."""
-        return len(self._slots) < self._engine.limits.max_loras
+        return len(self._slots) < self._engine.limits.max_resident
 
     def served(self, name: str) -> Release | None:
         return self._served.get(name)
@@ -221,7 +221,7 @@ class Registry:
 
     async def _make_room(self) -> None:
         """Unload the version that was idle longest, or wait until one becomes idle."""
-        while sum(slot.state == "resident" for slot in self._slots.values()) >= self._engine.limits.max_loras:
+        while sum(slot.state == "resident" for slot in self._slots.values()) >= self._engine.limits.max_resident:
             idle = [k for k, slot in self._slots.items() if slot.state == "resident" and slot.leases == 0]
             if not idle:
                 self._freed.clear()

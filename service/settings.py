@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.errors import HotswapError
 
 PREFIX = "HOTSWAP_"
+# What vLLM can be started for.
+Rank = Literal[8, 16, 32, 64, 128, 256, 320, 512]
 # Variables of the project's other commands, which a server's environment may well carry.
 ELSEWHERE = re.compile(r"HOTSWAP_(PYTHON|EXTRA|URL|API_KEY|LOAD_[A-Z0-9_]+)")
 
@@ -33,11 +35,17 @@ class Settings(BaseModel):
     engine: Literal["vllm", "fake"] = Field("vllm", description="'fake' answers without a model: for wiring tests")
     api_keys: Path | None = Field(None, description="file with one API key per line; without it no key is asked for")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve /metrics there instead of on the port")
-    max_loras: int = Field(8, ge=1, le=1024, description="adapter versions resident in the engine at once")
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
-        16, description="largest rank served; larger costs memory and, on a CPU, time"
+    max_loras: int = Field(8, ge=1, le=1024, description="adapter versions that one batch can mix")
+    max_cpu_loras: int | None = Field(
+        None, ge=1, le=8192, description="adapter versions resident in memory at once; default 64, or max_loras if more"
+    )
+    max_lora_rank: Rank | None = Field(
+        None, description="largest rank served; default: the size above the store's largest, at least 16"
     )
     max_model_len: int = Field(2048, ge=64, description="tokens of prompt and answer together")
+    max_batched_tokens: int = Field(2048, ge=64, description="tokens that one step of the engine takes in")
+    prefix_caching: bool = Field(True, description="keep what prompts of one adapter version begin with in common")
+    chunked_prefill: bool = Field(True, description="let long prompts share steps with others' answers")
     max_body_bytes: int = Field(2_000_000, ge=1000, description="larger request bodies are refused with 413")
     max_input_chars: int = Field(100_000, ge=1, description="longer texts are refused with input_too_long")
     max_concurrency: int = Field(64, ge=1, description="texts in the engine at once")
@@ -49,7 +57,34 @@ class Settings(BaseModel):
         "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU"
     )
     kv_cache_gib: float = Field(1.0, gt=0, description="memory for the KV cache (CPU only)")
+    cpu_lora: Literal["grouped", "stock"] = Field(
+        "grouped", description="how adapters are computed on a CPU: by us, or as vLLM comes"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log verbosity")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            raise ValueError(
+                f"{PREFIX}MAX_CPU_LORAS ({self.max_cpu_loras}) is below {PREFIX}MAX_LORAS ({self.max_loras}): "
+                "what a batch mixes must be resident; raise the first or lower the second"
+            )
+        if not self.chunked_prefill and self.max_batched_tokens < self.max_model_len:
+            raise ValueError(
+                f"{PREFIX}CHUNKED_PREFILL=false needs {PREFIX}MAX_BATCHED_TOKENS of at least "
+                f"{PREFIX}MAX_MODEL_LEN ({self.max_model_len}): a prompt must then fit into one step"
+            )
+        if self.max_batched_tokens < self.max_concurrency:
+            raise ValueError(
+                f"{PREFIX}MAX_BATCHED_TOKENS ({self.max_batched_tokens}) is below {PREFIX}MAX_CONCURRENCY "
+                f"({self.max_concurrency}): every text in the engine takes a token of a step"
+            )
+        return self
+
+    @property
+    def max_resident(self) -> int:
+        """Adapter versions in memory at once."""
+        return self.max_cpu_loras or max(64, self.max_loras)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -69,8 +104,7 @@ class Settings(BaseModel):
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
-            faults = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
-            raise HotswapError("; ".join(faults)) from None
+            raise HotswapError("; ".join(map(_fault, error.errors()))) from None
         return settings.model_copy(update={"cache": settings.cache.expanduser()})
 
     @classmethod
@@ -81,3 +115,17 @@ class Settings(BaseModel):
             default = "" if info.default is None else info.default
             lines.append(f"  {PREFIX + name.upper():<26} {default!s:<17} {info.description}")
         return "\n".join(lines)
+
+
+def rank_above(largest: int) -> int:
+    """Return the smallest rank that the engine can be started for above ``largest``: room for the next adapter."""
+    ranks = sorted(
+        rank for option in get_args(Settings.model_fields["max_lora_rank"].annotation) for rank in get_args(option)
+    )
+    return next((rank for rank in ranks if rank >= 16 and rank > largest), ranks[-1])
+
+
+def _fault(error: Any) -> str:
+    if not error["loc"]:
+        return error["msg"].removeprefix("Value error, ")
+    return f"{PREFIX}{str(error['loc'][0]).upper()}: {error['msg']} (got {error['input']!r})"

@@ -27,7 +27,7 @@ MakeAdapter = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _no_settings_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have a server configured in this very shell."""
-    for name in ("STORE", "BASE_MODEL", "API_KEYS", "PORT", "HOST", "ENGINE", "METRICS_PORT", "MAX_LORAS"):
+    for name in ("STORE", "BASE_MODEL", "API_KEYS", "PORT", "HOST", "ENGINE", "METRICS_PORT", "MAX_LORAS", "CPU_LORA"):
         monkeypatch.delenv(f"HOTSWAP_{name}", raising=False)
 
 

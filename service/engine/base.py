@@ -20,9 +20,9 @@ class EngineRefused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine was started for. ``max_loras`` adapters may be resident at once."""
+    """What the engine was started for: ``max_resident`` adapters at once, of any rank up to ``max_lora_rank``."""
 
-    max_loras: int
+    max_resident: int
     max_lora_rank: int
     max_model_len: int
 

@@ -47,7 +47,7 @@ class FakeEngine:
 
     async def load(self, name: str, folder: Path) -> None:
         self._check_alive()
-        if name in self.resident or len(self.resident) >= self.limits.max_loras:
+        if name in self.resident or len(self.resident) >= self.limits.max_resident:
             raise EngineRefused(f"{name} does not fit")
         try:
             lint(folder, max_rank=self.limits.max_lora_rank)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import json
+import logging
 import math
-import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -14,17 +16,28 @@ from typing import Any
 from adapters.base_model import Base
 from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
+from service.engine import launch
 from service.engine.base import Chunk, EngineDown, EngineRefused, Limits
-from service.settings import Settings
+from service.engine.plugin import is_cpu, why_stock
+from service.settings import Settings, rank_above
+
+logger = logging.getLogger("hotswap")
 
 SHUTDOWN_SECONDS = 15.0
+# vLLM's default on a CPU is 128: the instructions in front of a text are mostly shorter, and were never kept.
+CPU_BLOCK_TOKENS = 32
 
 
 class VllmEngine:
     """The engine that serves. vLLM is imported when it starts: that alone takes seconds."""
 
     def __init__(self, settings: Settings, base: Base) -> None:
-        self.limits = Limits(settings.max_loras, settings.max_lora_rank, settings.max_model_len)
+        self._stock = (why_stock() or (settings.cpu_lora == "stock" and "HOTSWAP_CPU_LORA=stock")) if is_cpu() else None
+        self.limits = Limits(
+            max_resident=settings.max_loras if self._stock else settings.max_resident,
+            max_lora_rank=settings.max_lora_rank or rank_above(0),
+            max_model_len=settings.max_model_len,
+        )
         self._settings, self._base = settings, base
         self._adapters: dict[str, Any] = {}
         self._adapter_ids = itertools.count(1)
@@ -32,10 +45,12 @@ class VllmEngine:
         self._llm: Any = None
 
     async def start(self) -> None:
-        prepare_environment(self._settings)
+        launch.prepare(self._settings)
         try:
             # In a thread, so that /livez and /readyz answer meanwhile.
             self._llm = await asyncio.to_thread(self._build)
+        except EngineDown:
+            raise
         except Exception as error:
             raise EngineDown(f"vLLM did not start: {error}") from error
         # The first answer pays for what vLLM sets up lazily: nobody should wait for that in a request.
@@ -44,44 +59,72 @@ class VllmEngine:
                 pass
 
     def _build(self) -> Any:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        # vLLM 0.32's CPU kernels take the last slot for "no adapter" (index -1): a base-model request beside
-        # adapter requests would get that adapter's weights. One slot more than we ever fill stays zero.
-        slots = self.limits.max_loras + current_platform.is_cpu()
-        arguments: dict[str, Any] = {}
-        if self._settings.dtype != "auto":
-            arguments["dtype"] = self._settings.dtype
-        elif current_platform.is_cpu():
-            # Not what is fastest on the CPU at hand: replicas on different machines must give the same answers.
-            arguments["dtype"] = "float32"
-        if current_platform.is_cpu():
-            arguments["kv_cache_memory_bytes"] = int(self._settings.kv_cache_gib * 2**30)
+        AsyncEngineArgs, AsyncLLM = _imported()
+        settings = self._settings
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=str(self._base.folder),
                 served_model_name=[self._base.name],
-                max_model_len=self.limits.max_model_len,
-                max_num_seqs=self._settings.max_concurrency,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=settings.max_concurrency,
+                max_num_batched_tokens=settings.max_batched_tokens,
+                enable_chunked_prefill=settings.chunked_prefill,
+                enable_prefix_caching=settings.prefix_caching,
                 enable_lora=True,
-                max_loras=slots,
-                max_cpu_loras=slots,
                 max_lora_rank=self.limits.max_lora_rank,
                 max_logprobs=MAX_LABELS,
-                enable_prefix_caching=True,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 enable_log_requests=False,
-                **arguments,
+                **(self._on_cpu() if is_cpu() else self._on_gpu()),
             )
         )
+
+    def _on_gpu(self) -> dict[str, Any]:
+        settings = self._settings
+        return {"max_loras": settings.max_loras, "max_cpu_loras": settings.max_resident, "dtype": settings.dtype}
+
+    def _on_cpu(self) -> dict[str, Any]:
+        settings = self._settings
+        how = f"as vLLM comes ({self._stock})" if self._stock else "grouped by adapter"
+        logger.info("LoRA on the CPU: %s", how)
+        # vLLM's own CPU kernels take the last slot for "no adapter" (index -1): a base-model request beside
+        # adapter requests would get that adapter's weights. One slot more than we ever fill stays zero.
+        spare = 1 if self._stock else 0
+        return {
+            "max_loras": settings.max_loras + spare,
+            "max_cpu_loras": self.limits.max_resident + spare,
+            # Not what is fastest on the CPU at hand: replicas on different machines must give the same answers.
+            "dtype": "float32" if settings.dtype == "auto" else settings.dtype,
+            "kv_cache_memory_bytes": self._kv_cache_bytes(),
+            "block_size": CPU_BLOCK_TOKENS,
+            "compilation_config": {
+                "mode": 0
+            },  # vLLM does not compile with LoRA on a CPU; said early, it uses C kernels
+        }
+
+    def _kv_cache_bytes(self) -> int:
+        """Return the cache's size. Raises :class:`EngineDown` where not even one longest request would fit."""
+        settings = self._settings
+        config = json.loads((self._base.folder / "config.json").read_text())
+        heads = config["num_attention_heads"]
+        head = config.get("head_dim") or config["hidden_size"] // heads
+        numbers = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head
+        needed = numbers * settings.max_model_len * (4 if settings.dtype in ("auto", "float32") else 2)
+        given = int(settings.kv_cache_gib * 2**30)
+        if given < needed:
+            raise EngineDown(
+                f"HOTSWAP_KV_CACHE_GIB={settings.kv_cache_gib:g} cannot hold one request of HOTSWAP_MAX_MODEL_LEN="
+                f"{settings.max_model_len} tokens; set it to {math.ceil(needed / 2**30 * 100) / 100} or more, "
+                "or lower HOTSWAP_MAX_MODEL_LEN"
+            )
+        return given
 
     async def stop(self) -> None:
         llm, self._llm = self._llm, None
         if llm is not None:
             # Not in a thread: vLLM's output task would see its dying process first, and log that as a crash.
+            gc.unfreeze()
             llm.shutdown(timeout=SHUTDOWN_SECONDS)
             # Its __del__ calls shutdown once more, and fails noisily if the interpreter is going down by then.
             llm.shutdown = lambda timeout=None: None
@@ -165,45 +208,13 @@ class VllmEngine:
             raise EngineDown("the engine has died") from error
 
 
-def prepare_environment(settings: Settings) -> None:
-    """Set what vLLM and its worker processes read from the environment, where the operator has not."""
-    defaults = {
-        # glibc hands large blocks back to the kernel after every layer, and takes page faults to get them again:
-        # keeping them doubles prefill with adapters on a CPU (93 to 181-210 tokens/s, 64 texts of 50 tokens).
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-        # Warnings that vLLM's own libraries exchange at every start.
-        "PYTHONWARNINGS": "ignore::FutureWarning",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        # Below this, vLLM warns at every start of choices that are not the operator's.
-        "VLLM_LOGGING_LEVEL": "DEBUG" if settings.log_level == "debug" else "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",  # the base is a folder by now: nothing may wait for a network
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if binding := omp_binding():
-        defaults["VLLM_CPU_OMP_THREADS_BIND"] = binding
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-
-
-def omp_binding() -> str | None:
-    """Return the CPUs for vLLM's threads, or None to leave the choice to vLLM.
-
-    vLLM keeps one CPU for itself, half of a small machine, and does not see a container's quota.
-    """
-    cpus = sorted(os.sched_getaffinity(0))
-    quota = _cgroup_quota()
-    wanted = min(len(cpus), quota or len(cpus))
-    if wanted == len(cpus) and wanted > 4:
-        return None
-    return ",".join(map(str, cpus[:wanted]))
-
-
-def _cgroup_quota() -> int | None:
-    """Return the CPUs that cgroup v2 grants, rounded up, or None where it sets no limit."""
+def _imported() -> tuple[Any, Any]:
+    """Import vLLM without collecting garbage meanwhile, which saves a sixth of the time, nor what it leaves ever."""
+    gc.disable()
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        return None
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    finally:
+        gc.enable()
+        gc.freeze()
+    return AsyncEngineArgs, AsyncLLM

@@ -54,8 +54,9 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
 
     @asynccontextmanager
     async def serving(**given: Any) -> AsyncIterator[Running]:
-        settings = Settings(**{"cache": tmp_path / "cache", "poll_seconds": 0.02, "max_loras": 4, "port": 0, **given})
-        engine = FakeEngine(Limits(settings.max_loras, settings.max_lora_rank, settings.max_model_len), tiny)
+        small = {"max_loras": 4, "max_cpu_loras": 4, "poll_seconds": 0.02, "port": 0}
+        settings = Settings(**{"cache": tmp_path / "cache", **small, **given})
+        engine = FakeEngine(Limits(settings.max_resident, settings.max_lora_rank or 16, settings.max_model_len), tiny)
         ready = asyncio.Event()
         app = create_app(settings, engine, stocked, tiny, on_ready=ready.set)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10))

@@ -17,8 +17,8 @@ from service.settings import Settings
 from tests.conftest import MakeAdapter, write_adapter
 
 pytestmark = pytest.mark.anyio
-SETTINGS = Settings(max_loras=2, max_lora_rank=8, max_model_len=256, kv_cache_gib=0.25)
-LIMITS = Limits(SETTINGS.max_loras, SETTINGS.max_lora_rank, SETTINGS.max_model_len)
+SETTINGS = Settings(max_loras=2, max_cpu_loras=2, max_lora_rank=8, max_model_len=256, kv_cache_gib=0.25)
+LIMITS = Limits(SETTINGS.max_resident, 8, SETTINGS.max_model_len)
 NAMES = iter(f"adapter@{n}" for n in range(1, 10_000))
 
 

@@ -99,7 +99,7 @@ async def test_a_canary_gets_its_share_and_the_same_caller_the_same_version(serv
 
 
 async def test_more_adapters_than_slots_share_them_and_all_are_answered(serve: Serve, stocked) -> None:
-    async with serve(max_loras=1) as service:
+    async with serve(max_loras=1, max_cpu_loras=1) as service:
         references = ["mood", "mood@2", "brief"] * 10
         responses = await asyncio.gather(*(service.predict(reference) for reference in references))
         assert [response.status_code for response in responses] == [200] * 30
@@ -108,7 +108,7 @@ async def test_more_adapters_than_slots_share_them_and_all_are_answered(serve: S
 
 
 async def test_a_version_in_use_is_not_unloaded_for_another(serve: Serve) -> None:
-    async with serve(max_loras=1) as service:
+    async with serve(max_loras=1, max_cpu_loras=1) as service:
         service.engine.gate.clear()
         held = asyncio.create_task(service.predict("brief"))
         await until(lambda: service.engine.active == 1)

@@ -13,15 +13,18 @@ import pytest
 
 import service.__main__
 from adapters.errors import HotswapError
+from adapters.intake import add_version
+from adapters.store import Store
 from service.engine.base import EngineDown, Limits
 from service.engine.fake import FakeEngine
 from service.keys import check_exposure
-from service.settings import Settings
+from service.settings import Settings, rank_above
+from tests.conftest import MakeAdapter
 
 
 def test_the_defaults_listen_on_this_machine_only() -> None:
     settings = Settings.read({})
-    assert (settings.host, settings.port, settings.max_lora_rank) == ("127.0.0.1", 8000, 16)
+    assert (settings.host, settings.port, settings.max_resident) == ("127.0.0.1", 8000, 64)
 
 
 def test_variables_become_typed_values() -> None:
@@ -41,6 +44,38 @@ def test_variables_become_typed_values() -> None:
 def test_a_mistake_names_the_variable(name: str, value: str, hint: str) -> None:
     with pytest.raises(HotswapError, match=hint):
         Settings.read({name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ({"MAX_LORAS": "8", "MAX_CPU_LORAS": "4"}, r"MAX_CPU_LORAS \(4\) is below HOTSWAP_MAX_LORAS \(8\).*raise"),
+        ({"CHUNKED_PREFILL": "false", "MAX_MODEL_LEN": "4096"}, "needs HOTSWAP_MAX_BATCHED_TOKENS of at least .*4096"),
+        ({"MAX_CONCURRENCY": "4096"}, r"MAX_BATCHED_TOKENS \(2048\) is below HOTSWAP_MAX_CONCURRENCY"),
+    ],
+)
+def test_settings_that_contradict_each_other_say_what_to_change(given: dict[str, str], advice: str) -> None:
+    with pytest.raises(HotswapError, match=advice):
+        Settings.read({f"HOTSWAP_{name}": value for name, value in given.items()})
+
+
+def test_more_slots_in_a_batch_mean_room_for_as_many() -> None:
+    assert Settings.read({"HOTSWAP_MAX_LORAS": "100"}).max_resident == 100
+
+
+@pytest.mark.parametrize(("largest", "rank"), [(0, 16), (8, 16), (16, 32), (17, 32), (64, 128), (512, 512)])
+def test_the_engine_is_started_with_room_above_the_largest_rank(largest: int, rank: int) -> None:
+    assert rank_above(largest) == rank
+
+
+def test_the_rank_is_taken_from_what_the_store_has(
+    store: Store, make_adapter: MakeAdapter, tiny, sentiment_task
+) -> None:
+    for seed, rank in ((1, 4), (2, 24)):
+        add_version(store, "mood", make_adapter(seed=seed, rank=rank), sentiment_task, tiny)
+    store.release("mood", 1)
+    assert service.__main__.with_rank(Settings(), store, ["mood"]).max_lora_rank == 32
+    assert service.__main__.with_rank(Settings(max_lora_rank=8), store, ["mood"]).max_lora_rank == 8
 
 
 def test_the_command_refuses_with_one_line_and_status_1() -> None:

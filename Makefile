@@ -1,13 +1,14 @@
 # Everything runs in .venv, which `setup` makes and keeps up to date; seconds when nothing is missing.
 PY := .venv/bin/python
 
-.PHONY: help setup serve test test-fast lint format loadtest
+.PHONY: help setup serve test test-fast lint format bench loadtest
 
 help:
 	@echo "make serve      set up what is missing, then serve on http://127.0.0.1:8000"
 	@echo "make test       set up what is missing, then run every test"
 	@echo "make test-fast  the tests that need no model"
 	@echo "make lint       ruff and mypy"
+	@echo "make bench      ours beside vLLM's server and the one people write first; QUICK=1 takes four minutes"
 	@echo "make loadtest   Locust against a running service"
 
 setup:
@@ -30,6 +31,9 @@ lint: setup
 format: setup
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
+
+bench: setup
+	@$(PY) -m loadtests.bench $(if $(QUICK),--quick)
 
 loadtest: setup
 	@$(PY) -m locust -f loadtests/locustfile.py --headless -u 4 -r 2 -t 30s --host $${HOTSWAP_URL:-http://127.0.0.1:8000}

@@ -133,8 +133,7 @@ def _run(settings: Settings, listener: socket.socket, store: Store, base: Base, 
             start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
         except OSError as error:
             raise HotswapError(f"HOTSWAP_METRICS_PORT: cannot listen on it ({_reason(error)}).") from None
-    # The engine may be forked off: what clients connect to must close with this process.
-    os.register_at_fork(after_in_child=listener.close)
+    launch.keep_from_forks(listener.fileno())
     logger.info("starting the engine ...")
     # uvicorn drains, then raises the signal again: having done what it asked for is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -35,7 +35,7 @@ class Settings(BaseModel):
     engine: Literal["vllm", "fake"] = Field("vllm", description="'fake' answers without a model: for wiring tests")
     api_keys: Path | None = Field(None, description="file with one API key per line; without it no key is asked for")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve /metrics there instead of on the port")
-    max_loras: int = Field(8, ge=1, le=1024, description="adapter versions that one batch can mix")
+    max_loras: int = Field(16, ge=1, le=1024, description="adapter versions that one batch can mix")
     max_cpu_loras: int | None = Field(
         None, ge=1, le=8192, description="adapter versions resident in memory at once; default 64, or max_loras if more"
     )

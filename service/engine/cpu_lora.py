@@ -7,10 +7,10 @@ needs no kernels of its own: a group's product is large enough for BLAS, or smal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -27,14 +27,16 @@ KEPT = 4
 
 Ranks = tuple[tuple[int, ...], ...]
 Stacked = tuple[torch.Tensor, ...]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are served together. Where ``slots`` has more than one, ``owner`` is each row's place in it."""
+    """Rows that are served together. Where there are several ``adapters``, ``owner`` is each row's place in them."""
 
     rows: slice | torch.Tensor
-    slots: tuple[int, ...]
+    adapters: tuple[int, ...]
     owner: torch.Tensor | None = None
     _masks: dict[Ranks, torch.Tensor] = field(default_factory=dict)
 
@@ -44,40 +46,41 @@ class Part:
             return
         if ranks not in self._masks:
             place = [place for adapters in ranks for place, rank in enumerate(adapters) for _ in range(rank)]
-            self._masks[ranks] = torch.tensor(place).eq(self.owner[:, None]).to(h.dtype)
-        h.mul_(self._masks[ranks])
+            self._masks[ranks] = torch.tensor(place).ne(self.owner[:, None])
+        # Not multiplied by zero: where an adapter overflows, that would be NaN in its neighbours' rows.
+        h.masked_fill_(self._masks[ranks], 0)
 
 
-def plan(slots: Sequence[int]) -> list[Part]:
-    """Divide a batch whose row ``i`` is the adapter's in ``slots[i]`` (-1: nobody's) into parts.
+def plan(owners: Sequence[int]) -> list[Part]:
+    """Divide a batch whose row ``i`` belongs to adapter ``owners[i]`` (0: nobody's) into parts.
 
     Long runs of one adapter become slices. What is left between them, as when decoding, is taken together.
     """
-    adapters = len(set(slots) - {-1})
+    adapters = len(set(owners) - {0})
     parts: list[Part] = []
     left: list[int] = []
     start = 0
-    for slot, run in groupby(slots):
+    for adapter, run in groupby(owners):
         end = start + sum(1 for _ in run)
-        if slot >= 0 and (adapters == 1 or (end - start) * adapters >= LONG):
-            parts.append(Part(slice(start, end), (slot,)))
-        elif slot >= 0:
+        if adapter and (adapters == 1 or (end - start) * adapters >= LONG):
+            parts.append(Part(slice(start, end), (adapter,)))
+        elif adapter:
             left.extend(range(start, end))
         start = end
-    return [*parts, *_together(slots, left)]
+    return [*parts, *_together(owners, left)]
 
 
-def _together(slots: Sequence[int], rows: Sequence[int]) -> Iterator[Part]:
-    present = sorted({slots[row] for row in rows})
+def _together(owners: Sequence[int], rows: Sequence[int]) -> Iterator[Part]:
+    present = sorted({owners[row] for row in rows})
     for first in range(0, len(present), TOGETHER):
         chosen = tuple(present[first : first + TOGETHER])
-        place = {slot: index for index, slot in enumerate(chosen)}
-        mine = [row for row in rows if slots[row] in place]
+        place = {adapter: index for index, adapter in enumerate(chosen)}
+        mine = [row for row in rows if owners[row] in place]
         unbroken = mine[-1] - mine[0] + 1 == len(mine)
         yield Part(
             rows=slice(mine[0], mine[-1] + 1) if unbroken else torch.tensor(mine),
-            slots=chosen,
-            owner=torch.tensor([place[slots[row]] for row in mine]),
+            adapters=chosen,
+            owner=torch.tensor([place[owners[row]] for row in mine]),
         )
 
 
@@ -94,43 +97,32 @@ class Pack:
 
 
 class Layer:
-    """The packs of one layer: made when first needed, dropped when vLLM has written into any of its slots.
+    """The packs of one layer, made when first needed and kept for as many adapters as there are slots.
 
     ``a`` and ``b`` are vLLM's own tensors, a pair for each slice, of (slots, 1, max rank, in) and (slots, 1, out, max
-    rank).
+    rank). An adapter's id never means other weights: a pack outlives its adapter's turn in a slot.
     """
 
     def __init__(self, a: Stacked, b: Stacked) -> None:
         self._a, self._b = a, b
-        self._version = -1
-        self._packs: dict[tuple[int, ...], Pack | None] = {}
-        self._trimmed: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._packs: dict[int, Pack | None] = {}
+        self._sets: dict[tuple[int, ...], Pack | None] = {}
 
-    def pack(self, slots: tuple[int, ...]) -> Pack | None:
-        """Return the pack for ``slots``, or None where none of them changes this layer."""
-        version = sum(b._version for b in self._b)  # vLLM never writes A alone
-        if version != self._version:
-            self._version = version
-            self._packs.clear()
-            self._trimmed.clear()
-        if slots not in self._packs:
-            sets = [kept for kept in self._packs if len(kept) > 1]
-            if len(slots) > 1 and len(sets) >= KEPT:
-                del self._packs[sets[0]]
-            self._packs[slots] = self._build(slots)
-        return self._packs[slots]
+    def pack(self, adapters: tuple[int, ...], slots: Mapping[int, int]) -> Pack | None:
+        """Return the pack for ``adapters``, or None where none of them changes this layer."""
+        if len(adapters) == 1:
+            return _recall(self._packs, adapters[0], len(self._b[0]), lambda: self._build(adapters, slots))
+        return _recall(self._sets, adapters, KEPT, lambda: self._build(adapters, slots))
 
-    def _build(self, slots: tuple[int, ...]) -> Pack | None:
-        for slot in slots:
-            if slot not in self._trimmed:
-                self._trimmed[slot] = [_trim(a[slot], b[slot]) for a, b in zip(self._a, self._b, strict=True)]
-        slices = [[self._trimmed[slot][index] for slot in slots] for index in range(len(self._a))]
-        ranks = tuple(tuple(len(a) for a, _ in adapters) for adapters in slices)
+    def _build(self, adapters: tuple[int, ...], slots: Mapping[int, int]) -> Pack | None:
+        chosen = [slots[adapter] for adapter in adapters]
+        pairs = [[_trim(a[slot], b[slot]) for slot in chosen] for a, b in zip(self._a, self._b, strict=True)]
+        ranks = tuple(tuple(len(a) for a, _ in slice_) for slice_ in pairs)
         total = sum(map(sum, ranks))
         if not total:
             return None
-        a_all = torch.cat([a for adapters in slices for a, _ in adapters]).T
-        b_all = [torch.cat([b for _, b in adapters]) for adapters in slices]
+        a_all = torch.cat([a for slice_ in pairs for a, _ in slice_]).T
+        b_all = [torch.cat([b for _, b in slice_]) for slice_ in pairs]
         if total <= FUSED:
             block = torch.block_diag(*b_all)
             return Pack(a_all, ranks, [(slice(None), slice(block.shape[1]), block)])
@@ -144,12 +136,27 @@ class Layer:
         return Pack(a_all, ranks, products)
 
 
+def _recall(kept: dict[K, V], key: K, most: int, make: Callable[[], V]) -> V:
+    """Return what is kept under ``key``, made if it is not; only the ``most`` recent are kept."""
+    kept[key] = kept.pop(key) if key in kept else make()
+    if len(kept) > most:
+        del kept[next(iter(kept))]
+    return kept[key]
+
+
 def _trim(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A (rank, in) and B (rank, out) without the zeros that vLLM pads them with; views, not copies."""
+    """Return views of A (rank, in) and B (rank, out) without the zeros that vLLM pads them with."""
     a, b = a.flatten(0, -2), b.flatten(0, -2).T
-    used = (a.any(dim=1) & b.any(dim=1)).nonzero()
-    rank = int(used[-1]) + 1 if len(used) else 0
+    rank = _used(a)
+    if rank == len(a):  # full, or the identity that stands for an embedding's A
+        rank = _used(b)
     return a[:rank], b[:rank]
+
+
+def _used(rows: torch.Tensor) -> int:
+    """Return how many rows there are up to the last that is not all zeros."""
+    used = rows.any(dim=1).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
 
 
 class GroupedLoRA(PunicaWrapperCPU):
@@ -157,6 +164,7 @@ class GroupedLoRA(PunicaWrapperCPU):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._slots: dict[int, int] = {}
         self._tokens: list[Part] = []
         self._samples: list[Part] = []
         self._layers: dict[int, Layer] = {}
@@ -164,15 +172,14 @@ class GroupedLoRA(PunicaWrapperCPU):
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **_: Any
     ) -> None:
-        slot_of = {adapter: slot for slot, adapter in enumerate(lora_index_to_id) if adapter is not None}
-        tokens = [slot_of[adapter] if adapter > 0 else -1 for adapter in mapping.index_mapping]
-        samples = [slot_of[adapter] if adapter > 0 else -1 for adapter in mapping.prompt_mapping]
+        self._slots = {adapter: slot for slot, adapter in enumerate(lora_index_to_id) if adapter is not None}
+        tokens, samples = mapping.index_mapping, mapping.prompt_mapping
         self._tokens, self._samples = plan(tokens), plan(samples)
         # What vLLM's own layers read besides: the embedding looks A up by itself.
-        indices = torch.tensor(tokens)
+        indices = torch.tensor([self._slots.get(adapter, -1) for adapter in tokens])
         self._token_lora_indices[: len(tokens)] = indices
         self._embeddings_indices[: len(tokens)] = indices.clamp(min=0) * vocab_size
-        self._sampler_indices[: len(samples)] = torch.tensor(samples)
+        self._sampler_indices[: len(samples)] = torch.tensor([self._slots.get(adapter, -1) for adapter in samples])
         self.indices_len[:] = [len(tokens), len(samples), None, len(tokens)]
         self.no_lora = not self._tokens
 
@@ -187,7 +194,7 @@ class GroupedLoRA(PunicaWrapperCPU):
         **_: Any,
     ) -> None:
         if self._tokens:
-            _add(self._tokens, self._layer(lora_a_stacked, lora_b_stacked), y, x, scale)
+            self._add(self._tokens, self._layer(lora_a_stacked, lora_b_stacked), y, x, scale)
 
     def add_lora_logits(
         self,
@@ -199,14 +206,14 @@ class GroupedLoRA(PunicaWrapperCPU):
         **_: Any,
     ) -> None:
         if self._samples:
-            _add(self._samples, self._layer((lora_a_stacked,), (lora_b_stacked,)), y, x, scale)
+            self._add(self._samples, self._layer((lora_a_stacked,), (lora_b_stacked,)), y, x, scale)
 
     def add_lora_embedding(self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, **_: Any) -> None:
         # x is (tokens, max rank): rows of A, already looked up. An identity stands where A would.
         if self._tokens:
             slots, rank = lora_b_stacked.shape[0], lora_b_stacked.shape[-1]
             identity = torch.eye(rank, dtype=x.dtype).expand(slots, 1, rank, rank)
-            _add(self._tokens, self._layer((identity,), (lora_b_stacked,)), y, x, 1.0)
+            self._add(self._tokens, self._layer((identity,), (lora_b_stacked,)), y, x, 1.0)
 
     def add_shrink(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError("fully sharded LoRA is for several GPUs; on a CPU set HOTSWAP_CPU_LORA=stock.")
@@ -217,20 +224,19 @@ class GroupedLoRA(PunicaWrapperCPU):
         # A layer's tensors live as long as the model, and Layer holds them: their ids are not used again.
         return self._layers.get(id(b[0])) or self._layers.setdefault(id(b[0]), Layer(a, b))
 
-
-def _add(parts: list[Part], layer: Layer, y: torch.Tensor, x: torch.Tensor, scale: float) -> None:
-    """Add to ``y``, (rows, out), in place, what each row's adapter makes of its row of ``x``, (rows, in)."""
-    y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-    for part in parts:
-        pack = layer.pack(part.slots)
-        if pack is None:
-            continue
-        h = x[part.rows] @ pack.a
-        part.mask(h, pack.ranks)
-        for columns, outputs, b in pack.products:
-            target = y[:, outputs]
-            b = b[:, : target.shape[1]]  # vLLM pads a vocabulary differently here and there
-            if isinstance(part.rows, slice):
-                target[part.rows].addmm_(h[:, columns], b, alpha=scale)
-            else:
-                target.index_add_(0, part.rows, h[:, columns] @ b, alpha=scale)
+    def _add(self, parts: list[Part], layer: Layer, y: torch.Tensor, x: torch.Tensor, scale: float) -> None:
+        """Add to ``y``, (rows, out), in place, what each row's adapter makes of its row of ``x``, (rows, in)."""
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        for part in parts:
+            pack = layer.pack(part.adapters, self._slots)
+            if pack is None:
+                continue
+            h = x[part.rows] @ pack.a
+            part.mask(h, pack.ranks)
+            for columns, outputs, b in pack.products:
+                target = y[:, outputs]
+                b = b[:, : target.shape[1]]  # vLLM pads a vocabulary differently here and there
+                if isinstance(part.rows, slice):
+                    target[part.rows].addmm_(h[:, columns], b, alpha=scale)
+                else:
+                    target.index_add_(0, part.rows, h[:, columns] @ b, alpha=scale)

@@ -6,6 +6,7 @@ import ctypes.util
 import math
 import os
 import sys
+import threading
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -38,6 +39,25 @@ def relaunch(settings: Settings) -> None:
         return
     prepare(settings)
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, PRELOADED: "1"})  # noqa: S606
+
+
+def keep_from_forks(listening: int) -> None:
+    """Make what is forked from this process close the port, and end when this process does, however that ends.
+
+    Otherwise an engine whose server was killed would live on, and hold connections that nobody answers.
+    """
+    life, ours = os.pipe()
+
+    def follow() -> None:
+        os.read(life, 1)  # nothing is ever written: it returns when the last writer, our parent, is gone
+        os._exit(1)
+
+    def in_child() -> None:
+        os.close(listening)
+        os.close(ours)
+        threading.Thread(target=follow, daemon=True).start()
+
+    os.register_at_fork(after_in_child=in_child)
 
 
 def threads_are_set() -> bool:

@@ -1,0 +1,1 @@
+"""Ours, stock vLLM and the server people write first, on the same work: ``python -m loadtests.bench``."""

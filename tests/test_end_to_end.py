@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 from tests.server import Server, serving
@@ -53,13 +55,18 @@ def run(workplace: Path, tiny_folder: Path, *command: str) -> str:
     return done.stdout
 
 
+def settings(workplace: Path, tiny_folder: Path) -> dict[str, str]:
+    small = {"kv_cache_gib": "0.25", "max_model_len": "512"}
+    places = {"store": workplace / "store", "base_model": tiny_folder, "cache": workplace / "cache"}
+    return small | {name: str(place) for name, place in places.items()}
+
+
 @pytest.fixture(scope="module")
 def server(workplace: Path, tiny_folder: Path) -> Iterator[Server]:
     recipe = str(workplace / "recipe.yaml")
     for command in ("train", "evaluate", "publish"):
         print(run(workplace, tiny_folder, "trainer", command, recipe))
-    settings = {"store": str(workplace / "store"), "base_model": str(tiny_folder), "cache": str(workplace / "cache")}
-    with serving(workplace / "server.log", **settings, kv_cache_gib="0.25", max_model_len="512") as started:
+    with serving(workplace / "server.log", **settings(workplace, tiny_folder)) as started:
         yield started
 
 
@@ -67,6 +74,10 @@ def test_what_was_trained_is_served_and_is_right(server: Server) -> None:
     body = server.predict("reviews", "moving film beautifully acted", "slow dull plot")
     assert body["adapter"]["version"] == 1
     assert [output["label"] for output in body["outputs"]] == ["positive", "negative"]
+
+
+def test_the_log_says_how_adapters_are_computed(server: Server) -> None:
+    assert "LoRA on the CPU: grouped by adapter" in server.log.read_text()
 
 
 def test_a_version_released_meanwhile_takes_over_without_a_restart(
@@ -94,3 +105,18 @@ def test_a_killed_engine_is_reported_at_once(server: Server) -> None:
     assert (status, response.json()["code"]) == (503, "engine_down")
     assert server.client.get("/livez").status_code == 503
     assert server.stop() == 0
+
+
+def test_a_killed_server_takes_its_engine_with_it_and_frees_the_port(
+    workplace: Path, tiny_folder: Path, server: Server
+) -> None:
+    if server.process.poll() is None:  # two engines at once are slow to start on two cores
+        server.stop()
+    with serving(workplace / "killed.log", **settings(workplace, tiny_folder)) as killed:
+        children = psutil.Process(killed.process.pid).children(recursive=True)
+        assert children
+        killed.process.kill()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive
+        with pytest.raises(httpx.ConnectError):
+            killed.client.get("/livez")

@@ -57,8 +57,12 @@ def _register_norms() -> None:
     def fits(x: torch.Tensor, weight: torch.Tensor | None, variance_size: int | None) -> bool:
         return variance_size is None and weight is not None and weight.dtype == x.dtype and x.is_contiguous()
 
+    there = hasattr(torch.ops._C, "rms_norm") and hasattr(torch.ops._C, "fused_add_rms_norm")
+
     @ir.ops.rms_norm.register_impl(
-        KERNELS, supports_args=lambda x, weight, epsilon, variance_size=None: fits(x, weight, variance_size)
+        KERNELS,
+        supported=there,
+        supports_args=lambda x, weight, epsilon, variance_size=None: fits(x, weight, variance_size),
     )
     def rms_norm(
         x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
@@ -69,6 +73,7 @@ def _register_norms() -> None:
 
     @ir.ops.fused_add_rms_norm.register_impl(
         KERNELS,
+        supported=there,
         supports_args=lambda x, x_residual, weight, epsilon, variance_size=None: (
             fits(x, weight, variance_size) and x_residual.is_contiguous()
         ),

@@ -10,6 +10,7 @@ import threading
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from adapters.errors import HotswapError
 from service.engine.plugin import SWITCH, is_cpu
 from service.settings import Settings
 
@@ -118,11 +119,14 @@ def _threads() -> dict[str, str]:
 
 
 def _ids(binding: str) -> list[int]:
-    """Read a list of CPUs such as ``0,2-5``."""
+    """Read a list of CPUs such as ``0,2-5``. Raises :class:`HotswapError`."""
     ids: list[int] = []
-    for part in binding.split(","):
-        first, _, last = part.partition("-")
-        ids.extend(range(int(first), int(last or first) + 1))
+    try:
+        for part in binding.split(","):
+            first, dash, last = part.partition("-")
+            ids.extend(range(int(first), int(last if dash else first) + 1))
+    except ValueError:
+        raise HotswapError(f"{BINDING}={binding}: give CPUs such as 0-3 or 0,2, or nobind, or auto.") from None
     return ids
 
 

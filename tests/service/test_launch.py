@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.errors import HotswapError
 from service.engine import launch, plugin
 from service.settings import Settings
 
@@ -52,6 +53,13 @@ def test_what_the_operator_binds_holds(environment: dict[str, str], binding: str
     launch.prepare(Settings())
     assert environment["OMP_NUM_THREADS"] == threads
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == binding
+
+
+@pytest.mark.parametrize("binding", ["all", "0-", "0;1", ""])
+def test_a_binding_that_is_none_says_what_one_is(environment: dict[str, str], binding: str) -> None:
+    environment["VLLM_CPU_OMP_THREADS_BIND"] = binding
+    with pytest.raises(HotswapError, match=r"give CPUs such as 0-3"):
+        launch.prepare(Settings())
 
 
 def test_libraries_are_added_to_what_is_preloaded_already_and_only_once(

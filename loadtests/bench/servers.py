@@ -202,7 +202,7 @@ class VllmInstalled(Vllm):
     name = "vllm-installed"
 
     def _process(self) -> Process:
-        return self._server(["--gpu-memory-utilization", "0.3"], {})
+        return self._server(["--gpu-memory-utilization", "0.15"], {})
 
 
 class Peft(HttpServer):

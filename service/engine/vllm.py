@@ -138,6 +138,9 @@ class VllmEngine:
 
         if name in self._adapters:
             raise EngineRefused(f"{name} is resident")
+        if len(self._adapters) >= self.limits.max_resident:
+            # vLLM would push out another, or, with its own kernels, fill the slot that must stay empty.
+            raise EngineRefused(f"{name} does not fit: {self.limits.max_resident} adapters are resident")
         request = LoRARequest(name, next(self._adapter_ids), str(folder))
         try:
             loaded = await self._running().add_lora(request)

@@ -150,6 +150,11 @@ async def test_an_adapter_that_cannot_be_loaded_is_refused_and_kills_nothing(
     assert (await answer(engine, prompt, choices(sentiment_task))).tokens == 1
 
 
+async def test_one_adapter_more_than_fits_is_refused(engine: Engine, loaded, make_adapter: MakeAdapter) -> None:
+    with pytest.raises(EngineRefused):
+        await engine.load(next(NAMES), make_adapter(seed=7))
+
+
 async def test_a_slot_is_used_again_by_the_next_adapter(
     engine: Engine, make_adapter: MakeAdapter, prompt, sentiment_task
 ) -> None:

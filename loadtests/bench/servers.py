@@ -13,11 +13,12 @@ from typing import Any
 import httpx
 
 from adapters.tasks import ClassificationTask
-from loadtests.bench.limits import DTYPE, KV_GIB, LORAS, MODEL_LEN, RANK, SEQUENCES, binding
+from loadtests.bench.limits import DTYPE, KV_GIB, LORAS, MODEL_LEN, RANK, SEQUENCES
 from loadtests.bench.load import drive
 from loadtests.bench.material import Adapter, Material
 from loadtests.bench.process import Process
 from loadtests.bench.workload import Request, Sample, Workload
+from service.engine.launch import BINDING, threads
 
 BASE = "base"
 # Without these, stock vLLM loads no adapter over its API, or looks for the model on a network.
@@ -156,8 +157,10 @@ class Vllm(HttpServer):
         arguments = ["--max-loras", str(LORAS), "--max-cpu-loras", str(self.resident), "--max-lora-rank", str(RANK)]
         arguments += ["--max-model-len", str(MODEL_LEN), "--max-num-seqs", str(SEQUENCES), "--dtype", DTYPE]
         environment = {"VLLM_CPU_KVCACHE_SPACE": str(KV_GIB)}
-        if cpus := binding():
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = cpus
+        ours = threads(None)
+        environment[BINDING] = ours[BINDING]
+        if ours[BINDING] == "nobind":  # otherwise vLLM counts the CPUs that it is bound to
+            environment["OMP_NUM_THREADS"] = ours["OMP_NUM_THREADS"]
         return self._server(arguments, environment)
 
     def _server(self, arguments: list[str], environment: dict[str, str]) -> Process:

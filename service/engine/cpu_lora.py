@@ -160,6 +160,12 @@ def _used(rows: torch.Tensor) -> int:
     return int(used[-1]) + 1 if len(used) else 0
 
 
+def _identity(b: torch.Tensor) -> torch.Tensor:
+    """Return what stands for the A of an embedding, whose rows vLLM looks up by itself: x is (tokens, max rank)."""
+    slots, rank = b.shape[0], b.shape[-1]
+    return torch.eye(rank, dtype=b.dtype).expand(slots, 1, rank, rank)
+
+
 class GroupedLoRA(PunicaWrapperCPU):
     """vLLM's interface: told once per step whose row is whose, then called by every layer."""
 
@@ -210,20 +216,19 @@ class GroupedLoRA(PunicaWrapperCPU):
             self._add(self._samples, self._layer((lora_a_stacked,), (lora_b_stacked,)), y, x, scale)
 
     def add_lora_embedding(self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, **_: Any) -> None:
-        # x is (tokens, max rank): rows of A, already looked up. An identity stands where A would.
         if self._tokens:
-            slots, rank = lora_b_stacked.shape[0], lora_b_stacked.shape[-1]
-            identity = torch.eye(rank, dtype=x.dtype).expand(slots, 1, rank, rank)
-            self._add(self._tokens, self._layer((identity,), (lora_b_stacked,)), y, x, 1.0)
+            self._add(self._tokens, self._layer(None, (lora_b_stacked,)), y, x, 1.0)
 
     def add_shrink(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError("fully sharded LoRA is for several GPUs; on a CPU set HOTSWAP_CPU_LORA=stock.")
 
     add_expand = add_shrink
 
-    def _layer(self, a: Stacked, b: Stacked) -> Layer:
+    def _layer(self, a: Stacked | None, b: Stacked) -> Layer:
         # A layer's tensors live as long as the model, and Layer holds them: their ids are not used again.
-        return self._layers.get(id(b[0])) or self._layers.setdefault(id(b[0]), Layer(a, b))
+        if id(b[0]) not in self._layers:
+            self._layers[id(b[0])] = Layer(a or (_identity(b[0]),), b)
+        return self._layers[id(b[0])]
 
     def _add(self, parts: list[Part], layer: Layer, y: torch.Tensor, x: torch.Tensor, scale: float) -> None:
         """Add to ``y``, (rows, out), in place, what each row's adapter makes of its row of ``x``, (rows, in)."""

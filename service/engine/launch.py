@@ -87,16 +87,17 @@ def _defaults(settings: Settings) -> dict[str, str]:
     # glibc hands large blocks back to the kernel after every layer, and takes page faults to get them again:
     # keeping them doubles prefill with stock LoRA (93 to 181-210 tokens/s, 64 texts of 50 tokens).
     defaults |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
-    return defaults | _threads()
+    return defaults | threads(os.environ.get(BINDING))
 
 
-def _threads() -> dict[str, str]:
-    """Return how the engine's OpenMP threads are counted and bound; on more than four CPUs vLLM knows better.
+def threads(binding: str | None) -> dict[str, str]:
+    """Return how the engine's OpenMP threads are counted and bound, where the operator has said ``binding`` or nothing.
+
+    On more than four CPUs vLLM knows better.
 
     vLLM keeps one CPU for itself, half of a small machine, and does not see a container's quota.
     """
     allowed, quota = sorted(os.sched_getaffinity(0)), _cgroup_quota()
-    binding = os.environ.get(BINDING)
     if binding is None:
         # Under a quota all containers of a machine see its first CPUs: bound, they would share those.
         limited = quota is not None and quota < len(allowed)
@@ -104,7 +105,7 @@ def _threads() -> dict[str, str]:
     if binding == "auto" or "|" in binding:
         return {BINDING: binding}
     count = min(quota or len(allowed), len(allowed)) if binding == "nobind" else len(_ids(binding))
-    threads = {
+    chosen = {
         BINDING: binding,
         "OMP_NUM_THREADS": str(count),
         # Threads that wait for work spin this many milliseconds, on CPUs that the API needs as well.
@@ -112,10 +113,10 @@ def _threads() -> dict[str, str]:
         "KMP_TPAUSE": "0",
     }
     if binding != "nobind" and _intel_openmp():
-        threads["KMP_AFFINITY"] = f"granularity=fine,explicit,proclist=[{binding}]"
+        chosen["KMP_AFFINITY"] = f"granularity=fine,explicit,proclist=[{binding}]"
     elif binding != "nobind":
-        threads["GOMP_CPU_AFFINITY"] = binding.replace(",", " ")
-    return threads
+        chosen["GOMP_CPU_AFFINITY"] = binding.replace(",", " ")
+    return chosen
 
 
 def _ids(binding: str) -> list[int]:

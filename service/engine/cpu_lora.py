@@ -7,9 +7,9 @@ needs no kernels of its own: a group's product is large enough for BLAS, or smal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -34,22 +34,21 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are served together. Where there are several ``adapters``, ``owner`` is each row's place in them."""
+    """Rows (None: all) that are served together. Of several ``adapters``, ``owner`` is each row's place in them."""
 
-    rows: slice | torch.Tensor
+    rows: slice | torch.Tensor | None
     adapters: tuple[int, ...]
     owner: torch.Tensor | None = None
     _masks: dict[Ranks, torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, h: torch.Tensor, ranks: Ranks) -> None:
-        """Clear the columns of ``h``, (rows, sum of ranks), that belong to another adapter than the row's own."""
+    def foreign(self, ranks: Ranks) -> torch.Tensor | None:
+        """Return where a column of (rows, sum of ranks) belongs to another adapter than the row's own."""
         if self.owner is None:
-            return
+            return None
         if ranks not in self._masks:
             place = [place for adapters in ranks for place, rank in enumerate(adapters) for _ in range(rank)]
             self._masks[ranks] = torch.tensor(place).ne(self.owner[:, None])
-        # Not multiplied by zero: where an adapter overflows, that would be NaN in its neighbours' rows.
-        h.masked_fill_(self._masks[ranks], 0)
+        return self._masks[ranks]
 
 
 def plan(owners: Sequence[int]) -> list[Part]:
@@ -64,7 +63,7 @@ def plan(owners: Sequence[int]) -> list[Part]:
     for adapter, run in groupby(owners):
         end = start + sum(1 for _ in run)
         if adapter and (adapters == 1 or (end - start) * adapters >= LONG):
-            parts.append(Part(slice(start, end), (adapter,)))
+            parts.append(Part(_rows(owners, start, end), (adapter,)))
         elif adapter:
             left.extend(range(start, end))
         start = end
@@ -79,22 +78,41 @@ def _together(owners: Sequence[int], rows: Sequence[int]) -> Iterator[Part]:
         mine = [row for row in rows if owners[row] in place]
         unbroken = mine[-1] - mine[0] + 1 == len(mine)
         yield Part(
-            rows=slice(mine[0], mine[-1] + 1) if unbroken else torch.tensor(mine),
+            rows=_rows(owners, mine[0], mine[-1] + 1) if unbroken else torch.tensor(mine),
             adapters=chosen,
             owner=torch.tensor([place[owners[row]] for row in mine]),
         )
 
 
+def _rows(owners: Sequence[int], start: int, end: int) -> slice | None:
+    """Return those rows, as a slice only if it is not of everything: slicing takes as long as a small product."""
+    return None if end - start == len(owners) else slice(start, end)
+
+
 @dataclass(frozen=True)
 class Pack:
-    """Some adapters' weights at one layer, trimmed to their ranks: ``y[:, out] += mask(x @ a)[:, columns] @ b``.
+    """Some adapters' weights at one layer, trimmed to their ranks: ``y += mask(x @ a) @ b``, piece by piece.
 
     ``a`` is (in, R); R counts the ranks of all slices, and in each those of all adapters, in the order of ``ranks``.
+    Each of ``bs``, (columns, outputs), takes the next columns of x @ a and adds to the next outputs of y.
     """
 
     a: torch.Tensor
     ranks: Ranks
-    products: list[tuple[slice, slice, torch.Tensor]]
+    bs: list[torch.Tensor]
+    columns: list[int]
+    outputs: list[int]
+
+    def pieces(self, h: torch.Tensor, y: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Divide ``h``, (rows, R), and ``y``, (rows, out), among the products."""
+        if len(self.bs) == 1:
+            return ((h, y, self.bs[0]),)
+        hs, ys = h.split_with_sizes(self.columns, 1), y.split_with_sizes(self.outputs, 1)
+        return zip(hs, ys, self.bs, strict=True)
+
+
+# Rows, their adapters' weights, and what is not theirs of x @ a.
+Work = tuple[slice | torch.Tensor | None, Pack, torch.Tensor | None]
 
 
 class Layer:
@@ -108,6 +126,14 @@ class Layer:
         self._a, self._b = a, b
         self._packs: dict[int, Pack | None] = {}
         self._sets: dict[tuple[int, ...], Pack | None] = {}
+        self._work: tuple[list[Part], list[Work]] = [], []
+
+    def work(self, parts: list[Part], slots: Mapping[int, int]) -> list[Work]:
+        """Return what is to be done for a batch: while decoding, the same as at the last step."""
+        if self._work[0] is not parts:
+            packs = ((part, self.pack(part.adapters, slots)) for part in parts)
+            self._work = parts, [(part.rows, pack, part.foreign(pack.ranks)) for part, pack in packs if pack]
+        return self._work[1]
 
     def pack(self, adapters: tuple[int, ...], slots: Mapping[int, int]) -> Pack | None:
         """Return the pack for ``adapters``, or None where none of them changes this layer."""
@@ -124,17 +150,8 @@ class Layer:
             return None
         a_all = torch.cat([a for slice_ in pairs for a, _ in slice_]).T
         b_all = [torch.cat([b for _, b in slice_]) for slice_ in pairs]
-        if total <= FUSED:
-            block = torch.block_diag(*b_all)
-            return Pack(a_all, ranks, [(slice(None), slice(block.shape[1]), block)])
-        columns = list(accumulate((len(b) for b in b_all), initial=0))
-        outputs = list(accumulate((b.shape[1] for b in b_all), initial=0))
-        products = [
-            (slice(columns[i], columns[i + 1]), slice(outputs[i], outputs[i + 1]), b)
-            for i, b in enumerate(b_all)
-            if len(b)
-        ]
-        return Pack(a_all, ranks, products)
+        bs = [torch.block_diag(*b_all)] if total <= FUSED else b_all
+        return Pack(a_all, ranks, bs, [len(b) for b in bs], [b.shape[1] for b in bs])
 
 
 def _recall(kept: dict[K, V], key: K, most: int, make: Callable[[], V]) -> V:
@@ -213,7 +230,9 @@ class GroupedLoRA(PunicaWrapperCPU):
         **_: Any,
     ) -> None:
         if self._samples:
-            self._add(self._samples, self._layer((lora_a_stacked,), (lora_b_stacked,)), y, x, scale)
+            width = min(y.shape[-1], lora_b_stacked.shape[-2])  # vLLM pads a vocabulary differently here and there
+            layer = self._layer((lora_a_stacked,), (lora_b_stacked,), width)
+            self._add(self._samples, layer, y[:, :width], x, scale)
 
     def add_lora_embedding(self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, **_: Any) -> None:
         if self._tokens:
@@ -224,25 +243,22 @@ class GroupedLoRA(PunicaWrapperCPU):
 
     add_expand = add_shrink
 
-    def _layer(self, a: Stacked | None, b: Stacked) -> Layer:
-        # A layer's tensors live as long as the model, and Layer holds them: their ids are not used again.
+    def _layer(self, a: Stacked | None, b: Stacked, width: int | None = None) -> Layer:
+        # A layer's tensors live as long as the model: their ids are not used again.
         if id(b[0]) not in self._layers:
-            self._layers[id(b[0])] = Layer(a or (_identity(b[0]),), b)
+            self._layers[id(b[0])] = Layer(a or (_identity(b[0]),), tuple(slots[:, :, :width] for slots in b))
         return self._layers[id(b[0])]
 
     def _add(self, parts: list[Part], layer: Layer, y: torch.Tensor, x: torch.Tensor, scale: float) -> None:
         """Add to ``y``, (rows, out), in place, what each row's adapter makes of its row of ``x``, (rows, in)."""
-        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        for part in parts:
-            pack = layer.pack(part.adapters, self._slots)
-            if pack is None:
-                continue
-            h = x[part.rows] @ pack.a
-            part.mask(h, pack.ranks)
-            for columns, outputs, b in pack.products:
-                target = y[:, outputs]
-                b = b[:, : target.shape[1]]  # vLLM pads a vocabulary differently here and there
-                if isinstance(part.rows, slice):
-                    target[part.rows].addmm_(h[:, columns], b, alpha=scale)
+        for rows, pack, foreign in layer.work(parts, self._slots):
+            h = (x if rows is None else x[rows]) @ pack.a
+            if foreign is not None:
+                # Not multiplied by zero: where an adapter overflows, that would be NaN in its neighbours' rows.
+                h.masked_fill_(foreign, 0)
+            scattered = isinstance(rows, torch.Tensor)
+            for columns, outputs, b in pack.pieces(h, y if rows is None or scattered else y[rows]):
+                if scattered:
+                    outputs.index_add_(0, rows, columns @ b, alpha=scale)
                 else:
-                    target.index_add_(0, part.rows, h[:, columns] @ b, alpha=scale)
+                    outputs.addmm_(columns, b, alpha=scale)

@@ -27,6 +27,8 @@ class HotswapCpuPlatform(CpuPlatform):
     def check_and_update_config(cls, vllm_config: Any) -> None:
         super().check_and_update_config(vllm_config)
         parallel = vllm_config.parallel_config
+        if os.environ[SWITCH] == "grouped":
+            parallel.worker_cls = "service.engine.cpu_worker.HotswapCpuWorker"
         # vLLM keeps a worker process of its own because OpenMP must be configured before it starts; ours was.
         if parallel.world_size == 1 and launch.threads_are_set():
             parallel.distributed_executor_backend = "uni"

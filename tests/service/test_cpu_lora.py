@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -274,6 +275,17 @@ def test_a_slot_is_used_with_the_weights_of_the_adapter_that_it_was_given_last(
                 mixed = replace(mixed, ids=(*mixed.ids[:slot], adapter, *mixed.ids[slot + 1 :]))
                 announce(lora, mixed)
                 check(module.add(lora, y, x), y, module.deltas(x, mixed.rows), mixed.rows)
+
+
+def test_requests_that_arrive_together_are_computed_adapter_by_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_worker = pytest.importorskip("vllm.v1.worker.cpu_worker")
+    from service.engine.cpu_worker import HotswapCpuWorker
+
+    monkeypatch.setattr(cpu_worker.CPUWorker, "execute_model", lambda _, step: step)
+    loras = [SimpleNamespace(lora_int_id=adapter) if adapter else None for adapter in (2, 0, 1, 2, 0)]
+    step = SimpleNamespace(scheduled_new_reqs=[SimpleNamespace(lora_request=lora) for lora in loras])
+    done = HotswapCpuWorker.execute_model(HotswapCpuWorker.__new__(HotswapCpuWorker), step)
+    assert [new.lora_request for new in done.scheduled_new_reqs] == [None, None, loras[2], loras[0], loras[3]]
 
 
 @pytest.mark.parametrize("rows", [1, 16, 500])

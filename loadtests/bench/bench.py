@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections import defaultdict
@@ -13,12 +14,14 @@ import httpx
 
 from loadtests.bench.machine import Limits, measured_apart
 from loadtests.bench.material import Material
-from loadtests.bench.plan import Group, Plan
+from loadtests.bench.plan import Group, Plan, Stage
 from loadtests.bench.process import Failed
 from loadtests.bench.servers import Engine, Hotswap, HttpServer, Peft, Server, Vllm, VllmInstalled
 from loadtests.bench.workload import Sample, Workload
 
 WARM_UP = 2
+# Requests, one after the other, until an adapter counts as warm.
+HUNDRED = 100
 KINDS: dict[str, Callable[[Material, Path], Server]] = {
     "ours": Hotswap,
     "vllm": Vllm,
@@ -35,11 +38,11 @@ class Bench:
     def __init__(self, plan: Plan, material: Material, repeats: int, scratch: Path, stack: ExitStack) -> None:
         self.plan, self.material, self.repeats = plan, material, repeats
         self.samples: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-        self.first_answers: dict[str, float] = {}
+        self.first_answers: dict[str, tuple[float, float]] = {}
         self.limits: Limits | None = None
-        self.done = 0
         self.failures: list[str] = []
         self.servers: dict[str, Server] = {}
+        self._running: set[str] = set()
         self._scratch, self._stack = scratch, stack
         self._next = 0
         self._began = time.monotonic()
@@ -47,25 +50,34 @@ class Bench:
     def run(self) -> None:
         self._say("measuring what the machine can do")
         self._try("machine", "limits", self._measure_limits)
-        names = [name for name in KINDS if name in self.plan.servers]
-        for batch in [names] if self.plan.together else [[name] for name in names]:
-            self._start(batch)
-        if not self.plan.together:
-            self._time_first_answers()
+        for stage in self.plan.stages:
+            self._change_servers(stage.servers)
+            self._run_stage(stage)
+        self._change_servers([])
+
+    def _run_stage(self, stage: Stage) -> None:
         self._say("warming up")
-        pairs = {group: [pair for pair in self._started(group) if self._warm(*pair)] for group in self.plan.groups}
-        for repeat in range(self.repeats):
+        pairs = {group: [pair for pair in self._started(group) if self._warm(*pair)] for group in stage.groups}
+        repeats = self.repeats * stage.often
+        for repeat in range(repeats):
             began = time.monotonic()
-            for group in self.plan.groups:
-                self._say(f"repeat {repeat + 1} of {self.repeats}: {group.name}")
+            for group in stage.groups:
+                self._say(f"repeat {repeat + 1} of {repeats}: {group.name}")
                 self._measure(group, pairs[group])
-            self.done += 1
-            if self.done < self.repeats and self._late(time.monotonic() - began):
-                self.failures.append(f"{self.repeats - self.done} of {self.repeats} repeats, for want of time")
+            left = repeats - repeat - 1
+            if left and self._late(time.monotonic() - began):
+                self.failures.append(f"{left} of {repeats} repeats, for want of time")
                 break
-        self._say("ending the servers")
-        for server in self.servers.values():
-            server.process.end()
+
+    def _change_servers(self, wanted: list[str]) -> None:
+        """End the servers that are not wanted, and start those that are."""
+        for name in self._running - set(wanted):
+            self._say(f"ending {name}")
+            self.servers[name].process.stop()
+            self._running.remove(name)
+        new = [name for name in wanted if name not in self.servers]
+        for batch in [new] if self.plan.together else [[name] for name in new]:
+            self._start(batch)
 
     def _measure_limits(self) -> None:
         self.limits = measured_apart()
@@ -81,22 +93,20 @@ class Bench:
         for server in launched:
             if self._try(server.name, "start", server.wait):
                 self.servers[server.name] = server
+                self._running.add(server.name)
+                if isinstance(server, HttpServer) and not self.plan.together:
+                    self._try(server.name, "first answer", lambda: self._time_first_answer(server))  # noqa: B023
         for server in launched:
             server.process.rest()
 
-    def _time_first_answers(self) -> None:
-        """Ask each server for an adapter that it has not seen, before anything else."""
+    def _time_first_answer(self, server: HttpServer) -> None:
+        """Ask for an adapter that the server has not seen, before anything else, and again until it is warm."""
         workload = Workload("first", "classify", 1, 1, 1)
-        for server in list(self.servers.values()):
-            if isinstance(server, HttpServer):
-                stranger = self.material.classify[-1]
-                request = workload.request(self.material, stranger, self.material.reviews[-1])
-                with server.awake():
-                    self._try(
-                        server.name,
-                        "first answer",
-                        lambda: self.first_answers.update({server.name: server.first_answer(workload, request)}),  # noqa: B023
-                    )
+        stranger = self.material.classify[-1]
+        first, *others = [workload.request(self.material, stranger, text) for text in self.material.reviews[-HUNDRED:]]
+        seconds = server.first_answer(workload, first)
+        warm = server.run(workload, others).latencies[-10:]
+        self.first_answers[server.name] = seconds, statistics.median(warm)
 
     def _started(self, group: Group) -> list[tuple[Server, Workload]]:
         return [(self.servers[name], workload) for name, workload in group.pairs if name in self.servers]

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-LORAS, RANK, MODEL_LEN, SEQUENCES, KV_GIB, DTYPE = 16, 16, 2048, 64, 1, "float32"
+LORAS, RANK, MODEL_LEN, SEQUENCES, KV_GIB, DTYPE = 64, 16, 2048, 64, 1, "float32"

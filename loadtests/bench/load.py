@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
+import aiohttp
 
 from loadtests.bench.process import Failed
 
@@ -23,29 +24,31 @@ async def _drive(url: str, calls: Sequence[tuple[str, dict]], in_flight: int) ->
     latencies = [0.0] * len(calls)
     contents = [b""] * len(calls)
     waiting = iter(range(len(calls)))
-    limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS, limits=limits, trust_env=False) as client:
-        requests = [client.build_request("POST", path, json=body) for path, body in calls]
+    # Not httpx, which takes 3 ms of the cores that are measured for a request; this takes 0.2.
+    session = aiohttp.ClientSession(
+        base_url=url,
+        connector=aiohttp.TCPConnector(limit=in_flight),
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+        headers={"content-type": "application/json"},
+    )
+    async with session as client:
+        bodies = [json.dumps(body).encode() for _, body in calls]
 
         async def work() -> None:
             for number in waiting:
                 began = time.perf_counter()
-                response = await client.send(requests[number])
+                async with client.post(calls[number][0], data=bodies[number]) as response:
+                    contents[number] = await response.read()
                 latencies[number] = time.perf_counter() - began
-                if response.status_code != 200:
-                    raise Failed(f"status {response.status_code}: {response.text[:300]}")
-                contents[number] = response.content
+                if response.status != 200:
+                    raise Failed(f"status {response.status}: {contents[number].decode(errors='replace')[:300]}")
 
         began = time.perf_counter()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(in_flight, len(calls))):
                     group.create_task(work())
-        except* (httpx.HTTPError, Failed) as failed:
+        except* (aiohttp.ClientError, TimeoutError, Failed) as failed:
             raise Failed(f"{failed.exceptions[0]!r}"[:300]) from None
         seconds = time.perf_counter() - began
-    return (
-        seconds,
-        latencies,
-        [httpx.Response(200, content=content).json() if content else None for content in contents],
-    )
+    return seconds, latencies, [json.loads(content) for content in contents]

@@ -22,9 +22,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Groups that are measured before any server but theirs is started: not all fit into memory at once."""
+
+    groups: tuple[Group, ...]
+    # So many times as often as other stages: what is short is noisy.
+    often: int = 1
+
+    @property
+    def servers(self) -> list[str]:
+        asked = {server for group in self.groups for server, _ in group.pairs}
+        return [server for server in SERVERS if server in asked]
+
+
+@dataclass(frozen=True)
 class Plan:
     mode: str
-    groups: tuple[Group, ...]
+    stages: tuple[Stage, ...]
     # Started at the same time: faster, but then nobody's start can be timed.
     together: bool
     left_out: tuple[str, ...]
@@ -32,9 +46,8 @@ class Plan:
     seconds: float | None = None
 
     @property
-    def servers(self) -> list[str]:
-        asked = {server for group in self.groups for server, _ in group.pairs}
-        return [server for server in SERVERS if server in asked]
+    def groups(self) -> list[Group]:
+        return [group for stage in self.stages for group in stage.groups]
 
     @property
     def adapters(self) -> int:
@@ -46,31 +59,34 @@ def full(only: Sequence[str] = ()) -> Plan:
     mixed, one, base = _classify(64)
     logprobs = Workload("classify_logprobs", "classify", 4, 32, 64, labels="logprobs")
     one_adapter, most = _many(1, "uniform", 64), _many(COUNTS[-1], "uniform", 64)
-    groups = (
-        Group("classify", (*_each(mixed), ("vllm", logprobs), ("engine-grouped", mixed))),
+    peers = (
+        Group("classify", (*_each(mixed), ("vllm", logprobs))),
         Group("summarize", _each(Workload("summarize_mixed", "summarize", 4, 8, 16))),
         Group("base", _each(base)),
         Group("one", _each(one)),
+    )
+    many = (
         # Groups of their own, so that each has its own texts: the same text for the same adapter would be cached.
         *(Group("adapters", _each(w, ("ours", "vllm"))) for w in (one_adapter, most)),
         *(Group("adapters", (("ours", _many(count, "uniform", 64)),)) for count in COUNTS[1:-1]),
         *(Group("adapters", (("ours", _many(count, "zipf", 64)),)) for count in COUNTS[1:]),
-        _kernels(64, 48),
     )
+    stages = (Stage(peers), Stage(many), Stage((_service(128),), often=3), Stage((_kernels(64, 96),), often=2))
     left_out = (
         "many adapters: stock vLLM with 4, 16, 64 and Zipf; vLLM as installed, and PEFT",
         "start-up and cold first request: once, without a spread",
     )
-    return _plan(only, Plan("full", groups, together=False, left_out=left_out))
+    return _plan(only, Plan("full", stages, together=False, left_out=left_out))
 
 
 def quick(only: Sequence[str] = ()) -> Plan:
     mixed, _, base = _classify(32)
     both = ("ours", "vllm")
     groups = (
-        Group("classify", (*_each(mixed, both), ("engine-grouped", mixed))),
+        Group("classify", _each(mixed, both)),
         Group("summarize", _each(Workload("summarize_mixed", "summarize", 4, 8, 8), both)),
         Group("base", _each(replace(base, texts=16), both)),
+        _service(32),
         _kernels(16, 12),
     )
     left_out = (
@@ -78,13 +94,15 @@ def quick(only: Sequence[str] = ()) -> Plan:
         "one adapter only, and 1 to 256 adapters",
         "start-up and cold first request, because the servers were started together",
     )
-    return _plan(only, Plan("quick", groups, together=True, left_out=left_out, seconds=228))
+    return _plan(only, Plan("quick", (Stage(groups),), together=True, left_out=left_out, seconds=228))
 
 
 def _plan(only: Sequence[str], whole: Plan) -> Plan:
-    chosen = tuple(group for group in whole.groups if not only or group.name in only)
-    skipped = dict.fromkeys(f"{group.name} (--only)" for group in whole.groups if group not in chosen)
-    return replace(whole, groups=chosen, left_out=(*whole.left_out, *skipped))
+    if not only:
+        return whole
+    chosen = [replace(s, groups=tuple(group for group in s.groups if group.name in only)) for s in whole.stages]
+    skipped = dict.fromkeys(f"{group.name} (--only)" for group in whole.groups if group.name not in only)
+    return replace(whole, stages=tuple(stage for stage in chosen if stage.groups), left_out=(*whole.left_out, *skipped))
 
 
 def _classify(texts: int) -> tuple[Workload, Workload, Workload]:
@@ -100,15 +118,23 @@ def _many(count: int, popularity: Popularity, texts: int) -> Workload:
     return Workload(name, "classify", count, 32, texts, popularity=popularity)
 
 
+def _service(texts: int) -> Group:
+    """The same texts over HTTP and to the engine itself."""
+    mixed = Workload("service_mixed", "classify", 4, 32, texts)
+    return Group("service", (("ours", mixed), ("engine-grouped", mixed)))
+
+
 def _kernels(texts: int, tokens: int) -> Group:
     """Prefill and decode with and without adapters on our kernel, and with adapters on stock vLLM's."""
-    both = ("engine-grouped", "engine-stock")
     lora = (
         Workload("prefill_lora", "prefill", 4, texts, texts),
         Workload("decode_lora", "decode", 4, STREAMS, 2 * STREAMS, tokens=tokens),
     )
-    base = [replace(workload, name=workload.name.replace("lora", "base"), adapters=0) for workload in lora]
-    return Group("kernels", (*(p for w in lora for p in _each(w, both)), *(("engine-grouped", w) for w in base)))
+    pairs: list[tuple[str, Workload]] = []
+    for workload in lora:
+        base = replace(workload, name=workload.name.replace("lora", "base"), adapters=0)
+        pairs += [("engine-grouped", workload), ("engine-grouped", base), ("engine-stock", workload)]
+    return Group("kernels", tuple(pairs))
 
 
 def _each(workload: Workload, servers: Sequence[str] = EVERYONE) -> tuple[tuple[str, Workload], ...]:

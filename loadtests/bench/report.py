@@ -22,7 +22,7 @@ def results(bench: Bench) -> dict[str, Any]:
     return {
         "machine": describe() | (asdict(bench.limits) if bench.limits else {}) | {"limits": machine_line(bench)},
         "mode": bench.plan.mode,
-        "repeats": bench.done,
+        "repeats": min((len(samples) for samples in bench.samples.values()), default=0),
         "ratios": ratios,
         "targets": {ratio.name: ratio.target for ratio in RATIOS if ratio.target is not None},
         "absolute": absolute(bench),
@@ -43,9 +43,11 @@ def absolute(bench: Bench) -> dict[str, Any]:
             "p95_seconds": spread([s.p95 for s in samples]),
         }
     for name, started in bench.servers.items():
+        first, hundredth = bench.first_answers.get(name, (None, None))
         found["servers"][name] = {
             "start_seconds": None if bench.plan.together else started.start_seconds,
-            "first_answer_seconds": bench.first_answers.get(name),
+            "first_answer_seconds": first,
+            "hundredth_answer_seconds": hundredth,
             "peak_memory_gib": started.process.peak_gib,
         }
     return found
@@ -76,7 +78,7 @@ def text(told: dict[str, Any]) -> str:
     parts = [
         _table(("RATIO", "MEDIAN", "MIN", "MAX", "TARGET", ""), _ratio_rows(told)),
         _table(("WORKLOAD", "SERVER", "TEXTS/S", "TOKENS IN/S", "TOKENS OUT/S", "P50 S", "P95 S"), _rate_rows(told)),
-        _table(("SERVER", "START S", "FIRST ANSWER S", "PEAK GIB"), _server_rows(told)),
+        _table(("SERVER", "START S", "FIRST ANSWER S", "HUNDREDTH S", "PEAK GIB"), _server_rows(told)),
     ]
     shares = [f"{w} {s} {share:.1%}" for w, servers in told["agreement"].items() for s, share in servers.items()]
     parts += [f"same answers as ours: {'; '.join(shares)}"] if shares else []
@@ -104,7 +106,7 @@ def _rate_rows(told: dict[str, Any]) -> Iterable[tuple[str, ...]]:
 
 def _server_rows(told: dict[str, Any]) -> Iterable[tuple[str, ...]]:
     for server, found in told["absolute"]["servers"].items():
-        keys = ("start_seconds", "first_answer_seconds", "peak_memory_gib")
+        keys = ("start_seconds", "first_answer_seconds", "hundredth_answer_seconds", "peak_memory_gib")
         yield server, *(_number(found[key]) for key in keys)
 
 

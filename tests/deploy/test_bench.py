@@ -83,12 +83,16 @@ def test_the_quick_plan_feeds_every_target_but_those_of_many_adapters() -> None:
     measured = {(server, workload.name) for group in plan.quick().groups for server, workload in group.pairs}
     wanted = {(side.server, side.workload) for r in RATIOS if r.target is not None for side in (r.over, r.under)}
     assert {workload for _, workload in wanted - measured} == {"adapters_1", "adapters_64_uniform", "adapters_256_zipf"}
-    assert not {"vllm-installed", "peft"} & set(plan.quick().servers)
+    assert plan.quick().stages[0].servers == ["ours", "vllm", "engine-grouped", "engine-stock"]
+
+
+def test_no_more_than_four_servers_are_there_at_a_time() -> None:
+    assert max(len(stage.servers) for stage in plan.full().stages) == 4
 
 
 def test_what_is_not_asked_for_is_said() -> None:
     chosen = plan.quick(["base"])
-    assert chosen.servers == ["ours", "vllm"]
+    assert [stage.servers for stage in chosen.stages] == [["ours", "vllm"]]
     assert "kernels (--only)" in chosen.left_out
 
 

@@ -25,6 +25,8 @@ from service.schemas import AdapterUsed, Classification, Inputs, ItemError, Pred
 from service.settings import Settings
 
 logger = logging.getLogger("hotswap")
+# A request with more than this is made into tokens in a thread: it would keep the event loop, and the probes, waiting.
+INLINE_CHARS = 4000
 Kind = Literal["classification", "summarization"]
 AnyTask = ClassificationTask | SummarizationTask
 
@@ -187,8 +189,10 @@ class Inference:
     ) -> AsyncGenerator[tuple[Chunk, bool]]:
         """Send one text to the engine when its turn comes; yield chunks, and whether the text was cut."""
         name, version = self._metrics.bounded("version", *work.labels)
-        # In a thread: a large batch would keep the event loop, and with it the probes, waiting.
-        prompt = await asyncio.to_thread(self._prompt, work, text, asked)
+        if len(asked.texts) * len(text) < INLINE_CHARS:
+            prompt = self._prompt(work, text, asked)
+        else:
+            prompt = await asyncio.to_thread(self._prompt, work, text, asked)
         self._metrics.input_tokens.labels(name, version).observe(prompt.input_tokens)
         if prompt.truncated:
             self._metrics.truncated.labels(name, version).inc()

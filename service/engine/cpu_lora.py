@@ -173,12 +173,12 @@ def _bits(slots: torch.Tensor) -> np.ndarray:
 
 def _rank(a: np.ndarray, b: np.ndarray) -> int:
     """Return the rank of A (max rank, in) and B (out, max rank) without the zeros that vLLM pads them with."""
-    rank = _last(a.any(axis=1))
+    rank = _last(np.any(a, axis=1))
     # Full, or the identity that stands for an embedding's A: B tells.
-    return rank if rank < len(a) else _last(b.any(axis=0))
+    return rank if rank < len(a) else _last(np.any(b, axis=0))
 
 
-def _last(used: np.ndarray) -> int:
+def _last(used: Any) -> int:
     """Return how many there are up to the last that is used."""
     found = np.flatnonzero(used)
     return int(found[-1]) + 1 if len(found) else 0

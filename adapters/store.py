@@ -153,7 +153,7 @@ class Store:
             self.manifest(name, version)
         newest = max(self._generations(name), default=0)
         if expected_generation not in (ANY, newest):
-            raise GenerationConflict(f"{name} is at generation {newest}, not {expected_generation}; look, then retry.")
+            raise _conflict(name, newest, expected_generation)
         record = Release(
             stable=stable,
             canary=canary,
@@ -168,9 +168,12 @@ class Store:
             )
         return record
 
-    def rollback(self, name: str, *, by: str | None = None, why: str = "") -> Release:
-        """Release again what was served before the newest release. Raises :class:`NotInStore` if nothing was."""
+    def rollback(self, name: str, *, expected_generation: int = ANY, by: str | None = None, why: str = "") -> Release:
+        """Release again what was served before the newest release. Raises :class:`NotInStore` if nothing was, and
+        :class:`GenerationConflict` as :meth:`release` does."""
         generations = self._generations(name)
+        if expected_generation not in (ANY, max(generations, default=0)):
+            raise _conflict(name, max(generations, default=0), expected_generation)
         if len(generations) < 2:
             raise NotInStore(f"{name} has no release to go back to.")
         newest, previous = generations[-1], self._release(name, generations[-2])
@@ -300,6 +303,10 @@ def _version_path(name: str, version: int, file: str) -> str:
 
 def _release_path(name: str, generation: int) -> str:
     return f"{_checked(name)}/releases/{generation}.json"
+
+
+def _conflict(name: str, newest: int, expected: int) -> GenerationConflict:
+    return GenerationConflict(f"{name} is at generation {newest}, not {expected}; look, then retry.")
 
 
 def _user() -> str:

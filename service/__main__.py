@@ -34,12 +34,22 @@ def main(*, relaunch: bool = False) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--prepare", action="store_true", help="fetch what is missing (the base model), then exit")
+    parser.add_argument(
+        "--new-key",
+        metavar="ATTRIBUTES",
+        nargs="?",
+        const="",
+        help="make an API key, print it and its line for the file of HOTSWAP_API_KEYS, then exit; "
+        "attributes: 'name=team-a scopes=predict,admin adapters=legal-*,sentiment'",
+    )
     parser.set_defaults(command=_serve, relaunch=relaunch)
     return cli.run(parser)
 
 
 def _serve(options: argparse.Namespace) -> int:
     began = time.monotonic()
+    if options.new_key is not None:
+        return _new_key(options.new_key)
     settings = Settings.read()
     if options.relaunch and settings.engine == "vllm" and not options.prepare:
         launch.relaunch(settings)
@@ -47,9 +57,10 @@ def _serve(options: argparse.Namespace) -> int:
     if options.prepare:
         _base(settings)
         return 0
-    from service.keys import check_exposure
+    from service.keys import Keys, anonymous
 
-    check_exposure(settings.host, settings.api_keys)
+    # What is wrong with the keys is found out now, not in a minute.
+    Keys(settings.api_keys, anonymous(settings.host, settings.api_keys, settings.allow_anonymous))
     listener = _listen(settings.host, settings.port)  # a port that is taken is found out now, not in a minute
     base = _base(settings)
     started = time.monotonic()
@@ -58,6 +69,14 @@ def _serve(options: argparse.Namespace) -> int:
     settings = with_rank(settings, store, names)
     logger.info("store %s: %s (%.1f s)", store.place, ", ".join(names) or "no adapters", time.monotonic() - started)
     return _run(settings, listener, store, base, names, began)
+
+
+def _new_key(attributes: str) -> int:
+    from service.keys import new_key
+
+    key, line = new_key(attributes)
+    print(f"key, for its holder; it is stored nowhere:\n  {key}\nline, for the file:\n  {line}")
+    return 0
 
 
 def with_rank(settings: Settings, store: Store, names: list[str]) -> Settings:
@@ -133,7 +152,7 @@ def _run(settings: Settings, listener: socket.socket, store: Store, base: Base, 
             start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
         except OSError as error:
             raise HotswapError(f"HOTSWAP_METRICS_PORT: cannot listen on it ({_reason(error)}).") from None
-    launch.keep_from_forks(listener.fileno())
+    launch.keep_from_forks()
     logger.info("starting the engine ...")
     # uvicorn drains, then raises the signal again: having done what it asked for is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,18 +17,18 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.store import Store
 from service.admission import Admission
-from service.engine.base import Engine, EngineDown
+from service.engine.base import Engine
 from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, from_lower
 from service.inference import Inference
-from service.keys import Keys
+from service.keys import Keys, Scope, anonymous
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestId
+from service.quota import Quota
 from service.reconciler import Reconciler
 from service.registry import Registry
-from service.routes import adapters, health, predict
+from service.routes import adapters, health, predict, releases
 from service.settings import Settings
-
-logger = logging.getLogger("hotswap")
+from service.supervisor import Supervisor
 
 
 def create_app(
@@ -49,23 +47,27 @@ def create_app(
     admission = Admission(settings.max_concurrency, settings.max_queue, metrics)
     inference = Inference(engine, registry, admission, base, settings, metrics)
     reconciler = Reconciler(registry, store, metrics, settings.poll_seconds)
-    keys = Keys(settings.api_keys)
+    supervisor = Supervisor(engine, registry, reconciler, inference, metrics)
+    keys = Keys(settings.api_keys, anonymous(settings.host, settings.api_keys, settings.allow_anonymous))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        work = asyncio.create_task(_serve(app, engine, reconciler, on_ready, on_failure))
+        work = asyncio.create_task(supervisor.run(on_ready, on_failure))
         try:
             yield
         finally:
-            app.state.phase, inference.open = "stopping", False
-            metrics.ready.set(0)
+            supervisor.stop()
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
             await registry.close()
             await engine.stop()
 
-    async def authenticate(request: Request, _: object = Security(HTTPBearer(auto_error=False))) -> None:
-        request.state.caller = keys.caller(request.headers.get("authorization"))
+    def scope(needed: Scope) -> Any:
+        async def authenticate(request: Request, _: object = Security(HTTPBearer(auto_error=False))) -> None:
+            request.state.caller = keys.caller(request.headers.get("authorization"))
+            request.state.caller.need(needed)
+
+        return Depends(authenticate)
 
     app = FastAPI(
         title="hotswap",
@@ -74,11 +76,12 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would echo the caller's Host header
     )
-    app.state.phase = "starting"
     app.state.engine, app.state.store, app.state.base = engine, store, base
     app.state.metrics, app.state.registry, app.state.inference = metrics, registry, inference
-    app.include_router(predict.router, dependencies=[Depends(authenticate)])
-    app.include_router(adapters.router, dependencies=[Depends(authenticate)])
+    app.state.reconciler, app.state.supervisor, app.state.quota = reconciler, supervisor, Quota()
+    app.include_router(predict.router, dependencies=[scope("predict")])
+    app.include_router(adapters.router, dependencies=[scope("predict")])
+    app.include_router(releases.router, dependencies=[scope("admin")])
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.add_api_route("/metrics", health.metrics, tags=["operations"], include_in_schema=False)
@@ -88,39 +91,11 @@ def create_app(
     return app
 
 
-async def _serve(
-    app: FastAPI,
-    engine: Engine,
-    reconciler: Reconciler,
-    on_ready: Callable[[], None],
-    on_failure: Callable[[], None],
-) -> None:
-    """Start the engine beside the open port, so that probes are answered meanwhile; then reconcile for ever."""
-    started = time.monotonic()
-    try:
-        await engine.start()
-    except Exception as error:
-        logger.error("the engine did not start: %s", error, exc_info=not isinstance(error, EngineDown))
-        app.state.phase = "failed to start"
-        on_failure()
-        return
-    logger.info("engine started in %.1f s", time.monotonic() - started)
-    started = time.monotonic()
-    await reconciler.reconcile()
-    logger.info("released adapters prepared in %.1f s", time.monotonic() - started)
-    app.state.phase, app.state.inference.open = "serving", True
-    app.state.metrics.ready.set(1)
-    on_ready()
-    await reconciler.run()
-
-
 def _handle_errors(app: FastAPI) -> None:
     """Send every failure as problem+json, and never an exception's text."""
 
     def respond(error: ServiceError) -> JSONResponse:
-        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
-        if error.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
+        headers = {**error.headers, **({"WWW-Authenticate": "Bearer"} if error.status == 401 else {})}
         return JSONResponse(error.problem(), error.status, headers, media_type="application/problem+json")
 
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from adapters.errors import GenerationConflict, HotswapError, InputTooLong, InvalidAdapter, NotInStore, StoreUnavailable
@@ -19,11 +20,14 @@ class ServiceError(Exception):
     title = "Something failed inside the service"
     retry_after: int | None = None
 
-    def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, detail: str = "", *, retry_after: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         if retry_after is not None:
             self.retry_after = retry_after
+        self.headers = {**(headers or {}), **({"Retry-After": str(self.retry_after)} if self.retry_after else {})}
 
     def problem(self) -> dict[str, Any]:
         """Return the error as problem+json (RFC 9457)."""
@@ -39,6 +43,10 @@ class Unauthenticated(ServiceError):
     status, code, title = 401, "unauthenticated", "An API key is needed"
 
 
+class Forbidden(ServiceError):
+    status, code, title = 403, "forbidden", "The API key does not allow this"
+
+
 class NotFound(ServiceError):
     status, code, title = 404, "not_found", "There is nothing at this address"
 
@@ -49,6 +57,11 @@ class AdapterNotFound(ServiceError):
 
 class VersionNotFound(ServiceError):
     status, code, title = 404, "version_not_found", "The adapter has no such version"
+
+
+def no_such_adapter(name: str) -> AdapterNotFound:
+    """Return the same for what does not exist and for what a key may not know of."""
+    return AdapterNotFound(f"No adapter is called '{name}'; GET /v1/adapters lists them.")
 
 
 class MethodNotAllowed(ServiceError):
@@ -81,6 +94,10 @@ class AdapterInvalid(ServiceError):
 
 class Overloaded(ServiceError):
     status, code, title, retry_after = 429, "overloaded", "The service is at its limit", 1
+
+
+class RateLimited(ServiceError):
+    status, code, title = 429, "rate_limited", "The API key has had its share for now"
 
 
 class ClientClosed(ServiceError):

@@ -18,9 +18,19 @@ from adapters.errors import InvalidAdapter
 from adapters.tasks import ClassificationTask, Completion, SummarizationTask
 from service.admission import Admission
 from service.engine.base import Chunk, Engine
-from service.errors import ClientClosed, InvalidRequest, NotReady, ServiceError, TaskMismatch, TooLong, from_lower
+from service.errors import (
+    ClientClosed,
+    InvalidRequest,
+    NotReady,
+    ServiceError,
+    TaskMismatch,
+    TooLong,
+    from_lower,
+    no_such_adapter,
+)
+from service.keys import Caller
 from service.metrics import Metrics
-from service.registry import Lease, Registry
+from service.registry import Lease, Registry, parse
 from service.schemas import AdapterUsed, Classification, Inputs, ItemError, Prediction, Problem, Summary, Usage
 from service.settings import Settings
 
@@ -66,11 +76,11 @@ class Inference:
         self._base, self._settings, self._metrics = base, settings, metrics
         self.open = False
 
-    async def predict(self, route: str, asked: Inputs, reference: str, caller: str, kind: Kind | None) -> Prediction:
+    async def predict(self, route: str, asked: Inputs, reference: str, caller: Caller, kind: Kind | None) -> Prediction:
         """Answer with an adapter. ``kind`` is the task that the route insists on, if it does."""
         async with (
             self._request(route, asked) as seen,
-            self._work(reference, asked.caller or caller, kind, seen) as work,
+            self._work(reference, caller, asked.caller, kind, seen) as work,
         ):
             return await self._answer_all(work, asked)
 
@@ -85,12 +95,12 @@ class Inference:
             return await self._answer_all(work, asked)
 
     async def stream(
-        self, route: str, asked: Inputs, reference: str, caller: str
+        self, route: str, asked: Inputs, reference: str, caller: Caller
     ) -> AsyncGenerator[tuple[Literal["delta"], str] | tuple[Literal["done"], Prediction]]:
         """Summarize one text; yield ("delta", text) pieces, then ("done", the whole prediction)."""
         async with (
             self._request(route, asked) as seen,
-            self._work(reference, asked.caller or caller, "summarization", seen) as work,
+            self._work(reference, caller, asked.caller, "summarization", seen) as work,
         ):
             usage, sent = Usage(), ""
             output = Summary(summary="", finish_reason="stop")
@@ -128,8 +138,13 @@ class Inference:
             self._metrics.request_seconds.labels(route, name, version).observe(time.monotonic() - started)
 
     @asynccontextmanager
-    async def _work(self, reference: str, caller: str, kind: Kind | None, seen: _Seen) -> AsyncIterator[Work]:
-        async with self._registry.lease(reference, caller) as lease:
+    async def _work(
+        self, reference: str, caller: Caller, user: str | None, kind: Kind | None, seen: _Seen
+    ) -> AsyncIterator[Work]:
+        name, _ = parse(reference)
+        if not caller.may_use(name):
+            raise no_such_adapter(name)
+        async with self._registry.lease(reference, user or caller.name) as lease:
             seen.work = work = Work(lease.manifest.task, lease)
             if kind is not None and work.task.kind != kind:
                 raise TaskMismatch(f"'{lease.manifest.name}' does {work.task.kind}; use /v1/predict or its own route.")

@@ -1,60 +1,173 @@
-"""API keys: who is asking. Scopes and per-adapter rights are not part of this yet."""
+"""API keys: who is asking, and what they may do. The file holds hashes, so reading it lets nobody in."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import ipaddress
+import logging
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal, get_args
+
+from limits import RateLimitItem
 
 from adapters.errors import HotswapError
-from service.errors import Unauthenticated
+from service.errors import Forbidden, Unauthenticated
+from service.quota import read_rate
+
+logger = logging.getLogger("hotswap")
+
+Scope = Literal["predict", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+HASHED = re.compile(r"sha256:[0-9a-f]{64}")
+ATTRIBUTE = re.compile(r"(name|scopes|adapters|rate)=(\S+)")
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is asking. ``name`` is in release records and keeps canary choices; it is never the key."""
+
+    name: str
+    scopes: frozenset[Scope] = frozenset(SCOPES)
+    adapters: tuple[str, ...] = ("*",)
+    rate: RateLimitItem | None = None
+
+    def need(self, scope: Scope) -> None:
+        """Raise :class:`Forbidden` without ``scope``."""
+        if scope not in self.scopes:
+            raise Forbidden(f"This needs a key with the scope '{scope}'.")
+
+    def may_use(self, adapter: str) -> bool:
+        return any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
 
 
 class Keys:
-    """The keys of a file, one per line; ``#`` starts a comment. Without a file, nobody is asked for one."""
+    """The keys of a file, which is read again when it changes. Without a file, everyone is ``anonymous``.
 
-    def __init__(self, path: Path | None) -> None:
-        self._digests: list[bytes] | None = None
+    A line is a key's hash, ``sha256:…`` (or the key itself, which is warned about), followed by any of
+    ``name=team-a``, ``scopes=predict,admin`` (default: predict), ``adapters=legal-*,sentiment`` (default: all) and
+    ``rate=600/minute`` (texts; default: no limit).
+    Raises :class:`HotswapError` where the file cannot be used at the start; later the last good one stays.
+    """
+
+    def __init__(self, path: Path | None, anonymous: Caller) -> None:
+        self._path, self._anonymous = path, anonymous
+        self._callers: dict[bytes, Caller] = {}
+        self._seen: tuple[int, ...] = ()
         if path is not None:
-            try:
-                lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-            except (OSError, UnicodeDecodeError) as error:
-                raise HotswapError(f"HOTSWAP_API_KEYS: {path} cannot be read ({type(error).__name__}).") from error
-            self._digests = [_digest(line) for line in lines if line]
-            if any(not line.isascii() or len(line.split()) > 1 for line in lines):
-                raise HotswapError(
-                    f"HOTSWAP_API_KEYS: {path} holds a key that no header can carry; use ASCII, no blanks."
-                )
-            if not self._digests:
-                raise HotswapError(f"HOTSWAP_API_KEYS: {path} holds no key; put one on a line of its own.")
+            self._seen, self._callers = _look(path), _read(path)
+            if not self._callers:
+                raise HotswapError(f"HOTSWAP_API_KEYS: {path} holds no key; make one: python -m service --new-key.")
 
-    def caller(self, authorization: str | None) -> str:
-        """Return a name for who holds the key (never the key). Raises :class:`Unauthenticated`."""
-        if self._digests is None:
-            return "anonymous"
+    def caller(self, authorization: str | None) -> Caller:
+        """Return who holds the key. Raises :class:`Unauthenticated`."""
+        if self._path is None:
+            return self._anonymous
+        self._refresh(self._path)
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise Unauthenticated("Send 'Authorization: Bearer KEY'.")
         digest = _digest(key.strip())
         # Every key is compared, each in constant time: the answer's timing says nothing about them.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if not any(matches):
+        matches = [caller for known, caller in self._callers.items() if hmac.compare_digest(digest, known)]
+        if not matches:
             raise Unauthenticated("The API key is not valid.")
-        return digest.hex()[:16]
+        return matches[0]
+
+    def _refresh(self, path: Path) -> None:
+        seen = _look(path)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._callers = _read(path)
+            logger.info("API keys read again: %d", len(self._callers))
+        except HotswapError as error:
+            logger.error("%s The keys read before stay valid.", error)
 
 
-def check_exposure(host: str, keys_file: Path | None) -> None:
-    """Refuse to listen beyond this machine without keys. Raises :class:`HotswapError`."""
+def new_key(attributes: str) -> tuple[str, str]:
+    """Return a random key, and the line for the file. Raises :class:`HotswapError` for unknown attributes."""
+    key = f"hs_{secrets.token_urlsafe(32)}"
+    line = f"sha256:{_digest(key).hex()} {attributes}".strip()
+    _parse(line, "--new-key")
+    return key, line
+
+
+def is_loopback(host: str) -> bool:
     try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        local = False
-    if not local and keys_file is None:
+        return False
+
+
+def anonymous(host: str, keys_file: Path | None, allowed: bool) -> Caller:
+    """Return who asks without a key: on this machine the operator, from elsewhere somebody who may only ask.
+
+    Raises :class:`HotswapError` where the server would listen beyond this machine without keys, unless told to.
+    """
+    if is_loopback(host) or keys_file is not None:
+        return Caller("anonymous")
+    if not allowed:
         raise HotswapError(
-            f"HOTSWAP_HOST={host} would let anyone on the network in; set HOTSWAP_API_KEYS to a file with one key "
-            "per line, or listen on 127.0.0.1."
+            f"HOTSWAP_HOST={host} would let anyone on the network in; set HOTSWAP_API_KEYS to a file with keys, listen "
+            "on 127.0.0.1, or set HOTSWAP_ALLOW_ANONYMOUS=true if the network itself keeps strangers out."
         )
+    logger.warning("HOTSWAP_ALLOW_ANONYMOUS: anyone who reaches %s may ask any adapter; releasing needs a key", host)
+    return Caller("anonymous", frozenset({"predict"}))
+
+
+def _look(path: Path) -> tuple[int, ...]:
+    """Return what changes when the file does; a mounted secret is replaced by way of a link."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read(path: Path) -> dict[bytes, Caller]:
+    try:
+        lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise HotswapError(f"HOTSWAP_API_KEYS: {path} cannot be read ({type(error).__name__}).") from error
+    return dict(_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line)
+
+
+def _parse(line: str, where: str) -> tuple[bytes, Caller]:
+    """Return a line's digest and holder. What is wrong is said without repeating the line: it may hold a key."""
+    key, *attributes = line.split()
+    found = [ATTRIBUTE.fullmatch(attribute) for attribute in attributes]
+    if not all(found) or len({match[1] for match in found if match}) < len(found):
+        raise HotswapError(
+            f"HOTSWAP_API_KEYS: {where}: after the key come name=…, scopes=…, adapters=… and rate=…, each at most once."
+        )
+    given = {match[1]: match[2] for match in found if match}
+    if not key.isascii():
+        raise HotswapError(f"HOTSWAP_API_KEYS: {where}: no header can carry this key; use ASCII.")
+    if HASHED.fullmatch(key):
+        digest = bytes.fromhex(key.removeprefix("sha256:"))
+    else:
+        digest = _digest(key)
+        logger.warning("%s: a key in plain text; put sha256:… there (python -m service --new-key)", where)
+    scopes = given.get("scopes", "predict").split(",")
+    if unknown := set(scopes) - set(SCOPES):
+        raise HotswapError(f"HOTSWAP_API_KEYS: {where}: scopes are {', '.join(SCOPES)}, not {', '.join(unknown)}.")
+    name = given.get("name", digest.hex()[:16])
+    if not NAME.fullmatch(name):
+        raise HotswapError(f"HOTSWAP_API_KEYS: {where}: a name is made of letters, digits, '.', '_' and '-'.")
+    try:
+        rate = read_rate(given["rate"]) if "rate" in given else None
+    except HotswapError as error:
+        raise HotswapError(f"HOTSWAP_API_KEYS: {where}: {error}") from None
+    allowed = frozenset(scope for scope in SCOPES if scope in scopes)
+    return digest, Caller(name, allowed, tuple(given.get("adapters", "*").split(",")), rate)
 
 
 def _digest(key: str) -> bytes:

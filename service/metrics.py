@@ -81,6 +81,9 @@ class Metrics:
             "hotswap_served_generation", "Release that is being served.", ("adapter",), registry=registry
         )
         self.store_errors = Counter("hotswap_store_errors", "Store reads that failed.", registry=registry)
+        self.engine_restarts = Counter(
+            "hotswap_engine_restarts", "Engines that died and were replaced.", registry=registry
+        )
         self.ready = Gauge("hotswap_ready", "1 while this replica answers requests.", registry=registry)
 
     def bounded(self, what: str, *values: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from adapters.errors import HotswapError, InvalidAdapter
 from adapters.store import Release, Store
@@ -27,11 +28,18 @@ class Reconciler:
         self._registry, self._store, self._metrics = registry, store, metrics
         self._poll_seconds = poll_seconds
         self._refused: dict[str, tuple[int, float]] = {}
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look now, not when it is time."""
+        self._woken.set()
 
     async def run(self) -> None:
         """Reconcile for ever; a store that cannot be reached changes nothing."""
         while True:
-            await asyncio.sleep(self._poll_seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
+            self._woken.clear()
             try:
                 await self.reconcile()
             except Exception:
@@ -50,6 +58,17 @@ class Reconciler:
             served = self._registry.served(name)
             if served is None or served.generation != release.generation:
                 await self._move(name, served, release)
+
+    async def warm(self) -> None:
+        """Make resident again what is served, as far as it fits. What fails now fails for who asks for it."""
+        for name, release in self._registry.releases.items():
+            if self._registry.has_room():
+                with suppress(ServiceError, HotswapError, EngineDown):
+                    await self._prepare(name, release)
+
+    async def _prepare(self, name: str, release: Release) -> None:
+        for version in (release.stable, *([release.canary.version] if release.canary else [])):
+            await self._registry.prepare(name, version)
 
     def _read(self) -> dict[str, Release]:
         """Return the newest release of every adapter; a damaged record concerns its own adapter alone."""
@@ -70,12 +89,10 @@ class Reconciler:
         refused, since = self._refused.get(name, (0, 0.0))
         if refused == release.generation and started - since < 30:
             return
-        versions = [release.stable, *([release.canary.version] if release.canary else [])]
         try:
             # A first look warms what fits; a change is always proven loadable before anyone is moved to it.
             if served is not None or self._registry.has_room():
-                for version in versions:
-                    await self._registry.prepare(name, version)
+                await self._prepare(name, release)
         except (ServiceError, HotswapError, EngineDown) as error:
             if served is not None:
                 self._refused[name] = release.generation, started

@@ -23,7 +23,7 @@ from adapters.lint import lint
 from adapters.manifest import Manifest
 from adapters.store import Release, Store
 from service.engine.base import Engine, EngineDown, EngineRefused
-from service.errors import AdapterFailed, AdapterNotFound, InvalidRequest, VersionNotFound
+from service.errors import AdapterFailed, AdapterNotFound, InvalidRequest, VersionNotFound, no_such_adapter
 from service.metrics import Metrics
 
 logger = logging.getLogger("hotswap")
@@ -57,6 +57,14 @@ class _Slot:
 
 
 Key = tuple[str, int]
+
+
+def parse(reference: str) -> tuple[str, str | None]:
+    """Return a reference's name, and version or channel. Raises :class:`InvalidRequest`."""
+    match = REFERENCE.fullmatch(reference)
+    if match is None:
+        raise InvalidRequest("'adapter' is a name such as sentiment, sentiment@3 or sentiment@canary.")
+    return match["name"], match["which"]
 
 
 class Registry:
@@ -96,9 +104,19 @@ class Registry:
         key = name, version
         await asyncio.shield((self._slots.get(key) or self._begin_load(key)).ready)
 
+    async def check(self, name: str, version: int) -> None:
+        """Fetch, hash and lint a version without loading it. Raises :class:`InvalidAdapter`, :class:`NotInStore`."""
+        manifest, _ = await asyncio.to_thread(self._store.manifest, name, version)
+        await asyncio.to_thread(self._checked_files, manifest)
+
     def has_room(self) -> bool:
         """Whether another version fits without unloading one."""
         return len(self._slots) < self._engine.limits.max_resident
+
+    @property
+    def releases(self) -> dict[str, Release]:
+        """What is served, by name."""
+        return dict(self._served)
 
     def served(self, name: str) -> Release | None:
         return self._served.get(name)
@@ -121,16 +139,23 @@ class Registry:
             return {"state": "failed", "reason": self._failed[key][0]}
         return {"state": "available"}
 
+    async def forget(self) -> None:
+        """Take note that the engine is gone, with all that was resident. What is released stays released."""
+        for slot in self._slots.values():
+            if not slot.ready.done():
+                slot.ready.set_exception(EngineDown("the engine died while the adapter was loaded"))
+        await self.close()
+        self._slots.clear()
+        self._freed.set()
+        self._count_states()
+
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _choose(self, reference: str, caller: str) -> tuple[Key, Channel]:
-        match = REFERENCE.fullmatch(reference)
-        if match is None:
-            raise InvalidRequest("'adapter' is a name such as sentiment, sentiment@3 or sentiment@canary.")
-        name, which = match["name"], match["which"]
+        name, which = parse(reference)
         if which and which.isdecimal():
             return await self._pinned(name, int(which)), "pinned"
         release = self._served.get(name) or await self._discover(name)
@@ -148,7 +173,7 @@ class Registry:
             except NotInStore:
                 if await asyncio.to_thread(self._store.versions, name):
                     raise VersionNotFound(f"'{name}' has no version {version}; GET /v1/adapters/{name}.") from None
-                raise AdapterNotFound(f"No adapter is called '{name}'; GET /v1/adapters lists them.") from None
+                raise no_such_adapter(name) from None
             except InvalidAdapter as error:
                 raise self._failure((name, version), error) from error
         return name, version
@@ -158,8 +183,9 @@ class Registry:
         release = await asyncio.to_thread(self._store.released, name)
         if release is None:
             versions = await asyncio.to_thread(self._store.versions, name)
-            hint = f"it has versions, but none is released; ask for {name}@{versions[-1]}." if versions else ""
-            raise AdapterNotFound(f"'{name}': {hint or 'no such adapter; GET /v1/adapters lists them.'}")
+            if not versions:
+                raise no_such_adapter(name)
+            raise AdapterNotFound(f"No version of '{name}' is released; ask for {name}@{versions[-1]}, or release it.")
         if name not in self._served:
             self.flip(name, release)
         return self._served[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
@@ -177,3 +178,39 @@ class AdapterView(BaseModel):
 
 class AdapterList(BaseModel):
     adapters: list[AdapterView]
+
+
+VersionNumber = Annotated[StrictInt, Field(ge=1, le=999_999_999)]
+
+
+class CanaryShare(Request):
+    version: VersionNumber
+    percent: StrictInt = Field(ge=1, le=100, description="of the callers; each stays with what it got")
+
+
+class RollbackRequest(Request):
+    expected_generation: StrictInt | None = Field(
+        None,
+        ge=0,
+        le=999_999_999,
+        description="refuse with 409 unless this is the newest generation (0: nothing is released yet)",
+    )
+    why: Annotated[String, Field(max_length=1000)] = Field("", description="kept in the release's record")
+
+
+class ReleaseRequest(RollbackRequest):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"stable": 1, "expected_generation": 1, "why": "better on held-out reviews"}]}
+    )
+    stable: VersionNumber = Field(description="the version to serve under the bare name")
+    canary: CanaryShare | None = Field(None, description="a version that a share of the callers gets instead")
+
+
+class ReleaseView(BaseModel):
+    name: str
+    generation: int
+    stable: int
+    canary: CanaryShare | None = None
+    by: str
+    at: datetime
+    why: str = ""

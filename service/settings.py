@@ -33,7 +33,10 @@ class Settings(BaseModel):
     base_model: str | None = Field(None, description="a folder or a Hugging Face id; default SmolLM2-135M-Instruct")
     cache: Path = Field(Path("~/.cache/hotswap"), description="base models, data, and adapters fetched from the store")
     engine: Literal["vllm", "fake"] = Field("vllm", description="'fake' answers without a model: for wiring tests")
-    api_keys: Path | None = Field(None, description="file with one API key per line; without it no key is asked for")
+    api_keys: Path | None = Field(
+        None, description="file with the hashes of API keys (--new-key makes one); without it no key is asked for"
+    )
+    allow_anonymous: bool = Field(False, description="listen beyond this machine without keys; no releases then")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve /metrics there instead of on the port")
     max_loras: int = Field(16, ge=1, le=1024, description="adapter versions that one batch can mix")
     max_cpu_loras: int | None = Field(

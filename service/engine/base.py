@@ -41,7 +41,7 @@ class Chunk:
 
 
 class Engine(Protocol):
-    """Started once, then used from one event loop."""
+    """Started, then used from one event loop. After :meth:`stop` it can be started again, with nothing resident."""
 
     limits: Limits
 

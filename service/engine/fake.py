@@ -30,6 +30,7 @@ class FakeEngine:
         self._alive = False
 
     async def start(self) -> None:
+        self.resident.clear()
         self._alive = True
 
     async def stop(self) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes.util
 import math
 import os
+import socket
+import stat
 import sys
 import threading
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -42,8 +45,9 @@ def relaunch(settings: Settings) -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, PRELOADED: "1"})  # noqa: S606
 
 
-def keep_from_forks(listening: int) -> None:
-    """Make what is forked from this process close the port, and end when this process does, however that ends.
+def keep_from_forks() -> None:
+    """Make what is forked from this process close its port and connections, and end when this process does,
+    however that ends.
 
     Otherwise an engine whose server was killed would live on, and hold connections that nobody answers.
     """
@@ -54,11 +58,22 @@ def keep_from_forks(listening: int) -> None:
         os._exit(1)
 
     def in_child() -> None:
-        os.close(listening)
+        _close_network_sockets()
         os.close(ours)
         threading.Thread(target=follow, daemon=True).start()
 
     os.register_at_fork(after_in_child=in_child)
+
+
+def _close_network_sockets() -> None:
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                inherited = socket.socket(fileno=fd)
+                if inherited.family in (socket.AF_INET, socket.AF_INET6):
+                    inherited.close()
+                else:
+                    inherited.detach()  # vLLM's own
 
 
 def threads_are_set() -> bool:

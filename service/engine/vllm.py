@@ -46,6 +46,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         launch.prepare(self._settings)
+        self._adapters.clear()
         try:
             # In a thread, so that /livez and /readyz answer meanwhile.
             self._llm = await asyncio.to_thread(self._build)

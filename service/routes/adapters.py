@@ -9,33 +9,36 @@ from fastapi import APIRouter, Request
 
 from adapters.errors import InvalidAdapter
 from adapters.store import Store
-from service.errors import AdapterNotFound
+from service.errors import no_such_adapter
+from service.keys import Caller
 from service.registry import Registry
 from service.routes.predict import ERRORS
 from service.schemas import AdapterList, AdapterView, VersionView
 
-router = APIRouter(tags=["adapters"], responses={status: ERRORS[status] for status in (401, 404, 503)})
+router = APIRouter(tags=["adapters"], responses={status: ERRORS[status] for status in (401, 403, 404, 503)})
 
 
 @router.get("/v1/adapters", response_model_exclude_none=True)
 async def list_adapters(request: Request) -> AdapterList:
     """Every adapter: versions, what is released, and what this replica has loaded."""
     store, registry = request.app.state.store, request.app.state.registry
-    return await asyncio.to_thread(_all, store, registry)
+    return await asyncio.to_thread(_all, store, registry, request.state.caller)
 
 
 @router.get("/v1/adapters/{name}", response_model_exclude_none=True)
 async def show_adapter(request: Request, name: str) -> AdapterView:
     """One adapter, with the scores of each version."""
     store, registry = request.app.state.store, request.app.state.registry
+    if not request.state.caller.may_use(name):
+        raise no_such_adapter(name)
     view = await asyncio.to_thread(_view, store, registry, name)
     if not view.versions:
-        raise AdapterNotFound("No such adapter; GET /v1/adapters lists them.")
+        raise no_such_adapter(name)
     return view
 
 
-def _all(store: Store, registry: Registry) -> AdapterList:
-    return AdapterList(adapters=[_view(store, registry, name) for name in store.names()])
+def _all(store: Store, registry: Registry, caller: Caller) -> AdapterList:
+    return AdapterList(adapters=[_view(store, registry, name) for name in store.names() if caller.may_use(name)])
 
 
 def _view(store: Store, registry: Registry, name: str) -> AdapterView:

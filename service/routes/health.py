@@ -15,18 +15,18 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/livez")
 async def livez(request: Request) -> dict[str, str]:
-    """503 once the engine has died: restart me."""
-    if request.app.state.phase == "serving" and not request.app.state.engine.alive:
-        raise EngineUnavailable("The engine has died; the process must be restarted.")
+    """503 once the engine has died too often: restart me."""
+    if request.app.state.supervisor.phase == "failed":
+        raise EngineUnavailable("The engine cannot be kept running; the process ends.")
     return {"status": "ok"}
 
 
 @router.get("/readyz")
 async def readyz(request: Request) -> JSONResponse:
-    """503 while starting or stopping, or with a dead engine: send me no traffic."""
+    """503 while starting, stopping, or starting the engine again: send me no traffic."""
     state = request.app.state
-    if state.phase != "serving":
-        raise NotReady(f"The service is {state.phase}.")
+    if state.supervisor.phase != "serving":
+        raise NotReady(f"The service is {state.supervisor.phase}.")
     if not state.engine.alive:
         raise EngineUnavailable("The engine has died.")
     body: dict[str, Any] = {"status": "ready", "model": state.base.name, "store": state.store.place}

@@ -12,8 +12,9 @@ from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse
 
 from service.errors import ClientClosed, InvalidRequest, ServiceError
-from service.inference import Inference
-from service.schemas import ClassifyRequest, Prediction, PredictRequest, Problem, SummarizeRequest
+from service.inference import Inference, Kind
+from service.keys import Caller
+from service.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
 
 T = TypeVar("T")
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -21,34 +22,31 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "bad_request"),
         (401, "unauthenticated"),
+        (403, "forbidden"),
         (404, "adapter_not_found, version_not_found"),
+        (409, "generation_conflict"),
         (413, "body_too_large"),
         (422, "invalid_request, task_mismatch, input_too_long"),
-        (429, "overloaded; come back after Retry-After seconds"),
+        (429, "overloaded, rate_limited; come back after Retry-After seconds"),
         (503, "not_ready, adapter_failed, engine_down; come back after Retry-After seconds"),
         (504, "deadline_exceeded"),
     )
 }
-router = APIRouter(tags=["prediction"], responses=ERRORS)
+router = APIRouter(tags=["prediction"], responses={status: ERRORS[status] for status in ERRORS if status != 409})
 
 
 @router.post("/v1/predict", response_model=None, responses={200: {"model": Prediction}})
 async def predict(request: Request, asked: PredictRequest) -> Response:
     """Ask an adapter to do its task: the answer names the exact version that gave it."""
-    inference = _inference(request)
     if asked.stream:
         return await _stream(request, "predict", asked)
-    return await _answered(request, inference.predict("predict", asked, asked.adapter, _caller(request), None))
+    return await _answer(request, "predict", asked, None)
 
 
 @router.post("/v1/classify", response_model=None, responses={200: {"model": Prediction}})
 async def classify(request: Request, asked: ClassifyRequest) -> Response:
     """Classify with an adapter, or zero-shot with `labels` of your own and the base model."""
-    inference = _inference(request)
-    if asked.adapter is None:
-        return await _answered(request, inference.zero_shot("classify", asked, asked.labels or []))
-    work = inference.predict("classify", asked, asked.adapter, _caller(request), "classification")
-    return await _answered(request, work)
+    return await _answer(request, "classify", asked, "classification")
 
 
 @router.post("/v1/summarize", response_model=None, responses={200: {"model": Prediction}})
@@ -56,12 +54,23 @@ async def summarize(request: Request, asked: SummarizeRequest) -> Response:
     """Summarize with an adapter; with `stream`, as server-sent events: `delta`, then `done` (or `error`)."""
     if asked.stream:
         return await _stream(request, "summarize", asked)
-    work = _inference(request).predict("summarize", asked, asked.adapter, _caller(request), "summarization")
-    return await _answered(request, work)
+    return await _answer(request, "summarize", asked, "summarization")
 
 
-async def _answered(request: Request, work: Awaitable[Prediction]) -> Response:
-    return Response(_to_json(await _unless_gone(request, work)), media_type="application/json")
+async def _answer(request: Request, route: str, asked: PredictRequest | ClassifyRequest, kind: Kind | None) -> Response:
+    headers = _take(request, asked)
+    inference, caller = _inference(request), _caller(request)
+    if isinstance(asked, ClassifyRequest) and asked.adapter is None:
+        work = inference.zero_shot(route, asked, asked.labels or [])
+    else:
+        work = inference.predict(route, asked, asked.adapter or "", caller, kind)
+    return Response(_to_json(await _unless_gone(request, work)), headers=headers, media_type="application/json")
+
+
+def _take(request: Request, asked: Inputs) -> dict[str, str]:
+    """Count the texts against the caller's rate; return what is left as headers."""
+    caller = _caller(request)
+    return request.app.state.quota.take(caller.name, caller.rate, len(asked.texts))
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
@@ -87,6 +96,7 @@ async def _disconnected(request: Request) -> None:
 async def _stream(request: Request, route: str, asked: PredictRequest) -> Response:
     if asked.input is None:
         raise InvalidRequest("'stream' takes one 'input'.")
+    headers = _take(request, asked)
     pieces: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
     # In a task of its own from beginning to end: the deadline counts for the task that set it.
     work = asyncio.create_task(
@@ -100,7 +110,7 @@ async def _stream(request: Request, route: str, asked: PredictRequest) -> Respon
     # What goes wrong before the first piece is answered with its own status, as without streaming.
     if first[0] == "error":
         raise first[1]
-    return EventSourceResponse(_events(first, pieces, work), headers={"X-Accel-Buffering": "no"})
+    return EventSourceResponse(_events(first, pieces, work), headers={"X-Accel-Buffering": "no", **headers})
 
 
 async def _collect(stream: AsyncGenerator[Any], pieces: asyncio.Queue[tuple[str, Any]]) -> None:
@@ -147,5 +157,5 @@ def _inference(request: Request) -> Inference:
     return request.app.state.inference
 
 
-def _caller(request: Request) -> str:
+def _caller(request: Request) -> Caller:
     return request.state.caller

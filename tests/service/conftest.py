@@ -33,6 +33,7 @@ class Running:
     server: uvicorn.Server
     state: Any
     url: str
+    failed: asyncio.Event
 
     async def predict(self, adapter: str, text: str = "A moving film.", **more: Any) -> httpx.Response:
         return await self.client.post("/v1/predict", json={"adapter": adapter, "input": text, **more})
@@ -57,15 +58,15 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
         small = {"max_loras": 4, "max_cpu_loras": 4, "poll_seconds": 0.02, "port": 0}
         settings = Settings(**{"cache": tmp_path / "cache", **small, **given})
         engine = FakeEngine(Limits(settings.max_resident, settings.max_lora_rank or 16, settings.max_model_len), tiny)
-        ready = asyncio.Event()
-        app = create_app(settings, engine, stocked, tiny, on_ready=ready.set)
+        ready, failed = asyncio.Event(), asyncio.Event()
+        app = create_app(settings, engine, stocked, tiny, on_ready=ready.set, on_failure=failed.set)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10))
         server.capture_signals = _no_signals  # type: ignore[method-assign]
         work = asyncio.create_task(server.serve())
         await asyncio.wait_for(ready.wait(), 20)
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            yield Running(client, engine, server, app.state, url)
+            yield Running(client, engine, server, app.state, url, failed)
         engine.gate.set()
         server.should_exit = True
         await work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -72,9 +73,62 @@ async def test_when_the_engine_dies_requests_in_flight_get_503_and_the_probes_tu
         response = await asked
         assert (response.status_code, response.json()["code"]) == (503, "engine_down")
         assert int(response.headers["retry-after"]) > 0
+
+
+async def test_an_engine_that_dies_is_started_again_with_what_is_released(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve() as service:
+        held, start = asyncio.Event(), service.engine.start
+
+        async def slowly() -> None:
+            await held.wait()
+            await start()
+
+        monkeypatch.setattr(service.engine, "start", slowly)
+        service.engine.die()
+        await until(lambda: service.state.supervisor.phase == "restarting its engine")
+        assert (await service.client.get("/readyz")).status_code == 503
+        assert (await service.client.get("/livez")).status_code == 200  # whoever restarted us now would lose time
+        assert (await service.predict("mood")).json()["code"] == "not_ready"
+        held.set()
+        await until(lambda: service.state.supervisor.phase == "serving")
+        assert len(service.engine.resident) == 2
+        assert (await service.predict("mood")).json()["adapter"]["version"] == 1
+        assert await service.metric("hotswap_engine_restarts_total") == 1
+
+
+async def test_an_engine_that_dies_again_and_again_ends_the_process(serve: Serve) -> None:
+    async with serve() as service:
+        for _ in range(2):
+            service.engine.die()
+            await until(lambda: not service.engine.alive)
+            await until(lambda: service.engine.alive and service.state.supervisor.phase == "serving")
+        service.engine.die()
+        await until(lambda: service.state.supervisor.phase == "failed")
+        assert service.failed.is_set()
         for probe in ("/readyz", "/livez"):
             assert (await service.client.get(probe)).status_code == 503
-        assert (await service.predict("mood")).json()["code"] == "engine_down"
+
+
+async def test_a_load_under_way_when_the_engine_dies_is_begun_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve() as service:
+        load, loading = service.engine.load, asyncio.Event()
+
+        async def never(name: str, folder: Path) -> None:
+            loading.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(service.engine, "load", never)
+        asked = asyncio.create_task(service.predict("mood@2"))
+        await loading.wait()
+        monkeypatch.setattr(service.engine, "load", load)
+        service.engine.die()
+        assert (await asked).status_code == 503
+        await until(lambda: service.state.supervisor.phase == "serving")
+        assert (await service.predict("mood@2")).json()["adapter"]["version"] == 2
 
 
 async def test_shutting_down_finishes_what_was_admitted(serve: Serve) -> None:

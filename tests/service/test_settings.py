@@ -17,7 +17,7 @@ from adapters.intake import add_version
 from adapters.store import Store
 from service.engine.base import EngineDown, Limits
 from service.engine.fake import FakeEngine
-from service.keys import check_exposure
+from service.keys import anonymous
 from service.settings import Settings, rank_above
 from tests.conftest import MakeAdapter
 
@@ -94,14 +94,14 @@ def test_help_lists_every_setting() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_on_loopback_no_key_is_needed(host: str) -> None:
-    check_exposure(host, None)
+    assert anonymous(host, None, False).scopes == {"predict", "admin"}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
 def test_beyond_loopback_keys_are_needed(host: str, tmp_path) -> None:
     with pytest.raises(HotswapError, match="HOTSWAP_API_KEYS"):
-        check_exposure(host, None)
-    check_exposure(host, tmp_path / "keys")
+        anonymous(host, None, False)
+    anonymous(host, tmp_path / "keys", False)
 
 
 def test_a_port_that_is_taken_is_said_at_once() -> None:

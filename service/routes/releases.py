@@ -1,0 +1,87 @@
+"""What is served under a name changes here, on every replica: a release is a record in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fastapi import APIRouter, Request
+
+from adapters.errors import NotInStore
+from adapters.store import ANY, Canary, Release
+from service.errors import VersionNotFound, no_such_adapter
+from service.keys import Caller
+from service.routes.predict import ERRORS
+from service.schemas import ReleaseRequest, ReleaseView, RollbackRequest
+
+logger = logging.getLogger("hotswap")
+router = APIRouter(
+    tags=["releases"], responses={status: ERRORS[status] for status in (400, 401, 403, 404, 409, 413, 422, 503)}
+)
+
+
+@router.post("/v1/adapters/{name}/releases", status_code=201, response_model_exclude_none=True)
+async def release(request: Request, name: str, asked: ReleaseRequest) -> ReleaseView:
+    """Serve these versions from now on. Each is fetched, hashed and linted first; what fails is not released.
+
+    With `expected_generation`, of two who release at once exactly one wins, and the other gets 409.
+    """
+    state, caller = request.app.state, _allowed(request, name)
+    canary = Canary(**asked.canary.model_dump()) if asked.canary else None
+    await _known(request, name)
+    for version in dict.fromkeys([asked.stable, *([canary.version] if canary else [])]):
+        try:
+            await state.registry.check(name, version)
+        except NotInStore:
+            raise VersionNotFound(f"'{name}' has no version {version}; GET /v1/adapters/{name}.") from None
+    record = await asyncio.to_thread(
+        state.store.release,
+        name,
+        asked.stable,
+        canary,
+        expected_generation=ANY if asked.expected_generation is None else asked.expected_generation,
+        by=caller.name,
+        why=asked.why,
+    )
+    return _told(request, name, record)
+
+
+@router.post("/v1/adapters/{name}/rollback", status_code=201, response_model_exclude_none=True)
+async def rollback(request: Request, name: str, asked: RollbackRequest | None = None) -> ReleaseView:
+    """Serve again what was served before the newest release, as a new generation."""
+    asked, caller = asked or RollbackRequest(), _allowed(request, name)
+    await _known(request, name)
+    try:
+        record = await asyncio.to_thread(
+            request.app.state.store.rollback,
+            name,
+            expected_generation=ANY if asked.expected_generation is None else asked.expected_generation,
+            by=caller.name,
+            why=asked.why,
+        )
+    except NotInStore:
+        raise VersionNotFound(f"'{name}' has no earlier release whose versions are still there.") from None
+    return _told(request, name, record)
+
+
+def _allowed(request: Request, name: str) -> Caller:
+    caller: Caller = request.state.caller
+    if not caller.may_use(name):
+        raise no_such_adapter(name)
+    return caller
+
+
+async def _known(request: Request, name: str) -> None:
+    try:
+        versions = await asyncio.to_thread(request.app.state.store.versions, name)
+    except NotInStore:  # not even a name
+        versions = []
+    if not versions:
+        raise no_such_adapter(name)
+
+
+def _told(request: Request, name: str, record: Release) -> ReleaseView:
+    """Have this replica look at once; the others do within their polling interval."""
+    request.app.state.reconciler.wake()
+    logger.info("%s: generation %d, stable %d, by %s", name, record.generation, record.stable, record.by)
+    return ReleaseView(name=name, generation=record.generation, **record.model_dump())

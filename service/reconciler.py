@@ -29,6 +29,7 @@ class Reconciler:
         self._poll_seconds = poll_seconds
         self._refused: dict[str, tuple[int, float]] = {}
         self._woken = asyncio.Event()
+        self._damaged: dict[str, str] = {}
 
     def wake(self) -> None:
         """Look now, not when it is time."""
@@ -63,7 +64,7 @@ class Reconciler:
         """Make resident again what is served, as far as it fits. What fails now fails for who asks for it."""
         for name, release in self._registry.releases.items():
             if self._registry.has_room():
-                with suppress(ServiceError, HotswapError, EngineDown):
+                with suppress(Exception):  # the registry has logged it
                     await self._prepare(name, release)
 
     async def _prepare(self, name: str, release: Release) -> None:
@@ -78,8 +79,11 @@ class Reconciler:
                 release = self._store.released(name)
             except InvalidAdapter as error:
                 self._metrics.store_errors.inc()
-                logger.warning("%s What it serves stays.", error)
+                if self._damaged.get(name) != str(error):
+                    logger.warning("%s What it serves stays.", error)
+                self._damaged[name] = str(error)
                 continue
+            self._damaged.pop(name, None)
             if release is not None:
                 found[name] = release
         return found

@@ -59,7 +59,7 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU"
     )
-    kv_cache_gib: float = Field(1.0, gt=0, description="memory for the KV cache (CPU only)")
+    kv_cache_gib: float = Field(1.0, gt=0, le=16384, description="memory for the KV cache (CPU only)")
     cpu_lora: Literal["grouped", "stock"] = Field(
         "grouped", description="how adapters are computed on a CPU: by us, or as vLLM comes"
     )

@@ -25,7 +25,8 @@ TOGETHER = 8
 FUSED = 64
 # Packed weights that a layer keeps: of single adapters, so that those that take turns in the slots are packed once
 # (5 MB each, SmolLM2-135M, rank 8 in attention), and of sets, as the batch seldom changes from one step to the next.
-KEPT_SINGLE, KEPT_SETS = 64, 4
+# More than there are slots are kept only while they take no more than so many bytes of a layer.
+KEPT_SINGLE, KEPT_SETS, KEPT_BYTES = 64, 4, 10 << 20
 
 Ranks = tuple[tuple[int, ...], ...]
 Stacked = tuple[torch.Tensor, ...]
@@ -104,6 +105,10 @@ class Pack:
     columns: list[int]
     outputs: list[int]
 
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.a, *self.bs))
+
     def pieces(self, h: torch.Tensor, y: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Divide ``h``, (rows, R), and ``y``, (rows, out), among the products."""
         if len(self.bs) == 1:
@@ -127,6 +132,7 @@ class Layer:
         self._a, self._b = a, b
         self._bits = [(_bits(a_), _bits(b_)) for a_, b_ in zip(a, b, strict=True)]
         self._packs: dict[int, Pack | None] = {}
+        self._kept = max(KEPT_SINGLE, len(a[0]))
         self._sets: dict[tuple[int, ...], Pack | None] = {}
         self._work: tuple[list[Part], list[Work]] = [], []
 
@@ -140,7 +146,7 @@ class Layer:
     def pack(self, adapters: tuple[int, ...], slots: Mapping[int, int]) -> Pack | None:
         """Return the pack for ``adapters``, or None where none of them changes this layer."""
         if len(adapters) == 1:
-            return _recall(self._packs, adapters[0], KEPT_SINGLE, lambda: self._build(adapters, slots))
+            return _recall(self._packs, adapters[0], self._kept, lambda: self._build(adapters, slots))
         return _recall(self._sets, adapters, KEPT_SETS, lambda: self._build(adapters, slots))
 
     def _build(self, adapters: tuple[int, ...], slots: Mapping[int, int]) -> Pack | None:
@@ -155,13 +161,16 @@ class Layer:
             parts = [b[slot, 0, :, :rank].T for slot, rank in zip(chosen, used, strict=True)]
             b_used.append(torch.cat(parts) if len(parts) > 1 else parts[0])
         bs = [torch.block_diag(*b_used)] if total <= FUSED else [b.contiguous() for b in b_used]
-        return Pack(torch.cat(a_used).T, ranks, bs, [len(b) for b in bs], [b.shape[1] for b in bs])
+        pack = Pack(torch.cat(a_used).T, ranks, bs, [len(b) for b in bs], [b.shape[1] for b in bs])
+        if len(adapters) == 1:
+            self._kept = min(self._kept, max(len(self._a[0]), KEPT_BYTES // pack.bytes))
+        return pack
 
 
 def _recall(kept: dict[K, V], key: K, most: int, make: Callable[[], V]) -> V:
     """Return what is kept under ``key``, made if it is not; only the ``most`` recent are kept."""
     kept[key] = kept.pop(key) if key in kept else make()
-    if len(kept) > most:
+    while len(kept) > most:
         del kept[next(iter(kept))]
     return kept[key]
 

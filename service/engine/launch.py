@@ -140,9 +140,14 @@ def _ids(binding: str) -> list[int]:
     try:
         for part in binding.split(","):
             first, dash, last = part.partition("-")
-            ids.extend(range(int(first), int(last if dash else first) + 1))
+            ids.extend(range(int(first), int(last if dash else first) + 1) or [-1])
     except ValueError:
-        raise HotswapError(f"{BINDING}={binding}: give CPUs such as 0-3 or 0,2, or nobind, or auto.") from None
+        ids = []
+    if not ids or len(set(ids)) < len(ids) or not set(ids) <= os.sched_getaffinity(0):
+        there = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise HotswapError(
+            f"{BINDING}={binding}: give some of the CPUs {there}, each once, as in 0-3 or 0,2; or nobind, or auto."
+        )
     return ids
 
 

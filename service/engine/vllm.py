@@ -60,8 +60,10 @@ class VllmEngine:
                 pass
 
     def _build(self) -> Any:
-        AsyncEngineArgs, AsyncLLM = _imported()
         settings = self._settings
+        self._check_length()
+        there = self._on_cpu() if is_cpu() else self._on_gpu()
+        AsyncEngineArgs, AsyncLLM = _imported()
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=str(self._base.folder),
@@ -77,7 +79,7 @@ class VllmEngine:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 enable_log_requests=False,
-                **(self._on_cpu() if is_cpu() else self._on_gpu()),
+                **there,
             )
         )
 
@@ -104,10 +106,21 @@ class VllmEngine:
             },  # vLLM does not compile with LoRA on a CPU; said early, it uses C kernels
         }
 
+    def _check_length(self) -> None:
+        longest = self._config().get("max_position_embeddings")
+        if longest and self._settings.max_model_len > longest:
+            raise EngineDown(
+                f"HOTSWAP_MAX_MODEL_LEN={self._settings.max_model_len} is more than {self._base.name} was made for; "
+                f"set it to {longest} or less"
+            )
+
+    def _config(self) -> dict[str, Any]:
+        return json.loads((self._base.folder / "config.json").read_text())
+
     def _kv_cache_bytes(self) -> int:
         """Return the cache's size. Raises :class:`EngineDown` where not even one longest request would fit."""
         settings = self._settings
-        config = json.loads((self._base.folder / "config.json").read_text())
+        config = self._config()
         heads = config["num_attention_heads"]
         head = config.get("head_dim") or config["hidden_size"] // heads
         numbers = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head

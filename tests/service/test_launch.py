@@ -48,17 +48,21 @@ def test_on_a_large_machine_the_choice_is_vllms(environment: dict[str, str], mon
 
 
 @pytest.mark.parametrize(("binding", "threads"), [("0", "1"), ("0-1", "2"), ("0,2-5", "5"), ("nobind", "2")])
-def test_what_the_operator_binds_holds(environment: dict[str, str], binding: str, threads: str) -> None:
+def test_what_the_operator_binds_holds(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, binding: str, threads: str
+) -> None:
+    if binding != "nobind":
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     environment["VLLM_CPU_OMP_THREADS_BIND"] = binding
     launch.prepare(Settings())
     assert environment["OMP_NUM_THREADS"] == threads
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == binding
 
 
-@pytest.mark.parametrize("binding", ["all", "0-", "0;1", ""])
+@pytest.mark.parametrize("binding", ["all", "0-", "0;1", "", "1-0", "0,0", "0,99"])
 def test_a_binding_that_is_none_says_what_one_is(environment: dict[str, str], binding: str) -> None:
     environment["VLLM_CPU_OMP_THREADS_BIND"] = binding
-    with pytest.raises(HotswapError, match=r"give CPUs such as 0-3"):
+    with pytest.raises(HotswapError, match=r"as in 0-3"):
         launch.prepare(Settings())
 
 

@@ -85,7 +85,7 @@ def create_app(
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.add_api_route("/metrics", health.metrics, tags=["operations"], include_in_schema=False)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(RequestId)
     _handle_errors(app)
     return app

@@ -30,6 +30,7 @@ class Reconciler:
         self._refused: dict[str, tuple[int, float]] = {}
         self._woken = asyncio.Event()
         self._damaged: dict[str, str] = {}
+        self.store_reachable = True
 
     def wake(self) -> None:
         """Look now, not when it is time."""
@@ -52,8 +53,13 @@ class Reconciler:
             releases = await asyncio.to_thread(self._read)
         except HotswapError as error:
             self._metrics.store_errors.inc()
-            logger.warning("%s; the served releases stay", error)
+            if self.store_reachable:
+                logger.warning("%s; the served releases stay", error)
+            self.store_reachable = False
             return
+        if not self.store_reachable:
+            logger.info("the store %s can be used again", self._store.place)
+        self.store_reachable = True
         for name, release in releases.items():
             self._metrics.store_generation.labels(*self._metrics.bounded("adapter", name)).set(release.generation)
             served = self._registry.served(name)

@@ -50,6 +50,7 @@ class Settings(BaseModel):
     prefix_caching: bool = Field(True, description="keep what prompts of one adapter version begin with in common")
     chunked_prefill: bool = Field(True, description="let long prompts share steps with others' answers")
     max_body_bytes: int = Field(2_000_000, ge=1000, description="larger request bodies are refused with 413")
+    body_seconds: float = Field(20, gt=0, le=3600, description="a body that takes longer to arrive is refused with 400")
     max_input_chars: int = Field(100_000, ge=1, description="longer texts are refused with input_too_long")
     max_concurrency: int = Field(64, ge=1, description="texts in the engine at once")
     max_queue: int = Field(1024, ge=0, description="texts that may wait for it; more are refused with 429")

@@ -16,7 +16,6 @@ from loadtests.bench import plan, report
 from loadtests.bench.bench import Bench
 from loadtests.bench.material import make_material
 
-RESULTS = Path(__file__).parents[1] / "results"
 GROUPS = list(dict.fromkeys(group.name for group in plan.full().groups))
 
 
@@ -31,7 +30,7 @@ def main() -> int:
     parser.add_argument("--only", type=_groups, default=[], metavar="A,B", help=f"some of: {', '.join(GROUPS)}")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="interleaved repeats (3)")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of tables")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="default: loadtests/results")
+    parser.add_argument("--output", type=Path, default=report.RESULTS, metavar="DIR", help="default: loadtests/results")
     parser.set_defaults(command=bench)
     return cli.run(parser)
 

@@ -14,6 +14,7 @@ from loadtests.bench.plan import STREAMS
 from loadtests.bench.ratios import RATIOS, agreement, spread
 
 OURS = "ours"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def results(bench: Bench) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -29,7 +27,9 @@ async def readyz(request: Request) -> JSONResponse:
         raise NotReady(f"The service is {state.supervisor.phase}.")
     if not state.engine.alive:
         raise EngineUnavailable("The engine has died.")
-    body: dict[str, Any] = {"status": "ready", "model": state.base.name, "store": state.store.place}
+    # Without its store a replica serves what it has: taking it out of rotation would help nobody.
+    reachable = state.reconciler.store_reachable
+    body = {"status": "ready", "model": state.base.name, "store": state.store.place, "store_reachable": reachable}
     return JSONResponse(body)
 
 

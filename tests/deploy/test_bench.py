@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -140,6 +141,15 @@ def test_a_resting_process_takes_no_time_and_nothing_is_left_of_it(tmp_path: Pat
     assert process.peak_gib > 0
     with pytest.raises(ProcessLookupError):
         os.killpg(process.id, 0)
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    readme = (report.RESULTS.parents[1] / "README.md").read_text()
+    measured = json.loads((report.RESULTS / "bench.json").read_text())["ratios"]
+    told = re.findall(r"^\| `([\w-]+)` \|.*\| \*\*(.+?)\*\* \| (.+?)–(.+?) \|", readme, re.MULTILINE)
+    assert {name for name, *_ in told} >= {ratio.name for ratio in RATIOS if ratio.target is not None}
+    for name, *figures in told:
+        assert figures == [f"{measured[name][key]:.2f}" for key in ("median", "min", "max")]
 
 
 def test_help_shows_an_example() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from adapters.intake import add_version
 from service.engine.base import EngineDown, EngineRefused
 from service.errors import ServiceError, from_lower
 from tests.conftest import MakeAdapter
-from tests.service.conftest import Serve
+from tests.service.conftest import Serve, until
 
 pytestmark = pytest.mark.anyio
 
@@ -137,6 +138,19 @@ async def test_a_request_id_is_kept_if_it_is_harmless_and_made_if_not(serve: Ser
         assert made.headers["x-request-id"].startswith("req_")
 
 
+async def test_answers_are_kept_by_no_cache_and_taken_for_nothing_else(serve: Serve) -> None:
+    async with serve() as service:
+        stream = {"adapter": "brief", "input": "A film.", "stream": True}
+        answers = [
+            await service.predict("mood"),
+            await service.predict("nobody"),
+            await service.client.post("/v1/summarize", json=stream),
+        ]
+        for answer in answers:
+            assert answer.headers.get_list("cache-control") == ["no-store"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_with_keys_only_their_holders_are_answered(serve: Serve, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# team a\nsecret-a\nsecret-b  # team b\n")
@@ -162,3 +176,23 @@ async def test_an_unknown_error_reveals_nothing() -> None:
     problem = from_lower(RuntimeError("password=hunter2")).problem()
     assert "hunter2" not in str(problem)
     assert problem["status"] == 500
+
+
+async def test_a_body_that_does_not_arrive_is_refused_and_holds_nothing_up(serve: Serve) -> None:
+    async with serve(body_seconds=0.2) as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        writer.write(head.encode() + b'{"adapter": ')
+        answer = (await asyncio.wait_for(reader.read(), 10)).decode()
+        assert answer.startswith("HTTP/1.1 400 ")
+        assert "did not arrive within 0.2 s" in answer
+        writer.close()
+        # An answer may take longer than the body may.
+        service.engine.gate.clear()
+        asked = asyncio.create_task(service.predict("mood"))
+        await until(lambda: service.engine.active == 1)
+        assert (await service.client.get("/livez")).status_code == 200
+        await asyncio.sleep(0.4)
+        service.engine.gate.set()
+        assert (await asked).status_code == 200

@@ -111,6 +111,25 @@ async def test_an_engine_that_dies_again_and_again_ends_the_process(serve: Serve
             assert (await service.client.get(probe)).status_code == 503
 
 
+async def test_without_its_store_a_replica_serves_what_it_has_and_says_so(serve: Serve, tmp_path: Path) -> None:
+    async with serve() as service:
+
+        async def reachable() -> bool:
+            ready = await service.client.get("/readyz")
+            assert ready.status_code == 200
+            return ready.json()["store_reachable"]
+
+        assert await reachable()
+        (tmp_path / "store").rename(tmp_path / "away")
+        await until(lambda: not service.state.reconciler.store_reachable)
+        assert not await reachable()
+        assert (await service.predict("mood")).json()["adapter"]["version"] == 1
+        assert await service.metric("hotswap_store_errors_total") > 0
+        (tmp_path / "away").rename(tmp_path / "store")
+        await until(lambda: service.state.reconciler.store_reachable)
+        assert await reachable()
+
+
 async def test_a_load_under_way_when_the_engine_dies_is_begun_again(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

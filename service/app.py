@@ -86,7 +86,7 @@ def create_app(
     if settings.metrics_port is None:
         app.add_api_route("/metrics", health.metrics, tags=["operations"], include_in_schema=False)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestId, metrics=metrics)
     _handle_errors(app)
     return app
 

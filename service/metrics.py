@@ -28,6 +28,12 @@ class Metrics:
             ("route", *VERSION, "channel", "outcome"),
             registry=registry,
         )
+        self.responses = Counter(
+            "hotswap_http_responses",
+            "Every response but those to probes, also to what was refused unread: keys, rates, bodies.",
+            ("route", "status"),
+            registry=registry,
+        )
         self.request_seconds = Histogram(
             "hotswap_request_seconds",
             "From the parsed request to its answer.",

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
 from service.errors import BadRequest, BodyTooLarge, ServiceError
+from service.metrics import Metrics
 
 logger = logging.getLogger("hotswap.access")
 DISCARD_BYTES = 16 << 20
@@ -25,10 +26,10 @@ SECURITY = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosni
 
 
 class RequestId:
-    """Give every response an ``X-Request-Id``, the caller's own if it sent a sane one, and log one line."""
+    """Give every response an ``X-Request-Id``, the caller's own if it sent a sane one; count it and log one line."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,6 +52,9 @@ class RequestId:
             await self._app(scope, receive, tagged)
         finally:
             if scope["path"] not in ("/livez", "/readyz", "/metrics"):
+                # The route's pattern, not the path: whoever invents paths must not fill the monitoring's memory.
+                route = getattr(scope.get("route"), "path", "none")
+                self._metrics.responses.labels(route, str(status)).inc()
                 took = 1000 * (time.monotonic() - started)
                 path = quote(scope["path"])  # decoded, it may hold a new line
                 logger.info("%s %s %d %.0f ms %s", scope["method"], path, status, took, request_id.decode())

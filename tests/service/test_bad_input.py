@@ -138,6 +138,16 @@ async def test_a_request_id_is_kept_if_it_is_harmless_and_made_if_not(serve: Ser
         assert made.headers["x-request-id"].startswith("req_")
 
 
+async def test_what_is_refused_is_counted_too(serve: Serve) -> None:
+    async with serve(max_body_bytes=1000) as service:
+        await service.client.post("/v1/predict", json={"adapter": "mood"})
+        await service.client.post("/v1/predict", json={"adapter": "mood", "input": "x" * 2000})
+        await service.client.get("/v1/adapters/nobody")
+        await service.client.get("/invented/by/somebody")
+        for route, status in (("/v1/predict", 422), ("none", 413), ("/v1/adapters/{name}", 404), ("none", 404)):
+            assert await service.metric("hotswap_http_responses_total", route=route, status=str(status)) == 1
+
+
 async def test_answers_are_kept_by_no_cache_and_taken_for_nothing_else(serve: Serve) -> None:
     async with serve() as service:
         stream = {"adapter": "brief", "input": "A film.", "stream": True}

@@ -80,7 +80,7 @@ class Bench:
             self.servers[name].process.stop()
             self._running.remove(name)
         new = [name for name in wanted if name not in self.servers]
-        for batch in [new] if self.plan.together else [[name] for name in new]:
+        for batch in [new] if new and self.plan.together else [[name] for name in new]:
             self._start(batch)
 
     def _measure_limits(self) -> None:

@@ -53,6 +53,11 @@ class Release(Strict):
     why: str = ""
     generation: int = Field(default=0, exclude=True, description="the record's number: its file name")
 
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """What is served under the name: the stable version first, then the canary if there is one."""
+        return self.stable, *([self.canary.version] if self.canary else [])
+
 
 class Store:
     """Adapters at a place: a folder, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``memory://``.
@@ -152,8 +157,7 @@ class Store:
         for version in {stable, *([canary.version] if canary else [])}:
             self.manifest(name, version)
         newest = max(self._generations(name), default=0)
-        if expected_generation not in (ANY, newest):
-            raise _conflict(name, newest, expected_generation)
+        _expect(name, newest, expected_generation)
         record = Release(
             stable=stable,
             canary=canary,
@@ -172,8 +176,7 @@ class Store:
         """Release again what was served before the newest release. Raises :class:`NotInStore` if nothing was, and
         :class:`GenerationConflict` as :meth:`release` does."""
         generations = self._generations(name)
-        if expected_generation not in (ANY, max(generations, default=0)):
-            raise _conflict(name, max(generations, default=0), expected_generation)
+        _expect(name, max(generations, default=0), expected_generation)
         if len(generations) < 2:
             raise NotInStore(f"{name} has no release to go back to.")
         newest, previous = generations[-1], self._release(name, generations[-2])
@@ -305,8 +308,9 @@ def _release_path(name: str, generation: int) -> str:
     return f"{_checked(name)}/releases/{generation}.json"
 
 
-def _conflict(name: str, newest: int, expected: int) -> GenerationConflict:
-    return GenerationConflict(f"{name} is at generation {newest}, not {expected}; look, then retry.")
+def _expect(name: str, newest: int, expected: int) -> None:
+    if expected not in (ANY, newest):
+        raise GenerationConflict(f"{name} is at generation {newest}, not {expected}; look, then retry.")
 
 
 def _user() -> str:

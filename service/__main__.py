@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from adapters import cli
 from adapters.base_model import Base, resolve_base
@@ -18,6 +19,9 @@ from adapters.store import Store, open_store
 from service.engine import launch
 from service.engine.base import Engine, Limits
 from service.settings import Settings, rank_above
+
+if TYPE_CHECKING:
+    from service.keys import Keys
 
 logger = logging.getLogger("hotswap")
 TRY = """curl -s {address}/v1/predict -H 'Content-Type: application/json'{key} \\
@@ -57,10 +61,9 @@ def _serve(options: argparse.Namespace) -> int:
     if options.prepare:
         _base(settings)
         return 0
-    from service.keys import Keys, anonymous
+    from service.keys import Keys
 
-    # What is wrong with the keys is found out now, not in a minute.
-    Keys(settings.api_keys, anonymous(settings.host, settings.api_keys, settings.allow_anonymous))
+    keys = Keys.of(settings)  # what is wrong with them is found out now, not in a minute
     listener = _listen(settings.host, settings.port)  # a port that is taken is found out now, not in a minute
     base = _base(settings)
     started = time.monotonic()
@@ -68,7 +71,7 @@ def _serve(options: argparse.Namespace) -> int:
     names = store.names()
     settings = with_rank(settings, store, names)
     logger.info("store %s: %s (%.1f s)", store.place, ", ".join(names) or "no adapters", time.monotonic() - started)
-    return _run(settings, listener, store, base, names, began)
+    return _run(settings, keys, listener, store, base, names, began)
 
 
 def _new_key(attributes: str) -> int:
@@ -87,7 +90,7 @@ def with_rank(settings: Settings, store: Store, names: list[str]) -> Settings:
     for name in names:
         try:
             release = store.released(name)
-            served = {release.stable, *([release.canary.version] if release.canary else [])} if release else set()
+            served = set(release.versions) if release else set()
             ranks += [store.manifest(name, version)[0].rank for version in served | set(store.versions(name)[-1:])]
         except HotswapError:
             continue  # a damaged version concerns its own requests, not the start
@@ -114,7 +117,15 @@ def _base(settings: Settings) -> Base:
     return base
 
 
-def _run(settings: Settings, listener: socket.socket, store: Store, base: Base, names: list[str], began: float) -> int:
+def _run(
+    settings: Settings,
+    keys: Keys,
+    listener: socket.socket,
+    store: Store,
+    base: Base,
+    names: list[str],
+    began: float,
+) -> int:
     import uvicorn
     from prometheus_client import start_http_server
 
@@ -138,7 +149,7 @@ def _run(settings: Settings, listener: socket.socket, store: Store, base: Base, 
         failed.set()
         server.should_exit = True
 
-    app = create_app(settings, engine, store, base, on_ready=announce, on_failure=give_up)
+    app = create_app(settings, engine, store, base, keys=keys, on_ready=announce, on_failure=give_up)
     config = uvicorn.Config(
         app,
         log_config=None,

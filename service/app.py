@@ -20,7 +20,7 @@ from service.admission import Admission
 from service.engine.base import Engine
 from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, from_lower
 from service.inference import Inference
-from service.keys import Keys, Scope, anonymous
+from service.keys import Keys, Scope
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestId
 from service.quota import Quota
@@ -37,6 +37,7 @@ def create_app(
     store: Store,
     base: Base,
     *,
+    keys: Keys | None = None,
     on_ready: Callable[[], None] = lambda: None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
@@ -48,7 +49,7 @@ def create_app(
     inference = Inference(engine, registry, admission, base, settings, metrics)
     reconciler = Reconciler(registry, store, metrics, settings.poll_seconds)
     supervisor = Supervisor(engine, registry, reconciler, inference, metrics)
-    keys = Keys(settings.api_keys, anonymous(settings.host, settings.api_keys, settings.allow_anonymous))
+    keys = keys or Keys.of(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -26,7 +26,6 @@ from service.errors import (
     TaskMismatch,
     TooLong,
     from_lower,
-    no_such_adapter,
 )
 from service.keys import Caller
 from service.metrics import Metrics
@@ -142,8 +141,7 @@ class Inference:
         self, reference: str, caller: Caller, user: str | None, kind: Kind | None, seen: _Seen
     ) -> AsyncIterator[Work]:
         name, _ = parse(reference)
-        if not caller.may_use(name):
-            raise no_such_adapter(name)
+        caller.need_adapter(name)
         async with self._registry.lease(reference, user or caller.name) as lease:
             seen.work = work = Work(lease.manifest.task, lease)
             if kind is not None and work.task.kind != kind:

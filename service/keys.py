@@ -17,8 +17,9 @@ from typing import Literal, get_args
 from limits import RateLimitItem
 
 from adapters.errors import HotswapError
-from service.errors import Forbidden, Unauthenticated
+from service.errors import Forbidden, Unauthenticated, no_such_adapter
 from service.quota import read_rate
+from service.settings import Settings
 
 logger = logging.getLogger("hotswap")
 
@@ -43,6 +44,11 @@ class Caller:
         if scope not in self.scopes:
             raise Forbidden(f"This needs a key with the scope '{scope}'.")
 
+    def need_adapter(self, adapter: str) -> None:
+        """Raise :class:`AdapterNotFound`, as for one that does not exist, unless this caller may know of it."""
+        if not self.may_use(adapter):
+            raise no_such_adapter(adapter)
+
     def may_use(self, adapter: str) -> bool:
         return any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
 
@@ -64,6 +70,11 @@ class Keys:
             self._seen, self._callers = _look(path), _read(path)
             if not self._callers:
                 raise HotswapError(f"HOTSWAP_API_KEYS: {path} holds no key; make one: python -m service --new-key.")
+
+    @classmethod
+    def of(cls, settings: Settings) -> Keys:
+        """Return the keys that the settings name. Raises :class:`HotswapError` as above."""
+        return cls(settings.api_keys, anonymous(settings.host, settings.api_keys, settings.allow_anonymous))
 
     def caller(self, authorization: str | None) -> Caller:
         """Return who holds the key. Raises :class:`Unauthenticated`."""

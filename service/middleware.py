@@ -104,7 +104,7 @@ class BodyLimit:
         with suppress(ServiceError):
             await self._app(scope, counted, silenced)
         if refusal:
-            await self._refuse(refusal, receive, send, give_up, more and refusal is too_large)
+            await self._refuse(refusal, receive, send, give_up, more)
 
     async def _refuse(self, error: ServiceError, receive: Receive, send: Send, give_up: float, more: bool) -> None:
         # Most clients read the answer only after the last byte is sent; hung up on, they never see it. So a

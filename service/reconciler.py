@@ -74,7 +74,7 @@ class Reconciler:
                     await self._prepare(name, release)
 
     async def _prepare(self, name: str, release: Release) -> None:
-        for version in (release.stable, *([release.canary.version] if release.canary else [])):
+        for version in release.versions:
             await self._registry.prepare(name, version)
 
     def _read(self) -> dict[str, Release]:

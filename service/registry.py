@@ -132,8 +132,7 @@ class Registry:
         if key in self._slots:
             slot = self._slots[key]
             released = self._served.get(name)
-            current = released and version in (released.stable, released.canary and released.canary.version)
-            draining = slot.state == "resident" and slot.leases > 0 and released is not None and not current
+            draining = slot.state == "resident" and slot.leases > 0 and released and version not in released.versions
             return {"state": "draining" if draining else slot.state}
         if key in self._failed:
             return {"state": "failed", "reason": self._failed[key][0]}

@@ -39,7 +39,9 @@ class Supervisor:
         """Serve until cancelled. ``on_ready`` is called once; ``on_failure`` where it is no use to go on."""
         if not await self._start():
             return self._give_up(on_failure)
+        began = time.monotonic()
         await self._reconciler.reconcile()
+        logger.info("released adapters prepared in %.1f s", time.monotonic() - began)
         self._open()
         on_ready()
         while True:

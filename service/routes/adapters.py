@@ -29,8 +29,7 @@ async def list_adapters(request: Request) -> AdapterList:
 async def show_adapter(request: Request, name: str) -> AdapterView:
     """One adapter, with the scores of each version."""
     store, registry = request.app.state.store, request.app.state.registry
-    if not request.state.caller.may_use(name):
-        raise no_such_adapter(name)
+    request.state.caller.need_adapter(name)
     view = await asyncio.to_thread(_view, store, registry, name)
     if not view.versions:
         raise no_such_adapter(name)

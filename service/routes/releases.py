@@ -66,8 +66,7 @@ async def rollback(request: Request, name: str, asked: RollbackRequest | None = 
 
 def _allowed(request: Request, name: str) -> Caller:
     caller: Caller = request.state.caller
-    if not caller.may_use(name):
-        raise no_such_adapter(name)
+    caller.need_adapter(name)
     return caller
 
 

@@ -2,6 +2,7 @@
 
     <name>/versions/<n>/adapter_config.json  …  manifest.json     manifest last: its presence is the commit
     <name>/releases/<generation>.json                              append-only, numbered without gaps
+    <name>/retired/<n>.json                                        that version is not to be served any more
 
 One primitive carries it all: create-if-absent. It claims a version number and a release generation, on a
 disk, S3 and GCS alike, so that of two writers one wins and the other loses nothing. Nothing is ever edited.
@@ -10,6 +11,7 @@ disk, S3 and GCS alike, so that of two writers one wins and the other loses noth
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import re
 import shutil
@@ -23,11 +25,13 @@ from typing import Any, Literal
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from adapters.errors import GenerationConflict, InvalidAdapter, NotInStore, StoreUnavailable
-from adapters.manifest import NAME_PATTERN, Manifest, Strict, digest_of
+from adapters.errors import GenerationConflict, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
+from adapters.manifest import NAME_PATTERN, Manifest, digest_of
 from adapters.packages import file_digest, move_into_place
+from adapters.releases import Guard, Release, Share
+from adapters.validation import explained
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
 ANY = -1
@@ -36,27 +40,7 @@ DEFAULT_STORE = Path(__file__).parents[1] / "var" / "store"
 SEEDING = ".seeding-"
 
 
-class Canary(Strict):
-    """A version that a share of the callers gets instead of the stable one."""
-
-    version: int = Field(ge=1)
-    percent: int = Field(ge=1, le=100)
-
-
-class Release(Strict):
-    """What is served under an adapter's name since ``at``."""
-
-    stable: int = Field(ge=1)
-    canary: Canary | None = None
-    by: str
-    at: datetime
-    why: str = ""
-    generation: int = Field(default=0, exclude=True, description="the record's number: its file name")
-
-    @property
-    def versions(self) -> tuple[int, ...]:
-        """What is served under the name: the stable version first, then the canary if there is one."""
-        return self.stable, *([self.canary.version] if self.canary else [])
+Canary = Share
 
 
 class Store:
@@ -145,27 +129,35 @@ class Store:
         self,
         name: str,
         stable: int,
-        canary: Canary | None = None,
+        canary: Share | None = None,
         *,
+        shadow: Share | None = None,
+        guard: Guard | None = None,
         expected_generation: int = ANY,
         by: str | None = None,
         why: str = "",
     ) -> Release:
-        """Append a release record. Raises :class:`NotInStore` for a version that is not there, and
+        """Append a release record. Raises :class:`NotInStore` for a version that is not there or retired, and
         :class:`GenerationConflict` where the newest generation is not ``expected_generation``, or another
         writer was first."""
-        for version in {stable, *([canary.version] if canary else [])}:
+        retired = self.retired(name)
+        for version in {stable, *(share.version for share in (canary, shadow) if share)}:
             self.manifest(name, version)
+            if version in retired:
+                raise NotInStore(f"{name}@{version} was retired; release another version, or add it anew.")
         newest = max(self._generations(name), default=0)
+        with explained(Release, "nothing is released"):
+            record = Release(
+                stable=stable,
+                canary=canary,
+                shadow=shadow,
+                guard=guard,
+                by=by or _user(),
+                at=datetime.now(UTC).replace(microsecond=0),
+                why=why,
+                generation=newest + 1,
+            )
         _expect(name, newest, expected_generation)
-        record = Release(
-            stable=stable,
-            canary=canary,
-            by=by or _user(),
-            at=datetime.now(UTC).replace(microsecond=0),
-            why=why,
-            generation=newest + 1,
-        )
         if not self._create(_release_path(name, record.generation), record.model_dump_json().encode() + b"\n"):
             raise GenerationConflict(
                 f"someone else released generation {record.generation} of {name}; look, then retry."
@@ -173,21 +165,42 @@ class Store:
         return record
 
     def rollback(self, name: str, *, expected_generation: int = ANY, by: str | None = None, why: str = "") -> Release:
-        """Release again what was served before the newest release. Raises :class:`NotInStore` if nothing was, and
-        :class:`GenerationConflict` as :meth:`release` does."""
+        """Release again what was served before the newest release; of a guarded promotion, before its first step.
+
+        Raises :class:`NotInStore` if nothing was, and :class:`GenerationConflict` as :meth:`release` does.
+        """
         generations = self._generations(name)
         _expect(name, max(generations, default=0), expected_generation)
         if len(generations) < 2:
             raise NotInStore(f"{name} has no release to go back to.")
-        newest, previous = generations[-1], self._release(name, generations[-2])
+        newest, previous = generations[-1], self._before(name, generations)
         return self.release(
             name,
             previous.stable,
             previous.canary,
+            shadow=previous.shadow,
+            guard=previous.guard,
             expected_generation=newest,
             by=by,
             why=why or f"rollback of generation {newest}",
         )
+
+    def retire(self, name: str, version: int, *, by: str | None = None, why: str = "") -> None:
+        """Have a version served to nobody any more, not even to those who ask for it by number. For ever; its files
+        stay. Raises :class:`NotInStore`, and :class:`HotswapError` for a version that is released.
+
+        Of a release and a retirement at the same moment the release wins: what is released is served.
+        """
+        self.manifest(name, version)
+        release = self.released(name)
+        if release is not None and version in release.versions:
+            raise HotswapError(f"{name}@{version} is released; release another version first, then retire it.")
+        record = {"by": by or _user(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "why": why}
+        self._create(f"{_checked(name)}/retired/{version}.json", json.dumps(record).encode() + b"\n")
+
+    def retired(self, name: str) -> set[int]:
+        """Return the versions of ``name`` that are served to nobody any more."""
+        return set(self._numbers(name, "retired"))
 
     def released(self, name: str) -> Release | None:
         """Return the newest release of ``name``, if any."""
@@ -228,12 +241,27 @@ class Store:
         except ValidationError as error:
             raise InvalidAdapter(f"release {generation} of {name} is damaged; release again.") from error
 
+    def _before(self, name: str, generations: list[int]) -> Release:
+        """Return what was served before the newest release, all steps of one guarded promotion being one release."""
+        try:
+            guard = self._release(name, generations[-1]).guard
+        except InvalidAdapter:  # the newest record is damaged: reason enough to go back
+            guard = None
+        earlier = (self._release(name, generation) for generation in reversed(generations[:-1]))
+        return next((r for r in earlier if guard is None or r.guard != guard), None) or self._release(
+            name, generations[0]
+        )
+
     def _claimed(self, name: str) -> list[int]:
         return sorted(int(child) for child in self._children(f"{_checked(name)}/versions") if child.isdecimal())
 
     def _generations(self, name: str) -> list[int]:
+        return self._numbers(name, "releases")
+
+    def _numbers(self, name: str, kind: str) -> list[int]:
+        """Return the numbers of an adapter's records of one kind, in order."""
         with _reachable(self.place):
-            listed = obstore.list_with_delimiter(self._objects, prefix=f"{_checked(name)}/releases")["objects"]
+            listed = obstore.list_with_delimiter(self._objects, prefix=f"{_checked(name)}/{kind}")["objects"]
         found = [re.fullmatch(r"(\d+)\.json", entry["path"].rsplit("/", 1)[-1]) for entry in listed]
         return sorted(int(match[1]) for match in found if match)
 

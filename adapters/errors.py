@@ -9,6 +9,10 @@ class InvalidAdapter(HotswapError):
     """An adapter, a manifest or a task that the engine could not serve faithfully."""
 
 
+class Damaged(InvalidAdapter):
+    """Files that differ from what was published: in the store, or only on their way from it."""
+
+
 class InputTooLong(HotswapError):
     """A text longer than the task takes, where the caller asked for it not to be cut."""
 

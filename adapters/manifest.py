@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import InvalidAdapter
 from adapters.tasks import Task
+from adapters.tasks.classification import MAX_LABELS
 from adapters.validation import explain
 
 # Also a path segment, a metric label and part of the name the engine sees: nothing that needs quoting.
@@ -54,6 +55,13 @@ class Profile(Strict):
     input_tokens: dict[int, float] = Field(default_factory=dict)
 
 
+class Reference(Strict):
+    """What the version answered in evaluation: natural-log probabilities of some tokens at the answer slot."""
+
+    text: str = Field(min_length=1, max_length=2000)
+    logprobs: dict[Annotated[int, Field(ge=0)], float] = Field(min_length=2, max_length=MAX_LABELS)
+
+
 class Manifest(Strict):
     """One immutable version of one adapter. Its presence in the store is the commit of the version."""
 
@@ -71,6 +79,7 @@ class Manifest(Strict):
     files: dict[FileName, File]
     metrics: dict[str, Any] = Field(default_factory=dict, description="held-out scores, by test set")
     profile: Profile | None = None
+    references: tuple[Reference, ...] = Field(default=(), max_length=8)
     lineage: dict[str, Any] = Field(default_factory=dict, description="recipe, data, seed, library versions")
 
     def to_bytes(self) -> bytes:

@@ -27,7 +27,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 from pydantic import ValidationError
 
-from adapters.errors import GenerationConflict, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
+from adapters.errors import Damaged, GenerationConflict, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
 from adapters.manifest import NAME_PATTERN, Manifest, digest_of
 from adapters.packages import file_digest, move_into_place
 from adapters.releases import Guard, Release, Share
@@ -117,7 +117,7 @@ class Store:
                 if content is not None:
                     (made / file).write_bytes(content)
             if damage := _damage(made, manifest):
-                raise InvalidAdapter(f"{name}@{version}: {damage}; publish it again as a new version.")
+                raise Damaged(f"{name}@{version}: {damage}; publish it again as a new version.")
             if present:  # damaged: mended file by file, so that nobody who looks finds the folder gone
                 for file in manifest.files:
                     (made / file).replace(kept / file)

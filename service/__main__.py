@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import socket
@@ -177,7 +178,9 @@ def _engine(settings: Settings, base: Base) -> Engine:
         from service.engine.fake import FakeEngine
 
         logger.warning("HOTSWAP_ENGINE=fake: answers are made up")
-        limits = Limits(settings.max_resident, settings.max_lora_rank or rank_above(0), settings.max_model_len)
+        rank = settings.max_lora_rank or rank_above(0)
+        # Made-up answers are compared with nothing.
+        limits = Limits(settings.max_resident, rank, settings.max_model_len, tolerance=math.inf)
         return FakeEngine(limits, base)
     from service.engine.vllm import VllmEngine
 

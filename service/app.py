@@ -21,6 +21,7 @@ from service.engine.base import Engine
 from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, from_lower
 from service.inference import Inference
 from service.keys import Keys, Scope
+from service.loader import Loader
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestId
 from service.quota import Quota
@@ -44,7 +45,8 @@ def create_app(
     """Return the service. ``engine`` is started when the app is; ``on_ready`` is called when it can answer,
     ``on_failure`` when it never will."""
     metrics = Metrics()
-    registry = Registry(engine, store, base.digest, settings.cache, metrics)
+    loader = Loader(engine, store, base, settings.cache, metrics, settings.probe_tolerance)
+    registry = Registry(loader, store, metrics, engine.limits.max_resident, settings.warm)
     admission = Admission(settings.max_concurrency, settings.max_queue, metrics)
     inference = Inference(engine, registry, admission, base, settings, metrics)
     reconciler = Reconciler(registry, store, metrics, settings.poll_seconds)

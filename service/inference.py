@@ -49,7 +49,7 @@ class Work:
 
     @property
     def engine_name(self) -> str | None:
-        return self.lease.engine_name if self.lease else None
+        return self.lease.loaded.engine_name if self.lease else None
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -61,7 +61,7 @@ class Work:
             return None
         manifest = self.lease.manifest
         return AdapterUsed(
-            name=manifest.name, version=manifest.version, channel=self.lease.channel, digest=self.lease.digest
+            name=manifest.name, version=manifest.version, channel=self.lease.channel, digest=self.lease.loaded.digest
         )
 
 

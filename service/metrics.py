@@ -72,6 +72,12 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.probe_seconds = Histogram(
+            "hotswap_probe_seconds",
+            "Asking a loaded version before it is served.",
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.loads = Counter("hotswap_adapter_loads", "Loads by outcome.", ("outcome",), registry=registry)
         self.evictions = Counter("hotswap_adapter_evictions", "Versions unloaded to make room.", registry=registry)
         self.swap_seconds = Histogram(

@@ -13,8 +13,6 @@ from contextlib import suppress
 
 from adapters.errors import HotswapError, InvalidAdapter
 from adapters.store import Release, Store
-from service.engine.base import EngineDown
-from service.errors import ServiceError
 from service.metrics import Metrics
 from service.registry import Registry
 
@@ -27,7 +25,9 @@ class Reconciler:
     def __init__(self, registry: Registry, store: Store, metrics: Metrics, poll_seconds: float) -> None:
         self._registry, self._store, self._metrics = registry, store, metrics
         self._poll_seconds = poll_seconds
-        self._refused: dict[str, tuple[int, float]] = {}
+        self._tried: dict[str, int] = {}
+        self._said: dict[str, Exception] = {}
+        self._moves: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._damaged: dict[str, str] = {}
         self.store_reachable = True
@@ -38,19 +38,23 @@ class Reconciler:
 
     async def run(self) -> None:
         """Reconcile for ever; a store that cannot be reached changes nothing."""
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
-            self._woken.clear()
-            try:
-                await self.reconcile()
-            except Exception:
-                logger.exception("reconciling failed; the served releases stay")
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
+                self._woken.clear()
+                try:
+                    await self.reconcile()
+                except Exception:
+                    logger.exception("reconciling failed; the served releases stay")
+        finally:
+            for move in self._moves.values():
+                move.cancel()
 
     async def reconcile(self) -> None:
         """Look at every adapter once."""
         try:
-            releases = await asyncio.to_thread(self._read)
+            releases, retired = await asyncio.to_thread(self._read)
         except HotswapError as error:
             self._metrics.store_errors.inc()
             if self.store_reachable:
@@ -60,27 +64,42 @@ class Reconciler:
         if not self.store_reachable:
             logger.info("the store %s can be used again", self._store.place)
         self.store_reachable = True
-        for name, release in releases.items():
+        self._registry.retire(retired)
+        for name in sorted(releases, key=lambda name: not self._registry.is_warm(name)):
+            release, served = releases[name], self._registry.served(name)
             self._metrics.store_generation.labels(*self._metrics.bounded("adapter", name)).set(release.generation)
-            served = self._registry.served(name)
-            if served is None or served.generation != release.generation:
-                await self._move(name, served, release)
+            behind = served is None or served.generation != release.generation
+            # Side by side: an adapter that takes its time holds up no other.
+            if behind and name not in self._moves:
+                self._moves[name] = asyncio.create_task(self._move(name, served, release))
+
+    async def settle(self) -> None:
+        """Look, and wait until what can be served is; then until what is to be kept in memory is there."""
+        await self.reconcile()
+        await asyncio.gather(*self._moves.values(), return_exceptions=True)
+        await self.warm()
 
     async def warm(self) -> None:
-        """Make resident again what is served, as far as it fits. What fails now fails for who asks for it."""
-        for name, release in self._registry.releases.items():
-            if self._registry.has_room():
-                with suppress(Exception):  # the registry has logged it
-                    await self._prepare(name, release)
+        """Make resident what is to be kept, then what is served, as far as it fits. The registry logs what fails."""
+        for name, version in self._registry.warm_versions:
+            with suppress(Exception):
+                await self._registry.prepare(name, version)
+        releases = self._registry.releases
+        for name in sorted(releases, key=lambda name: not self._registry.is_warm(name)):
+            if self._registry.is_warm(name) or self._registry.has_room():
+                with suppress(Exception):
+                    await self._prepare(name, releases[name])
 
     async def _prepare(self, name: str, release: Release) -> None:
         for version in release.versions:
             await self._registry.prepare(name, version)
 
-    def _read(self) -> dict[str, Release]:
-        """Return the newest release of every adapter; a damaged record concerns its own adapter alone."""
-        found = {}
+    def _read(self) -> tuple[dict[str, Release], dict[str, set[int]]]:
+        """Return the newest release of every adapter and its retired versions; a damaged record concerns its own
+        adapter alone."""
+        found, retired = {}, {}
         for name in self._store.names():
+            retired[name] = self._store.retired(name)
             try:
                 release = self._store.released(name)
             except InvalidAdapter as error:
@@ -92,22 +111,26 @@ class Reconciler:
             self._damaged.pop(name, None)
             if release is not None:
                 found[name] = release
-        return found
+        return found, retired
 
     async def _move(self, name: str, served: Release | None, release: Release) -> None:
         started = time.monotonic()
-        refused, since = self._refused.get(name, (0, 0.0))
-        if refused == release.generation and started - since < 30:
-            return
+        if self._tried.get(name) != release.generation:
+            self._tried[name] = release.generation
+            self._registry.give_another_chance(name, release)
         try:
-            # A first look warms what fits; a change is always proven loadable before anyone is moved to it.
-            if served is not None or self._registry.has_room():
+            # A first look warms what fits; a change is always proven good before anyone is moved to it.
+            if served is not None or self._registry.is_warm(name) or self._registry.has_room():
                 await self._prepare(name, release)
-        except (ServiceError, HotswapError, EngineDown) as error:
+        except Exception as error:
             if served is not None:
-                self._refused[name] = release.generation, started
-                logger.error("%s stays at generation %d: %s", name, served.generation, error)
+                # Said when it is tried, not at every poll in between.
+                if self._said.get(name) is not error:
+                    logger.error("%s stays at generation %d: %s", name, served.generation, error)
+                self._said[name] = error
                 return
+        finally:
+            self._moves.pop(name, None)
         self._registry.flip(name, release)
         self._metrics.swap_seconds.observe(time.monotonic() - started)
         logger.info("%s: generation %d, stable %d", name, release.generation, release.stable)

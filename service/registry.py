@@ -9,28 +9,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from adapters.errors import HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
-from adapters.lint import lint
+from adapters.errors import Damaged, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
 from adapters.manifest import Manifest
 from adapters.store import Release, Store
-from service.engine.base import Engine, EngineDown, EngineRefused
+from service.backoff import Backoff
+from service.engine.base import EngineDown, EngineRefused
 from service.errors import AdapterFailed, AdapterNotFound, InvalidRequest, VersionNotFound, no_such_adapter
+from service.loader import Loaded, Loader
 from service.metrics import Metrics
 
 logger = logging.getLogger("hotswap")
 
 REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<which>[0-9]{1,9}|stable|canary))?")
-# A version that could not be loaded is not tried again at every request, but the cause may be mended.
-RETRY_FAILED_SECONDS = 30.0
+# What is told to come back for a version that only a person can mend.
+MENDED_BY_HAND_SECONDS = 300
 
 
 Channel = Literal["stable", "canary", "pinned"]
@@ -38,22 +39,26 @@ Channel = Literal["stable", "canary", "pinned"]
 
 @dataclass(frozen=True)
 class Lease:
-    """A version that stays resident while a request uses it. ``engine_name`` never means other weights."""
+    """A version that stays resident while a request uses it."""
 
-    manifest: Manifest
-    digest: str
+    loaded: Loaded
     channel: Channel
-    engine_name: str
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.loaded.manifest
 
 
 @dataclass
 class _Slot:
-    """One version in the engine, or on its way there."""
+    """One version in the engine, or on its way there or out."""
 
-    ready: asyncio.Future[tuple[Manifest, str, str]]
-    state: str = "loading"
+    ready: asyncio.Future[Loaded]
+    state: Literal["loading", "resident", "draining"] = "loading"
     leases: int = 0
+    superseded: bool = False  # no release names it any more: it goes when its last lease does
     last_used: float = field(default_factory=time.monotonic)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 Key = tuple[str, int]
@@ -68,16 +73,22 @@ def parse(reference: str) -> tuple[str, str | None]:
 
 
 class Registry:
-    """Which release of each adapter is served, and which versions are resident."""
+    """Which release of each adapter is served, and which versions are resident.
 
-    def __init__(self, engine: Engine, store: Store, base_digest: str, cache: Path, metrics: Metrics) -> None:
-        self._engine, self._store, self._metrics = engine, store, metrics
-        self._base_digest, self._cache = base_digest, cache
+    ``warm`` are names, or names with a version, that are never unloaded to make room for others.
+    """
+
+    def __init__(
+        self, loader: Loader, store: Store, metrics: Metrics, max_resident: int, warm: Iterable[str] = ()
+    ) -> None:
+        self._loader, self._store, self._metrics, self._max_resident = loader, store, metrics, max_resident
+        self._warm = {parse(reference) for reference in warm}
         self._served: dict[str, Release] = {}
+        self._retired: dict[str, set[int]] = {}
         self._slots: dict[Key, _Slot] = {}
-        self._failed: dict[Key, tuple[str, float]] = {}
-        self._one_load = asyncio.Lock()
-        self._freed = asyncio.Event()
+        self._leaving: dict[Key, _Slot] = {}
+        self._failed = Backoff()
+        self._one_load = asyncio.Lock()  # first come, first served: nobody's load waits for ever
         self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -90,28 +101,40 @@ class Registry:
         key, channel = await self._choose(reference, caller)
         slot = self._slots.get(key) or self._begin_load(key)
         slot.leases += 1
+        slot.superseded = False
+        slot.idle.clear()
         try:
-            manifest, digest, engine_name = await asyncio.shield(slot.ready)
-            yield Lease(manifest, digest, channel, engine_name)
+            yield Lease(await asyncio.shield(slot.ready), channel)
         finally:
             slot.leases -= 1
             slot.last_used = time.monotonic()
             if slot.leases == 0:
-                self._freed.set()
+                slot.idle.set()
+                self._let_go(key)
 
     async def prepare(self, name: str, version: int) -> None:
         """Make a version resident before anyone asks for it. Raises :class:`AdapterFailed`."""
         key = name, version
-        await asyncio.shield((self._slots.get(key) or self._begin_load(key)).ready)
+        slot = self._slots.get(key) or self._begin_load(key)
+        slot.superseded = False
+        await asyncio.shield(slot.ready)
 
     async def check(self, name: str, version: int) -> None:
         """Fetch, hash and lint a version without loading it. Raises :class:`InvalidAdapter`, :class:`NotInStore`."""
-        manifest, _ = await asyncio.to_thread(self._store.manifest, name, version)
-        await asyncio.to_thread(self._checked_files, manifest)
+        await self._loader.fetch(name, version)
 
     def has_room(self) -> bool:
         """Whether another version fits without unloading one."""
-        return len(self._slots) < self._engine.limits.max_resident
+        return len(self._slots) < self._max_resident
+
+    def is_warm(self, name: str) -> bool:
+        """Whether the name's release is to be kept in memory."""
+        return (name, None) in self._warm
+
+    @property
+    def warm_versions(self) -> list[Key]:
+        """The versions that are to be kept in memory by number."""
+        return sorted((name, int(which)) for name, which in self._warm if which)
 
     @property
     def releases(self) -> dict[str, Release]:
@@ -122,20 +145,37 @@ class Registry:
         return self._served.get(name)
 
     def flip(self, name: str, release: Release) -> None:
-        """Serve ``release`` to every request from now on; those in flight keep what they have."""
+        """Serve ``release`` to every request from now on; those in flight keep what they have. What no release
+        names any more is unloaded when its last request is answered."""
+        before = self._served.get(name)
         self._served[name] = release
         self._metrics.served_generation.labels(*self._metrics.bounded("adapter", name)).set(release.generation)
+        for version in set(before.versions if before else ()) - set(release.versions):
+            self._supersede((name, version))
+
+    def retire(self, retired: Mapping[str, set[int]]) -> None:
+        """Serve these versions, by name, to nobody any more, but for what a release names."""
+        for name, versions in retired.items():
+            release = self._served.get(name)
+            self._retired[name] = versions - set(release.versions if release else ())
+            for version in self._retired[name]:
+                self._supersede((name, version))
+
+    def give_another_chance(self, name: str, release: Release) -> None:
+        """Try again what a release names, whatever is known of it: somebody has just released it."""
+        for version in release.versions:
+            self._failed.clear((name, version))
 
     def state(self, name: str, version: int) -> dict[str, Any]:
         """Return ``state`` and, for a failed version, ``reason``."""
         key = name, version
         if key in self._slots:
             slot = self._slots[key]
-            released = self._served.get(name)
-            draining = slot.state == "resident" and slot.leases > 0 and released and version not in released.versions
-            return {"state": "draining" if draining else slot.state}
-        if key in self._failed:
-            return {"state": "failed", "reason": self._failed[key][0]}
+            return {"state": "draining" if slot.superseded else slot.state}
+        if key in self._leaving:
+            return {"state": "draining"}
+        if failure := self._failed.get(key):
+            return {"state": "failed", "reason": getattr(failure.error, "detail", "") or str(failure.error)}
         return {"state": "available"}
 
     async def forget(self) -> None:
@@ -145,7 +185,7 @@ class Registry:
                 slot.ready.set_exception(EngineDown("the engine died while the adapter was loaded"))
         await self.close()
         self._slots.clear()
-        self._freed.set()
+        self._leaving.clear()
         self._count_states()
 
     async def close(self) -> None:
@@ -156,6 +196,8 @@ class Registry:
     async def _choose(self, reference: str, caller: str) -> tuple[Key, Channel]:
         name, which = parse(reference)
         if which and which.isdecimal():
+            if int(which) in self._retired.get(name, ()):
+                raise VersionNotFound(f"'{name}@{which}' was retired; GET /v1/adapters/{name} shows what is served.")
             return await self._pinned(name, int(which)), "pinned"
         release = self._served.get(name) or await self._discover(name)
         if which == "canary" and release.canary is None:
@@ -169,6 +211,8 @@ class Registry:
         if (name, version) not in self._slots:
             try:
                 await asyncio.to_thread(self._store.manifest, name, version)
+                if version in await asyncio.to_thread(self._store.retired, name):
+                    raise VersionNotFound(f"'{name}@{version}' was retired; GET /v1/adapters/{name}.")
             except NotInStore:
                 if await asyncio.to_thread(self._store.versions, name):
                     raise VersionNotFound(f"'{name}' has no version {version}; GET /v1/adapters/{name}.") from None
@@ -190,16 +234,13 @@ class Registry:
         return self._served[name]
 
     def _begin_load(self, key: Key) -> _Slot:
-        if key in self._failed:
-            reason, since = self._failed[key]
-            if time.monotonic() - since < RETRY_FAILED_SECONDS:
-                raise AdapterFailed(f"{key[0]}@{key[1]}: {reason}")
+        failure = self._failed.get(key)
+        if failure is not None and failure.wait > 0:
+            raise failure.error
         slot = self._slots[key] = _Slot(asyncio.get_running_loop().create_future())
         # Whoever waits sees the failure; with nobody waiting it is in the log and in the adapter's state.
         slot.ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
-        task = asyncio.create_task(self._load(key, slot))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._start(self._load(key, slot))
         self._count_states()
         return slot
 
@@ -207,79 +248,118 @@ class Registry:
         name, version = key
         started = time.monotonic()
         try:
+            found = await self._loader.fetch(name, version)
             async with self._one_load:
                 await self._make_room()
-                manifest, digest = await asyncio.to_thread(self._store.manifest, name, version)
-                folder = await asyncio.to_thread(self._checked_files, manifest)
-                # The engine's prefix cache knows an adapter by this name alone: it must never mean other weights.
-                engine_name = f"{name}@{version}:{digest[7:23]}"
-                await self._engine.load(engine_name, folder)
+                loaded = await self._loader.load(*found)
         except BaseException as error:
             self._slots.pop(key, None)
-            self._freed.set()
             self._metrics.loads.labels("failed").inc()
-            if isinstance(error, Exception):
-                slot.ready.set_exception(self._failure(key, error))
-            else:
+            if not isinstance(error, Exception):
                 slot.ready.cancel()
                 raise
+            if not slot.ready.done():
+                slot.ready.set_exception(self._failure(key, error))
         else:
             slot.state = "resident"
-            self._failed.pop(key, None)
-            slot.ready.set_result((manifest, digest, engine_name))
+            self._failed.clear(key)
+            slot.ready.set_result(loaded)
             self._metrics.loads.labels("ok").inc()
             self._metrics.load_seconds.observe(time.monotonic() - started)
             logger.info("loaded %s@%d in %.0f ms", name, version, 1000 * (time.monotonic() - started))
+            self._let_go(key)
         finally:
             self._count_states()
 
-    def _checked_files(self, manifest: Manifest) -> Path:
-        """Fetch, hash and lint a version; in a thread. Raises :class:`InvalidAdapter`."""
-        if manifest.base.digest != self._base_digest:
-            raise InvalidAdapter(f"it was made for another base model ({manifest.base.name}); train it on this one")
-        folder = self._store.fetch(manifest.name, manifest.version, self._cache)
-        try:
-            lint(folder, max_rank=self._engine.limits.max_lora_rank)
-        except InvalidAdapter as error:
-            raise InvalidAdapter(str(error).removeprefix(f"{folder.name}: ")) from error
-        return folder
-
     async def _make_room(self) -> None:
-        """Unload the version that was idle longest, or wait until one becomes idle."""
-        while sum(slot.state == "resident" for slot in self._slots.values()) >= self._engine.limits.max_resident:
-            idle = [k for k, slot in self._slots.items() if slot.state == "resident" and slot.leases == 0]
-            if not idle:
-                self._freed.clear()
-                await self._freed.wait()
-                continue
-            victim = self._slots.pop(min(idle, key=lambda key: self._slots[key].last_used))
+        """Unload the version that was idle longest. Where none is idle, close the one with the fewest requests to
+        new ones: they wait for its next turn, so that neither it nor who waits to be loaded starves."""
+        while True:
+            resident = [key for key, slot in self._slots.items() if slot.state == "resident"]
+            if len(resident) < self._max_resident:
+                return
+            free = [key for key in resident if not self._keep(key)] or resident
+            victim = min(free, key=lambda key: (self._slots[key].leases, self._slots[key].last_used))
             self._metrics.evictions.inc()
-            await self._engine.unload(victim.ready.result()[2])
+            await self._unload(victim)
+
+    def _keep(self, key: Key) -> bool:
+        name, version = key
+        release = self._served.get(name)
+        return (name, str(version)) in self._warm or (
+            self.is_warm(name) and release is not None and version in release.versions
+        )
+
+    async def _unload(self, key: Key) -> None:
+        """Close a version to new requests, wait for those it has, and free it. With the lock held."""
+        slot = self._leaving[key] = self._slots.pop(key)
+        slot.state = "draining"
+        try:
+            if slot.leases:
+                await slot.idle.wait()
+            await self._loader.unload(slot.ready.result())
+        finally:
+            self._leaving.pop(key, None)
+            self._count_states()
+
+    def _supersede(self, key: Key) -> None:
+        slot = self._slots.get(key)
+        if slot is not None and not self._keep(key):
+            slot.superseded = True
+            self._let_go(key)
+
+    def _let_go(self, key: Key) -> None:
+        """Unload a superseded version if nobody uses it."""
+
+        async def unload() -> None:
+            async with self._one_load:
+                if self._unused(key):
+                    await self._unload(key)
+
+        if self._unused(key):
+            self._start(unload())
+
+    def _unused(self, key: Key) -> bool:
+        slot = self._slots.get(key)
+        return slot is not None and slot.superseded and slot.state == "resident" and slot.leases == 0
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _failure(self, key: Key, error: Exception) -> Exception:
-        """Return what the callers are told; remember what only a new version, or an operator, can mend."""
+        """Return what the callers are told, and remember when a retry may help."""
         name, version = key
+        again, told = True, error
         match error:
+            case EngineDown():  # the supervisor's business
+                return error
             case InvalidAdapter() | NotInStore():
-                reason = str(error)
+                again = isinstance(error, Damaged | NotInStore)
+                told = self._told(key, str(error), again)
             case EngineRefused():
-                reason = "the engine refused it; its log says why"
-            case EngineDown():
-                return error
+                told = self._told(key, "the engine refused it; its log says why", again)
+            case TimeoutError():
+                told = self._told(key, "the engine did not answer when it was probed", again)
             case StoreUnavailable() | HotswapError():
-                logger.warning("could not load %s@%d: %s", name, version, error)
-                return error
+                pass
             case _:
                 logger.exception("could not load %s@%d", name, version, exc_info=error)
-                return error
         logger.error("could not load %s@%d: %s", name, version, error)
+        self._failed.note(key, told, again=again)
+        return told
+
+    def _told(self, key: Key, reason: str, again: bool) -> AdapterFailed:
+        name, version = key
         reason = reason.removeprefix(f"{name}@{version}: ")
-        self._failed[key] = reason, time.monotonic()
-        return AdapterFailed(f"{name}@{version}: {reason}")
+        failure = self._failed.get(key)
+        wait = math.ceil(2.0 ** (failure.attempts if failure else 0)) if again else MENDED_BY_HAND_SECONDS
+        return AdapterFailed(f"{name}@{version}: {reason}", retry_after=min(wait, MENDED_BY_HAND_SECONDS))
 
     def _count_states(self) -> None:
-        states = Counter(slot.state for slot in self._slots.values())
-        for state in ("loading", "resident"):
+        states = Counter(slot.state for slot in [*self._slots.values(), *self._leaving.values()])
+        for state in ("loading", "resident", "draining"):
             self._metrics.adapters.labels(state).set(states[state])
         self._metrics.adapters.labels("failed").set(len(self._failed))
 

@@ -19,6 +19,8 @@ Rank = Literal[8, 16, 32, 64, 128, 256, 320, 512]
 # Variables of the project's other commands, which a server's environment may well carry.
 ELSEWHERE = re.compile(r"HOTSWAP_(PYTHON|EXTRA|URL|API_KEY|LOAD_[A-Z0-9_]+)")
 
+WARM = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[0-9]{1,9})?")
+
 
 class Settings(BaseModel):
     """One field per variable: ``HOTSWAP_MAX_LORAS`` is ``max_loras``."""
@@ -56,6 +58,14 @@ class Settings(BaseModel):
     max_queue: int = Field(1024, ge=0, description="texts that may wait for it; more are refused with 429")
     deadline_seconds: float = Field(300, gt=0, le=3600, description="a request that takes longer is aborted: 504")
     drain_seconds: float = Field(30, ge=0, le=3600, description="how long SIGTERM waits for requests in flight")
+    warm: tuple[str, ...] = Field(
+        (), description="adapters to keep in memory whatever happens, by name or name@version, with commas"
+    )
+    probe_tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="nats that a version may be off its reference answers; default 0.02, 0.5 in half precision",
+    )
     poll_seconds: float = Field(1.0, gt=0, le=3600, description="how often the store's releases are read")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU"
@@ -83,6 +93,13 @@ class Settings(BaseModel):
                 f"{PREFIX}MAX_BATCHED_TOKENS ({self.max_batched_tokens}) is below {PREFIX}MAX_CONCURRENCY "
                 f"({self.max_concurrency}): every text in the engine takes a token of a step"
             )
+        if len(self.warm) >= self.max_resident:
+            raise ValueError(
+                f"{PREFIX}WARM names {len(self.warm)} adapters and {PREFIX}MAX_CPU_LORAS is {self.max_resident}: "
+                "one place must be left for the others; raise the second"
+            )
+        if unknown := [reference for reference in self.warm if not WARM.fullmatch(reference)]:
+            raise ValueError(f"{PREFIX}WARM: '{unknown[0]}' is neither a name nor a version such as sentiment@3")
         return self
 
     @property
@@ -104,7 +121,7 @@ class Settings(BaseModel):
                 hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "see python -m service --help."
                 raise HotswapError(f"{name} is not a setting; {hint}")
             if value != "":
-                values[key] = int(value) if key == "max_lora_rank" and value.isdigit() else value
+                values[key] = _value(key, value)
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
@@ -116,9 +133,19 @@ class Settings(BaseModel):
         """Return the settings, their defaults and what they mean, one a line."""
         lines = []
         for name, info in cls.model_fields.items():
-            default = "" if info.default is None else info.default
+            default = "" if info.default in (None, ()) else info.default
             lines.append(f"  {PREFIX + name.upper():<26} {default!s:<17} {info.description}")
         return "\n".join(lines)
+
+
+def _value(key: str, value: str) -> object:
+    """Return what a variable says, in the type that pydantic does not make of a string."""
+    match key:
+        case "max_lora_rank" if value.isdigit():
+            return int(value)
+        case "warm":
+            return [part.strip() for part in value.split(",") if part.strip()]
+    return value
 
 
 def rank_above(largest: int) -> int:

@@ -40,7 +40,7 @@ class Supervisor:
         if not await self._start():
             return self._give_up(on_failure)
         began = time.monotonic()
-        await self._reconciler.reconcile()
+        await self._reconciler.settle()
         logger.info("released adapters prepared in %.1f s", time.monotonic() - began)
         self._open()
         on_ready()

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base_model import Base
+from adapters.probes import TEXTS
 from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
 from service.engine import launch
-from service.engine.base import Chunk, EngineDown, EngineRefused, Limits
+from service.engine.base import FLOAT32_TOLERANCE, HALF_TOLERANCE, Chunk, EngineDown, EngineRefused, Limits
 from service.engine.plugin import is_cpu, why_stock
 from service.settings import Settings, rank_above
 
@@ -37,6 +38,7 @@ class VllmEngine:
             max_resident=settings.max_loras if self._stock else settings.max_resident,
             max_lora_rank=settings.max_lora_rank or rank_above(0),
             max_model_len=settings.max_model_len,
+            tolerance=FLOAT32_TOLERANCE if self._float32(settings) else HALF_TOLERANCE,
         )
         self._settings, self._base = settings, base
         self._adapters: dict[str, Any] = {}
@@ -59,6 +61,11 @@ class VllmEngine:
             async for _ in self.generate([self._base.end_id] * 8, sampling, None):
                 pass
 
+    @staticmethod
+    def _float32(settings: Settings) -> bool:
+        # Not what is fastest on the CPU at hand: replicas on different machines must give the same answers.
+        return settings.dtype == "float32" or (settings.dtype == "auto" and is_cpu())
+
     def _build(self) -> Any:
         settings = self._settings
         self._check_length()
@@ -69,7 +76,8 @@ class VllmEngine:
                 model=str(self._base.folder),
                 served_model_name=[self._base.name],
                 max_model_len=settings.max_model_len,
-                max_num_seqs=settings.max_concurrency,
+                # A version that is probed does not wait for those that are in the engine.
+                max_num_seqs=min(settings.max_concurrency + 2 * len(TEXTS), settings.max_batched_tokens),
                 max_num_batched_tokens=settings.max_batched_tokens,
                 enable_chunked_prefill=settings.chunked_prefill,
                 enable_prefix_caching=settings.prefix_caching,
@@ -97,8 +105,7 @@ class VllmEngine:
         return {
             "max_loras": settings.max_loras + spare,
             "max_cpu_loras": self.limits.max_resident + spare,
-            # Not what is fastest on the CPU at hand: replicas on different machines must give the same answers.
-            "dtype": "float32" if settings.dtype == "auto" else settings.dtype,
+            "dtype": "float32" if self._float32(settings) else settings.dtype,
             "kv_cache_memory_bytes": self._kv_cache_bytes(),
             "block_size": CPU_BLOCK_TOKENS,
             "compilation_config": {

@@ -1,0 +1,48 @@
+"""What failed, why, and when it makes sense to try again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+FIRST_SECONDS, MOST_SECONDS = 1.0, 300.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """``error`` is what is told to whoever asks before ``retry_at`` (of :func:`time.monotonic`, maybe infinite)."""
+
+    error: Exception
+    attempts: int
+    retry_at: float
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the next attempt; not positive when it is due."""
+        return self.retry_at - time.monotonic()
+
+
+class Backoff:
+    """Failures by key; each further one doubles the wait. What a retry cannot mend waits for ever."""
+
+    def __init__(self) -> None:
+        self._failures: dict[Hashable, Failure] = {}
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+    def note(self, key: Hashable, error: Exception, *, again: bool) -> None:
+        """Remember a failure; ``again`` says whether the same may succeed later."""
+        attempts = self._failures[key].attempts + 1 if key in self._failures else 1
+        wait = min(MOST_SECONDS, FIRST_SECONDS * 2.0 ** (attempts - 1)) if again else math.inf
+        self._failures[key] = Failure(error, attempts, time.monotonic() + wait)
+
+    def get(self, key: Hashable) -> Failure | None:
+        """Return the last failure, whether or not its wait is over."""
+        return self._failures.get(key)
+
+    def clear(self, key: Hashable) -> None:
+        """Forget: it succeeded, or someone said that it can now."""
+        self._failures.pop(key, None)

@@ -1,0 +1,66 @@
+"""What a version must show between being loaded and being served."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+
+from adapters import probes
+from adapters.base_model import Base
+from adapters.errors import InvalidAdapter
+from adapters.manifest import Manifest, Reference
+from service.engine.base import Engine
+
+# An engine that does not answer for so long holds back this version, not every version after it.
+PATIENCE_SECONDS = 30.0
+# An adapter that moves no log-probability by this share of the tolerance is not being applied.
+LEAST_CHANGE = 0.005
+
+
+class Probe:
+    """Asks a freshly loaded version, and the base model, a few short texts; one forward pass each."""
+
+    def __init__(self, engine: Engine, base: Base, tolerance: float | None = None) -> None:
+        self._engine, self._base = engine, base
+        self._tolerance = engine.limits.tolerance if tolerance is None else tolerance
+
+    async def check(self, manifest: Manifest, engine_name: str) -> None:
+        """Raise :class:`InvalidAdapter` where the version changes no answer of the base model, or does not give the
+        reference answers of its manifest to within the tolerance; :class:`TimeoutError`, :class:`EngineDown`."""
+        asked = manifest.references or self._own(manifest)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            answers = await asyncio.gather(
+                *(self._ask(manifest, reference, who) for who in (engine_name, None) for reference in asked)
+            )
+        adapted, plain = answers[: len(asked)], answers[len(asked) :]
+        change = max(_distance(one, other) for one, other in zip(adapted, plain, strict=True))
+        if not change > LEAST_CHANGE * min(self._tolerance, 1.0):
+            raise InvalidAdapter(
+                "it does not change the base model's answers: it was not trained, or the engine does not apply it"
+            )
+        off = max((_distance(answer, r.logprobs) for answer, r in zip(adapted, asked, strict=True)), default=0.0)
+        if manifest.references and not off <= self._tolerance:
+            raise InvalidAdapter(
+                f"it does not answer as it did when it was evaluated: off by {off:.2g} nats, and {self._tolerance:g} "
+                "are tolerated (HOTSWAP_PROBE_TOLERANCE); evaluate and publish it again"
+            )
+
+    def _own(self, manifest: Manifest) -> tuple[Reference, ...]:
+        """Return what to ask a version that brought no reference answers: nothing is compared with these zeros."""
+        ids = probes.choices(manifest.task, len(self._base.tokenizer.vocabulary()))
+        return tuple(Reference(text=text, logprobs=dict.fromkeys(ids, 0.0)) for text in probes.TEXTS)
+
+    async def _ask(self, manifest: Manifest, reference: Reference, engine_name: str | None) -> Mapping[int, float]:
+        prompt = manifest.task.prompt(reference.text, self._base.tokenizer, room=self._engine.limits.max_model_len)
+        sampling = probes.sampling(tuple(reference.logprobs))
+        logprobs: Mapping[int, float] = {}
+        async for chunk in self._engine.generate(prompt.ids, sampling, engine_name):
+            logprobs = chunk.logprobs
+        return logprobs
+
+
+def _distance(one: Mapping[int, float], other: Mapping[int, float]) -> float:
+    """Return the largest difference, in nats; infinite where an answer is not a number."""
+    distances = [abs(one[token] - other[token]) for token in other]
+    return max(math.inf if math.isnan(distance) else distance for distance in distances)

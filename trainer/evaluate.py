@@ -12,6 +12,7 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+from adapters import probes
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
@@ -23,7 +24,8 @@ BATCH = 16
 
 
 def evaluate(adapter: Path, splits: Splits, task: BaseTask, base: Base) -> dict[str, Any]:
-    """Return ``scores``: base and adapter, by test set; and ``profile``: how the test rows look to the adapter."""
+    """Return ``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter; and
+    ``references``: what it answers to the texts that the service asks it before it is served."""
     if not (adapter / "adapter_config.json").is_file():
         raise HotswapError(f"{adapter} holds no adapter; run train first.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,14 +34,27 @@ def evaluate(adapter: Path, splits: Splits, task: BaseTask, base: Base) -> dict[
     scores: dict[str, Any] = {}
     profile: dict[str, Any] = {}
     for name, rows in {"test": splits.test, **splits.extra_tests}.items():
-        references = [row.answer for row in rows]
+        answers = [row.answer for row in rows]
         with model.disable_adapter():
             zero_shot = predict(model, rows, task, base, f"{name}: base")
         adapted = predict(model, rows, task, base, f"{name}: adapter")
-        scores[name] = {"base": task.score(zero_shot, references), "adapter": task.score(adapted, references)}
+        scores[name] = {"base": task.score(zero_shot, answers), "adapter": task.score(adapted, answers)}
         if name == "test":
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
-    return {"scores": scores, "profile": profile}
+    return {"scores": scores, "profile": profile, "references": references_of(model, task, base)}
+
+
+@torch.inference_mode()
+def references_of(model: Any, task: BaseTask, base: Base) -> list[dict[str, Any]]:
+    """Return a :class:`~adapters.manifest.Reference` for each probe: the labels' log-probabilities, or those of the
+    likeliest first tokens of a free text."""
+    answers = []
+    for text in probes.TEXTS:
+        prompt = torch.tensor([task.prompt(text, base.tokenizer).ids], device=model.device)
+        logprobs = model(input_ids=prompt).logits[0, -1].float().log_softmax(-1)
+        ids = task.sampling({}).choices or logprobs.topk(probes.CHOICES).indices.tolist()
+        answers.append({"text": text, "logprobs": {token: round(float(logprobs[token]), 6) for token in ids}})
+    return answers
 
 
 def profile_of(outputs: Sequence[dict[str, Any]], input_tokens: Sequence[int]) -> dict[str, Any]:

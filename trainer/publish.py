@@ -10,7 +10,7 @@ from typing import Any
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.intake import CARD, add_version
-from adapters.manifest import Manifest, Profile
+from adapters.manifest import Manifest, Profile, Reference
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from trainer.config import Recipe
@@ -63,5 +63,6 @@ def publish(
         description=recipe.description,
         metrics=evaluation["scores"],
         profile=Profile.model_validate(evaluation["profile"]),
+        references=tuple(Reference.model_validate(answer) for answer in evaluation.get("references", [])),
         lineage=lineage,
     )

@@ -47,8 +47,11 @@ def _view(store: Store, registry: Registry, name: str) -> AdapterView:
     except InvalidAdapter:
         release = None
     about: dict[str, Any] = {}
+    retired = store.retired(name) - set(release.versions if release else ())
     for version in store.versions(name):
         view: dict[str, Any] = {"version": version, **registry.state(name, version)}
+        if version in retired:
+            view["state"] = "retired"
         try:
             manifest, digest = store.manifest(name, version)
         except InvalidAdapter as error:
@@ -63,6 +66,7 @@ def _view(store: Store, registry: Registry, name: str) -> AdapterView:
         name=name,
         stable=release.stable if release else None,
         canary=release.canary.model_dump() if release and release.canary else None,
+        shadow=release.shadow.model_dump() if release and release.shadow else None,
         generation=release.generation if release else 0,
         served_generation=served.generation if served else 0,
         versions=versions,

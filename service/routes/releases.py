@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request
+from pydantic import ValidationError
 
 from adapters.errors import NotInStore
-from adapters.store import ANY, Canary, Release
-from service.errors import VersionNotFound, no_such_adapter
+from adapters.releases import Release
+from adapters.store import ANY
+from adapters.validation import explain
+from service.errors import InvalidRequest, VersionNotFound, no_such_adapter
 from service.keys import Caller
 from service.routes.predict import ERRORS
 from service.schemas import ReleaseRequest, ReleaseView, RollbackRequest
@@ -27,22 +31,32 @@ async def release(request: Request, name: str, asked: ReleaseRequest) -> Release
     With `expected_generation`, of two who release at once exactly one wins, and the other gets 409.
     """
     state, caller = request.app.state, _allowed(request, name)
-    canary = Canary(**asked.canary.model_dump()) if asked.canary else None
+    wanted = asked.model_dump(exclude={"expected_generation"})
     await _known(request, name)
-    for version in dict.fromkeys([asked.stable, *([canary.version] if canary else [])]):
+    try:
+        # As a record first: what it names is then said in one place.
+        wished = Release(**wanted, by=caller.name, at=datetime.now(UTC))
+    except ValidationError as error:
+        raise InvalidRequest(explain(error, Release)) from None
+    for version in wished.versions:
         try:
             await state.registry.check(name, version)
         except NotInStore:
             raise VersionNotFound(f"'{name}' has no version {version}; GET /v1/adapters/{name}.") from None
-    record = await asyncio.to_thread(
-        state.store.release,
-        name,
-        asked.stable,
-        canary,
-        expected_generation=ANY if asked.expected_generation is None else asked.expected_generation,
-        by=caller.name,
-        why=asked.why,
-    )
+    try:
+        record = await asyncio.to_thread(
+            state.store.release,
+            name,
+            wished.stable,
+            wished.canary,
+            shadow=wished.shadow,
+            guard=wished.guard,
+            expected_generation=ANY if asked.expected_generation is None else asked.expected_generation,
+            by=caller.name,
+            why=asked.why,
+        )
+    except NotInStore as error:  # it is there: it was retired
+        raise VersionNotFound(str(error)) from None
     return _told(request, name, record)
 
 

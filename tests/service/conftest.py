@@ -57,7 +57,8 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
     async def serving(**given: Any) -> AsyncIterator[Running]:
         small = {"max_loras": 4, "max_cpu_loras": 4, "poll_seconds": 0.02, "port": 0}
         settings = Settings(**{"cache": tmp_path / "cache", **small, **given})
-        engine = FakeEngine(Limits(settings.max_resident, settings.max_lora_rank or 16, settings.max_model_len), tiny)
+        limits = Limits(settings.max_resident, settings.max_lora_rank or 16, settings.max_model_len)
+        engine = FakeEngine(limits, tiny)
         ready, failed = asyncio.Event(), asyncio.Event()
         app = create_app(settings, engine, stocked, tiny, on_ready=ready.set, on_failure=failed.set)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10))

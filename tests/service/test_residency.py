@@ -1,0 +1,167 @@
+"""What is in memory, for how long, and who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from adapters.errors import StoreUnavailable
+from adapters.intake import add_version
+from adapters.store import Store
+from service.backoff import Backoff
+from tests.conftest import MakeAdapter
+from tests.service.conftest import Running, Serve, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def two_briefs(stocked: Store, make_adapter: MakeAdapter, summary_task, tiny) -> Store:
+    add_version(stocked, "brief", make_adapter(seed=9), summary_task, tiny)
+    return stocked
+
+
+def resident(service: Running) -> set[str]:
+    return {name.split(":")[0] for name in service.engine.resident}
+
+
+async def test_what_no_release_names_any_more_is_unloaded_when_its_last_request_is_answered(
+    serve: Serve, two_briefs: Store
+) -> None:
+    async with serve() as service:
+        service.engine.gate.clear()
+        held = asyncio.create_task(service.predict("brief"))
+        await until(lambda: service.engine.active == 1)
+        two_briefs.release("brief", 2)
+        await until(lambda: service.state.registry.served("brief").stable == 2)
+        assert service.state.registry.state("brief", 1) == {"state": "draining"}
+        assert {"brief@1", "brief@2"} <= resident(service)
+        service.engine.gate.set()
+        assert (await held).json()["adapter"]["version"] == 1
+        await until(lambda: "brief@1" not in resident(service))
+        assert service.state.registry.state("brief", 1) == {"state": "available"}
+
+
+async def test_a_pinned_version_works_beside_another_release_until_it_is_retired(
+    serve: Serve, two_briefs: Store
+) -> None:
+    two_briefs.release("brief", 2)
+    async with serve() as service:
+        assert (await service.predict("brief@1")).json()["adapter"]["channel"] == "pinned"
+        two_briefs.retire("brief", 1)
+        await until(lambda: "brief@1" not in resident(service))
+        told = await service.predict("brief@1")
+        assert (told.status_code, told.json()["code"]) == (404, "version_not_found")
+        assert "retired" in told.json()["detail"]
+        shown = (await service.client.get("/v1/adapters/brief")).json()
+        assert {version["version"]: version["state"] for version in shown["versions"]} == {1: "retired", 2: "resident"}
+        told = await service.client.post("/v1/adapters/brief/releases", json={"stable": 1})
+        assert (told.status_code, told.json()["code"]) == (404, "version_not_found")
+        assert (await service.predict("brief")).json()["adapter"]["version"] == 2
+
+
+async def test_a_version_retired_before_the_start_is_not_served(serve: Serve, two_briefs: Store) -> None:
+    two_briefs.retire("brief", 2)
+    async with serve() as service:
+        assert (await service.predict("brief@2")).status_code == 404
+
+
+async def test_warm_adapters_stay_whatever_else_is_asked_for(serve: Serve, two_briefs: Store) -> None:
+    async with serve(max_loras=3, max_cpu_loras=3, warm=("brief", "mood@2")) as service:
+        assert {"brief@1", "mood@2"} <= resident(service)
+        for _ in range(3):
+            assert (await service.predict("mood@1")).status_code == 200
+            assert (await service.predict("brief@2")).status_code == 200
+        assert {"brief@1", "mood@2"} <= resident(service)
+        two_briefs.release("brief", 2)
+        await until(lambda: service.state.registry.served("brief").stable == 2)
+        assert (await service.predict("mood@1")).status_code == 200
+        assert "brief@2" in resident(service)
+
+
+async def test_a_warm_adapter_that_does_not_exist_keeps_nobody_from_being_served(serve: Serve) -> None:
+    async with serve(warm=("nobody", "mood@9", "brief")) as service:
+        assert (await service.predict("brief")).status_code == 200
+
+
+async def test_a_busy_adapter_starves_nobody_who_waits_to_be_loaded_nor_is_starved_itself(serve: Serve) -> None:
+    """One place, an adapter that is never idle, and another that wants in."""
+    async with serve(max_loras=1, max_cpu_loras=1) as service:
+        done, answered = False, 0
+
+        async def ask_for_ever() -> None:
+            nonlocal answered
+            while not done:
+                response = await service.predict("brief", "text " * 20)
+                assert response.status_code == 200
+                answered += 1
+
+        askers = [asyncio.create_task(ask_for_ever()) for _ in range(6)]
+        for _ in range(3):
+            before = answered
+            await until(lambda before=before: answered > before + 6)
+            assert (await asyncio.wait_for(service.predict("mood"), 10)).status_code == 200
+        done = True
+        await asyncio.gather(*askers)
+
+
+async def test_an_adapter_whose_files_take_their_time_holds_up_no_other(
+    serve: Serve, two_briefs: Store, make_adapter: MakeAdapter, sentiment_task, tiny, monkeypatch
+) -> None:
+    import threading
+
+    arrived, fetch = threading.Event(), two_briefs.fetch
+
+    def slow(name: str, version: int, cache: Path) -> Path:
+        if (name, version) == ("mood", 2):
+            arrived.wait(20)
+        return fetch(name, version, cache)
+
+    monkeypatch.setattr(two_briefs, "fetch", slow)
+    async with serve() as service:
+        two_briefs.release("mood", 2)
+        await until(lambda: service.state.registry.state("mood", 2)["state"] == "loading")
+        two_briefs.release("brief", 2)
+        await until(lambda: service.state.registry.served("brief").stable == 2)
+        assert (await service.predict("mood")).json()["adapter"]["version"] == 1
+        arrived.set()
+        await until(lambda: service.state.registry.served("mood").stable == 2)
+
+
+async def test_a_failure_that_may_pass_is_tried_again_and_one_that_cannot_is_not(
+    serve: Serve, two_briefs: Store, monkeypatch
+) -> None:
+    monkeypatch.setattr("service.backoff.FIRST_SECONDS", 0.01)
+    fetch, failures = two_briefs.fetch, 0
+
+    def flaky(name: str, version: int, cache: Path) -> Path:
+        nonlocal failures
+        if (name, version) == ("brief", 2) and failures < 3:
+            failures += 1
+            raise StoreUnavailable("away for a moment")
+        return fetch(name, version, cache)
+
+    monkeypatch.setattr(two_briefs, "fetch", flaky)
+    async with serve() as service:
+        two_briefs.release("brief", 2)
+        await until(lambda: service.state.registry.served("brief").stable == 2)
+        assert failures == 3
+
+
+def test_each_failure_doubles_the_wait_up_to_five_minutes_and_what_cannot_be_mended_waits_for_ever() -> None:
+    backoff = Backoff()
+    waits = []
+    for _ in range(12):
+        backoff.note("x", ValueError(), again=True)
+        failure = backoff.get("x")
+        assert failure is not None
+        waits.append(round(failure.wait))
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+    backoff.note("x", ValueError(), again=False)
+    failure = backoff.get("x")
+    assert failure is not None
+    assert failure.wait == float("inf")
+    backoff.clear("x")
+    assert backoff.get("x") is None

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -17,12 +18,25 @@ from adapters.errors import HotswapError, InvalidAdapter, NotInStore
 from adapters.intake import add_version
 from adapters.lint import base_shapes, lint
 from adapters.manifest import NAME_PATTERN
-from adapters.store import ANY, Canary, Store, open_store
+from adapters.releases import Guard, Release, Share
+from adapters.server import ask_server
+from adapters.store import ANY, Store, open_store
 from adapters.tasks import ClassificationTask, SummarizationTask, Task
 from adapters.validation import explained
 
 TASK_FILE = "task.json"
 TEMPLATES = {"classification": "Text: {text}\nLabel:", "summarization": "Text: {text}\n\nSummary:"}
+# Of a guarded promotion: see adapters.releases.Guard, which has the defaults.
+MARGINS = {
+    "errors": "how much larger the share of failed answers may be (0.02)",
+    "slow": "how much larger the share of slow answers may be (0.1)",
+    "slow_seconds": "what is slow (2.5)",
+    "wrong": "how much larger the share of wrong answers may be, by feedback (0.05)",
+    "disagreement": "share of shadowed texts that may be answered differently (not looked at)",
+    "confidence": "that a good version is not taken back, nor a bad one raised (0.95)",
+    "samples": "answers of each version before a step is taken (200)",
+    "seconds": "least time at each step (60)",
+}
 
 
 def main() -> int:
@@ -104,8 +118,16 @@ def show(options: argparse.Namespace) -> None:
 def lint_(options: argparse.Namespace) -> None:
     if not options.dir.is_dir():
         raise HotswapError(f"{options.dir} is not a folder.")
-    shapes = None if options.no_base else base_shapes(resolve_base(options.base).folder)
-    facts = lint(options.dir, shapes=shapes, max_rank=options.max_rank)
+    max_rank = options.max_rank
+    base = None if options.no_base else resolve_base(options.base)
+    if options.server:
+        server = ask_server(options.server)
+        max_rank = min(max_rank or server.max_lora_rank, server.max_lora_rank)
+        if base is not None and base.digest != server.base_digest:
+            raise HotswapError(
+                f"{options.server} serves {server.base}, which is not the base at hand ({base.name}); name it: --base"
+            )
+    facts = lint(options.dir, shapes=base_shapes(base.folder) if base else None, max_rank=max_rank)
     if options.json:
         print(json.dumps({"rank": facts.rank, "alpha": facts.alpha, "target_modules": facts.target_modules}))
         return
@@ -121,7 +143,7 @@ def release(options: argparse.Namespace) -> None:
         if options.percent is None or not 1 <= options.percent <= 100:
             raise HotswapError("--channel canary needs --percent from 1 to 100: the share of callers that get it.")
         store.manifest(options.name, options.version)  # an unknown version is said here, by its name
-        canary: Canary | None = Canary(version=options.version, percent=options.percent)
+        canary: Share | None = Share(version=options.version, percent=options.percent)
         stable, expected = current.stable, current.generation
     elif options.percent is not None:
         raise HotswapError("--percent is for --channel canary; without it every caller gets the version.")
@@ -129,22 +151,89 @@ def release(options: argparse.Namespace) -> None:
         canary, stable, expected = None, options.version, ANY
     if options.expected_generation is not None:
         expected = options.expected_generation
-    record = store.release(options.name, stable, canary, expected_generation=expected, why=options.why)
-    _print_release(options, record.generation, record.model_dump(mode="json"))
+    shadow = _share(*options.shadow) if options.shadow else None
+    _released(
+        options,
+        store.release(options.name, stable, canary, shadow=shadow, expected_generation=expected, why=options.why),
+    )
+
+
+def promote(options: argparse.Namespace) -> int:
+    store, current = _store(options), _store(options).released(options.name)
+    if current is None:
+        raise HotswapError(
+            f"{options.name} has no stable version yet: python -m adapters release {options.name} VERSION"
+        )
+    if options.version is None and current.canary is None:
+        raise HotswapError(f"{options.name} has no canary to promote; name a version.")
+    version = options.version or (current.canary.version if current.canary else 0)
+    if not options.guard:
+        record = store.release(options.name, version, expected_generation=current.generation, why=options.why)
+        _released(options, record)
+        return 0
+    if version == current.stable:
+        raise HotswapError(f"{options.name}@{version} is the stable version already.")
+    guard = _guard(options)
+    record = store.release(
+        options.name,
+        current.stable,
+        Share(version=version, percent=guard.steps[0]),
+        shadow=Share(version=version, percent=options.shadow) if options.shadow else None,
+        guard=guard,
+        expected_generation=current.generation,
+        why=options.why or "guarded promotion",
+    )
+    _released(options, record)
+    return _follow(options, store, record) if options.follow else 0
+
+
+def _guard(options: argparse.Namespace) -> Guard:
+    given = {name: getattr(options, name) for name in Guard.model_fields if getattr(options, name) is not None}
+    if options.steps is not None:
+        given["steps"] = [step.strip() for step in options.steps.split(",")]
+    with explained(Guard, "nothing is released"):
+        return Guard.model_validate(given)
+
+
+def _follow(options: argparse.Namespace, store: Store, record: Release) -> int:
+    """Print what the servers' guards decide, until it is over; 0 where the version became stable."""
+    started = record
+    while record.guard is not None:
+        time.sleep(1)
+        newest = store.released(options.name)
+        if newest is not None and newest.generation > record.generation:
+            record = newest
+            _released(options, record)
+    return 0 if started.canary and record.stable == started.canary.version else 1
+
+
+def _share(version: str, percent: str) -> Share:
+    with explained(Share, "--shadow VERSION PERCENT"):
+        return Share.model_validate({"version": version, "percent": percent})
+
+
+def retire(options: argparse.Namespace) -> None:
+    _store(options).retire(options.name, options.version, why=options.why)
+    if options.json:
+        print(json.dumps({"name": options.name, "version": options.version, "state": "retired"}))
+        return
+    print(f"{options.name}@{options.version} is served to nobody any more")
 
 
 def rollback(options: argparse.Namespace) -> None:
-    record = _store(options).rollback(options.name, why=options.why)
-    _print_release(options, record.generation, record.model_dump(mode="json"))
+    expected = ANY if options.expected_generation is None else options.expected_generation
+    _released(options, _store(options).rollback(options.name, expected_generation=expected, why=options.why))
 
 
-def _print_release(options: argparse.Namespace, generation: int, record: dict) -> None:
+def _released(options: argparse.Namespace, record: Release) -> None:
     if options.json:
-        print(json.dumps({"name": options.name, "generation": generation, **record}))
+        about = {"name": options.name, "generation": record.generation}
+        print(json.dumps({**about, **record.model_dump(mode="json")}), flush=True)
         return
-    canary = record["canary"]
-    beside = f", canary {canary['version']} for {canary['percent']} %" if canary else ""
-    print(f"{options.name}: generation {generation}, stable {record['stable']}{beside}")
+    shares = {"canary": record.canary, "shadow": record.shadow}
+    beside = "".join(f", {what} {share.version} for {share.percent} %" for what, share in shares.items() if share)
+    why = f" ({record.why})" if record.by == "guard" else ""
+    print(f"{options.name}: generation {record.generation}, stable {record.stable}{beside}{why}", flush=True)
 
 
 def history(options: argparse.Namespace) -> None:
@@ -215,6 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("--max-rank", type=int, help="the server's HOTSWAP_MAX_LORA_RANK")
+    sub.add_argument("--server", metavar="URL", help="check against a running service's base and limits")
     sub.add_argument("--no-base", action="store_true", help="do not compare shapes with the base model")
     sub = command("release", release, "serve a version to all, or to a share", "release sentiment 2")
     sub.add_argument("name", metavar="NAME")
@@ -222,12 +312,33 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--channel", choices=("stable", "canary"), default="stable")
     sub.add_argument("--percent", type=int, help="share of callers that get the canary")
     sub.add_argument("--expected-generation", type=int, help="refuse if someone released in the meantime")
+    sub.add_argument("--shadow", nargs=2, metavar=("VERSION", "PERCENT"), help="copy a share of the texts to a version")
     sub.add_argument("--why", default="")
     sub = command("rollback", rollback, "release again what was served before", "rollback sentiment --why 'worse'")
     sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--expected-generation", type=int, help="refuse if someone released in the meantime")
     sub.add_argument("--why", default="")
     sub = command("history", history, "every release, oldest first", "history sentiment")
     sub.add_argument("name", metavar="NAME")
+    text = "make a version stable: at once, or step by step while the servers compare it with the stable one"
+    sub = command("promote", promote, text, "promote sentiment 2 --guard --follow")
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("version", type=int, metavar="VERSION", nargs="?", help="default: the canary of now")
+    sub.add_argument("--guard", action="store_true", help="raise it in steps; take it back if it is worse")
+    sub.add_argument("--steps", metavar="5,25,50", help="percentages; after the last one everyone gets it")
+    sub.add_argument(
+        "--shadow", type=int, metavar="PERCENT", help="also copy a share of the stable version's texts to it"
+    )
+    for margin, what in MARGINS.items():
+        sub.add_argument(f"--{margin.replace('_', '-')}", type=float, metavar="N", help=what)
+    sub.add_argument("--follow", action="store_true", help="wait for the end: 0 if it became stable, 1 if not")
+    sub.add_argument("--why", default="")
+    sub = command(
+        "retire", retire, "serve a version to nobody any more, for ever", "retire sentiment 1 --why 'wrong data'"
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("version", type=int, metavar="VERSION")
+    sub.add_argument("--why", default="")
     command("verify", verify, "hash every file of every version again", "verify")
     return parser
 

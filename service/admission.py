@@ -21,6 +21,11 @@ class Admission:
         self._admitted = 0
         self._seconds = 1.0  # of a text in the engine, a moving average
 
+    @property
+    def has_time(self) -> bool:
+        """Whether the engine is less than half full: time for what nobody waits for."""
+        return 2 * self._admitted < self._concurrency
+
     @asynccontextmanager
     async def admit(self, texts: int) -> AsyncIterator[None]:
         """Count ``texts`` in, or raise :class:`Overloaded` saying when the queue should have room."""

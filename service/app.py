@@ -24,10 +24,11 @@ from service.keys import Keys, Scope
 from service.loader import Loader
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestId
+from service.promotion import Promotion
 from service.quota import Quota
 from service.reconciler import Reconciler
 from service.registry import Registry
-from service.routes import adapters, health, predict, releases
+from service.routes import adapters, feedback, health, predict, releases
 from service.settings import Settings
 from service.supervisor import Supervisor
 
@@ -50,7 +51,8 @@ def create_app(
     admission = Admission(settings.max_concurrency, settings.max_queue, metrics)
     inference = Inference(engine, registry, admission, base, settings, metrics)
     reconciler = Reconciler(registry, store, metrics, settings.poll_seconds)
-    supervisor = Supervisor(engine, registry, reconciler, inference, metrics)
+    promotion = Promotion(registry, reconciler, store, inference.tally, settings.poll_seconds)
+    supervisor = Supervisor(engine, registry, reconciler, promotion, inference, metrics)
     keys = keys or Keys.of(settings)
 
     @asynccontextmanager
@@ -81,8 +83,10 @@ def create_app(
     )
     app.state.engine, app.state.store, app.state.base = engine, store, base
     app.state.metrics, app.state.registry, app.state.inference = metrics, registry, inference
+    app.state.feedback = inference.feedback
     app.state.reconciler, app.state.supervisor, app.state.quota = reconciler, supervisor, Quota()
     app.include_router(predict.router, dependencies=[scope("predict")])
+    app.include_router(feedback.router, dependencies=[scope("predict")])
     app.include_router(adapters.router, dependencies=[scope("predict")])
     app.include_router(releases.router, dependencies=[scope("admin")])
     app.include_router(health.router)

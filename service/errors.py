@@ -59,6 +59,10 @@ class VersionNotFound(ServiceError):
     status, code, title = 404, "version_not_found", "The adapter has no such version"
 
 
+class PredictionNotFound(ServiceError):
+    status, code, title = 404, "prediction_not_found", "The prediction is not known"
+
+
 def no_such_adapter(name: str) -> AdapterNotFound:
     """Return the same for what does not exist and for what a key may not know of."""
     return AdapterNotFound(f"No adapter is called '{name}'; GET /v1/adapters lists them.")

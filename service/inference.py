@@ -27,11 +27,14 @@ from service.errors import (
     TooLong,
     from_lower,
 )
+from service.evidence import Tally
+from service.feedback import Feedback
 from service.keys import Caller
 from service.metrics import Metrics
 from service.registry import Lease, Registry, parse
 from service.schemas import AdapterUsed, Classification, Inputs, ItemError, Prediction, Problem, Summary, Usage
 from service.settings import Settings
+from service.shadow import Shadow
 
 logger = logging.getLogger("hotswap")
 # A request with more than this is made into tokens in a thread: it would keep the event loop, and the probes, waiting.
@@ -73,6 +76,9 @@ class Inference:
     ) -> None:
         self._engine, self._registry, self._admission = engine, registry, admission
         self._base, self._settings, self._metrics = base, settings, metrics
+        self.tally = Tally()
+        self.feedback = Feedback(metrics, self.tally)
+        self._shadow = Shadow(registry, admission, metrics, self.tally, self._shadowed)
         self.open = False
 
     async def predict(self, route: str, asked: Inputs, reference: str, caller: Caller, kind: Kind | None) -> Prediction:
@@ -81,7 +87,10 @@ class Inference:
             self._request(route, asked) as seen,
             self._work(reference, caller, asked.caller, kind, seen) as work,
         ):
-            return await self._answer_all(work, asked)
+            prediction = await self._answer_all(work, asked)
+        if work.lease is not None:
+            self._shadow.offer(work.lease, asked, prediction.outputs)
+        return prediction
 
     async def zero_shot(self, route: str, asked: Inputs, labels: list[str]) -> Prediction:
         """Classify with the base model."""
@@ -113,7 +122,7 @@ class Inference:
     @asynccontextmanager
     async def _request(self, route: str, asked: Inputs) -> AsyncIterator[_Seen]:
         """Admit, bound in time, translate errors, and write the request's metrics."""
-        seen, started, outcome = _Seen(), time.monotonic(), "ok"
+        seen, started, outcome, failed = _Seen(), time.monotonic(), "ok", False
         try:
             if not self.open:
                 raise NotReady("The service is starting or stopping; see /readyz.")
@@ -124,7 +133,7 @@ class Inference:
             raise
         except Exception as error:
             told = from_lower(error)
-            outcome = told.code
+            outcome, failed = told.code, told.status >= 500
             if type(told) is ServiceError:
                 logger.exception("a request failed")
             if told is error:
@@ -134,7 +143,12 @@ class Inference:
             name, version = self._metrics.bounded("version", *(seen.work.labels if seen.work else ("none", "0")))
             channel = seen.work.lease.channel if seen.work and seen.work.lease else "none"
             self._metrics.requests.labels(route, name, version, channel, outcome).inc()
-            self._metrics.request_seconds.labels(route, name, version).observe(time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self._metrics.request_seconds.labels(route, name, version).observe(seconds)
+            # A caller's own mistake, or its leaving, says nothing about the version.
+            if seen.work and seen.work.lease and channel != "pinned" and (failed or outcome == "ok"):
+                manifest = seen.work.lease.manifest
+                self.tally.answered(manifest.name, manifest.version, seconds, failed=failed)
 
     @asynccontextmanager
     async def _work(
@@ -229,9 +243,16 @@ class Inference:
         room = self._settings.max_model_len
         return work.task.prompt(text, self._base.tokenizer, room=room, cut=asked.parameters.truncate)
 
+    async def _shadowed(self, lease: Lease, asked: Inputs) -> list[Any]:
+        async with asyncio.timeout(self._settings.deadline_seconds):
+            return (await self._answer_all(Work(lease.manifest.task, lease), asked)).outputs
+
     def _prediction(self, work: Work, outputs: list[Any], usage: Usage) -> Prediction:
+        prediction_id = _prediction_id()
+        if work.lease is not None:
+            self.feedback.remember(prediction_id, work.lease, [_said(output) for output in outputs])
         return Prediction(
-            id=_prediction_id(),
+            id=prediction_id,
             adapter=work.used,
             task=work.task.kind,
             model=self._base.name,
@@ -245,6 +266,10 @@ class _Seen:
     """What became known of a request by the time its metrics are written."""
 
     work: Work | None = None
+
+
+def _said(output: Any) -> str | None:
+    return output.label if isinstance(output, Classification) else "" if isinstance(output, Summary) else None
 
 
 def _prediction_id() -> str:

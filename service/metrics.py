@@ -63,6 +63,15 @@ class Metrics:
             buckets=CONFIDENCE_BOUNDS,
             registry=registry,
         )
+        self.feedback = Counter(
+            "hotswap_feedback", "Answers that someone judged.", (*VERSION, "outcome"), registry=registry
+        )
+        self.shadow = Counter(
+            "hotswap_shadow",
+            "Copied texts by what the shadow made of them: agree, differ, failed, or shed for want of time.",
+            (*VERSION, "outcome"),
+            registry=registry,
+        )
         self.in_flight = Gauge("hotswap_in_flight", "Texts in the engine now.", registry=registry)
         self.waiting = Gauge("hotswap_waiting", "Texts that wait for the engine now.", registry=registry)
         self.adapters = Gauge("hotswap_adapters", "Adapter versions by state.", ("state",), registry=registry)

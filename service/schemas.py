@@ -153,6 +153,33 @@ class Prediction(BaseModel):
     usage: Usage
 
 
+class FeedbackRequest(Request):
+    """Exactly one of `label` and `correct`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"id": "pred_01JD0000000000000000000000", "label": "negative"}]}
+    )
+    id: Annotated[String, Field(max_length=64)] = Field(description="the prediction's")
+    index: StrictInt = Field(0, ge=0, le=255, description="which of its outputs")
+    label: Annotated[String, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="what the answer should have been"
+    )
+    correct: StrictBool | None = Field(None, description="whether it was right, where there is no label to name")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.label is None) == (self.correct is None):
+            raise ValueError("send 'label' or 'correct', one of them")
+        return self
+
+
+class FeedbackTaken(BaseModel):
+    id: str
+    adapter: str
+    version: int
+    correct: bool
+
+
 class VersionView(BaseModel):
     version: int
     state: Literal["available", "loading", "resident", "draining", "failed", "retired"]
@@ -177,7 +204,18 @@ class AdapterView(BaseModel):
     versions: list[VersionView]
 
 
+class ServerView(BaseModel):
+    """What this replica was started for: an adapter beyond it cannot be served here."""
+
+    base: str
+    base_digest: str
+    max_lora_rank: int
+    max_model_len: int
+    max_resident: int
+
+
 class AdapterList(BaseModel):
+    server: ServerView
     adapters: list[AdapterView]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from service.engine.base import Engine, EngineDown
 from service.inference import Inference
 from service.metrics import Metrics
+from service.promotion import Promotion
 from service.reconciler import Reconciler
 from service.registry import Registry
 
@@ -28,9 +29,16 @@ class Supervisor:
     """
 
     def __init__(
-        self, engine: Engine, registry: Registry, reconciler: Reconciler, inference: Inference, metrics: Metrics
+        self,
+        engine: Engine,
+        registry: Registry,
+        reconciler: Reconciler,
+        promotion: Promotion,
+        inference: Inference,
+        metrics: Metrics,
     ) -> None:
-        self._engine, self._registry, self._reconciler = engine, registry, reconciler
+        self._engine, self._registry = engine, registry
+        self._reconciler, self._promotion = reconciler, promotion
         self._inference, self._metrics = inference, metrics
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self.phase = "starting"
@@ -75,14 +83,15 @@ class Supervisor:
         return True
 
     async def _serve(self) -> None:
-        """Follow the store until the engine dies."""
-        following = asyncio.create_task(self._reconciler.run())
+        """Follow the store, and the canaries, until the engine dies."""
+        following = [asyncio.create_task(work.run()) for work in (self._reconciler, self._promotion)]
         try:
             while self._engine.alive:
                 await asyncio.sleep(WATCH_SECONDS)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for task in following:
+                task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
 
     def _open(self) -> None:
         self.phase, self._inference.open = "serving", True

@@ -13,7 +13,7 @@ from service.errors import no_such_adapter
 from service.keys import Caller
 from service.registry import Registry
 from service.routes.predict import ERRORS
-from service.schemas import AdapterList, AdapterView, VersionView
+from service.schemas import AdapterList, AdapterView, ServerView, VersionView
 
 router = APIRouter(tags=["adapters"], responses={status: ERRORS[status] for status in (401, 403, 404, 503)})
 
@@ -21,8 +21,16 @@ router = APIRouter(tags=["adapters"], responses={status: ERRORS[status] for stat
 @router.get("/v1/adapters", response_model_exclude_none=True)
 async def list_adapters(request: Request) -> AdapterList:
     """Every adapter: versions, what is released, and what this replica has loaded."""
-    store, registry = request.app.state.store, request.app.state.registry
-    return await asyncio.to_thread(_all, store, registry, request.state.caller)
+    state, caller = request.app.state, request.state.caller
+    limits = state.engine.limits
+    server = ServerView(
+        base=state.base.name,
+        base_digest=state.base.digest,
+        max_lora_rank=limits.max_lora_rank,
+        max_model_len=limits.max_model_len,
+        max_resident=limits.max_resident,
+    )
+    return AdapterList(server=server, adapters=await asyncio.to_thread(_all, state.store, state.registry, caller))
 
 
 @router.get("/v1/adapters/{name}", response_model_exclude_none=True)
@@ -36,8 +44,8 @@ async def show_adapter(request: Request, name: str) -> AdapterView:
     return view
 
 
-def _all(store: Store, registry: Registry, caller: Caller) -> AdapterList:
-    return AdapterList(adapters=[_view(store, registry, name) for name in store.names() if caller.may_use(name)])
+def _all(store: Store, registry: Registry, caller: Caller) -> list[AdapterView]:
+    return [_view(store, registry, name) for name in store.names() if caller.may_use(name)]
 
 
 def _view(store: Store, registry: Registry, name: str) -> AdapterView:

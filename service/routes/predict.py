@@ -23,7 +23,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (400, "bad_request"),
         (401, "unauthenticated"),
         (403, "forbidden"),
-        (404, "adapter_not_found, version_not_found"),
+        (404, "adapter_not_found, version_not_found, prediction_not_found"),
         (409, "generation_conflict"),
         (413, "body_too_large"),
         (422, "invalid_request, task_mismatch, input_too_long"),

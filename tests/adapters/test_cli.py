@@ -6,14 +6,16 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import adapters.__main__ as commands
+from adapters.base_model import Base
 from adapters.errors import NotInStore
+from adapters.releases import Guard, Share
 from adapters.store import WEIGHTS, Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.conftest import MakeAdapter
@@ -307,6 +309,122 @@ class TestRollback:
     @pytest.mark.parametrize("name", ["mood", "nobody"])
     def test_without_a_release_before_is_refused(self, refused: Run, stocked: Store, name: str) -> None:
         assert f"{name} has no release to go back to" in refused("rollback", name).err
+
+
+class TestPromote:
+    def test_makes_the_canary_stable(self, run: Run, stocked: Store) -> None:
+        stocked.release("mood", 1, Share(version=2, percent=10))
+        assert run("promote", "mood").out == "mood: generation 3, stable 2\n"
+
+    def test_with_a_guard_begins_at_the_first_step(self, run: Run, stocked: Store) -> None:
+        told = run("promote", "mood", 2, "--guard", "--steps", "10,50", "--errors", "0.05", "--shadow", 20)
+        assert told.out == "mood: generation 2, stable 1, canary 2 for 10 %, shadow 2 for 20 %\n"
+        guard = stocked.released("mood").guard
+        assert (guard.steps, guard.errors, guard.slow) == ((10, 50), 0.05, Guard().slow)
+
+    @pytest.mark.parametrize(("final", "status"), [(2, 0), (1, 1)])
+    def test_followed_ends_with_what_the_guard_decided(
+        self, run: Run, stocked: Store, monkeypatch: pytest.MonkeyPatch, final: int, status: int
+    ) -> None:
+        decide = lambda _: stocked.release("mood", final, by="guard", why="14 of 20 failed")  # noqa: E731
+        monkeypatch.setattr("time.sleep", decide)
+        told = run("promote", "mood", 2, "--guard", "--follow")
+        assert told.status == status
+        assert told.out.splitlines()[1] == f"mood: generation 3, stable {final} (14 of 20 failed)"
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            (("mood",), "no canary to promote"),
+            (("nobody", 1), "no stable version yet"),
+            (("mood", 9, "--guard"), "mood@9 is not in the store"),
+            (("mood", 1, "--guard"), "is the stable version already"),
+            (("mood", 2, "--guard", "--steps", "50,10"), "every step is above"),
+            (("mood", 2, "--guard", "--steps", "a"), "steps"),
+            (("mood", 2, "--guard", "--disagreement", "0.1"), "name a shadow"),
+            (("mood", 2, "--guard", "--confidence", "2"), "confidence"),
+        ],
+    )
+    def test_that_makes_no_sense_is_refused(self, refused: Run, stocked: Store, arguments: tuple, reason: str) -> None:
+        assert reason in refused("promote", *arguments).err
+
+
+class TestRetire:
+    def test_is_for_ever(self, run: Run, stocked: Store) -> None:
+        assert run("retire", "mood", 2, "--why", "bad rows").out == "mood@2 is served to nobody any more\n"
+        assert stocked.retired("mood") == {2}
+        assert "mood@2 was retired" in run("release", "mood", 2).err
+        assert run("add", stocked_folder(stocked), "mood", *CLASSIFICATION).out == "3\n"
+
+    @pytest.mark.parametrize(("version", "reason"), [(1, "is released"), (9, "not in the store")])
+    def test_of_what_is_released_or_unknown_is_refused(
+        self, refused: Run, stocked: Store, version: int, reason: str
+    ) -> None:
+        assert reason in refused("retire", "mood", version).err
+
+
+def stocked_folder(store: Store) -> Path:
+    return Path(store.place) / "mood/versions/1"
+
+
+class TestLintForAServer:
+    @pytest.fixture
+    def server(self) -> Iterator[Callable[[int, object], str]]:
+        """Return ``answer(status, body)``: the address of a server that answers every GET so."""
+        from http.server import BaseHTTPRequestHandler, HTTPServer
+        from threading import Thread
+
+        told: dict = {}
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = json.dumps(told["body"]).encode()
+                self.send_response(told["status"])
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        listening = HTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=listening.serve_forever, daemon=True).start()
+
+        def answer(status: int, body: object) -> str:
+            told.update(status=status, body=body)
+            return f"http://127.0.0.1:{listening.server_port}"
+
+        yield answer
+        listening.shutdown()
+        listening.server_close()
+
+    @pytest.fixture
+    def limits(self, tiny: Base) -> dict:
+        about = {"base": tiny.name, "base_digest": tiny.digest}
+        return {"server": {**about, "max_lora_rank": 16, "max_model_len": 512, "max_resident": 4}, "adapters": []}
+
+    def test_accepts_what_it_can_serve(self, run: Run, make_adapter: MakeAdapter, server, limits: dict) -> None:
+        assert run("lint", make_adapter(rank=16), "--server", server(200, limits)).status == 0
+
+    def test_refuses_a_rank_beyond_it(self, refused: Run, make_adapter: MakeAdapter, server, limits: dict) -> None:
+        url = server(200, limits)
+        assert "above the server's limit of 16" in refused("lint", make_adapter(rank=32), "--server", url).err
+
+    def test_refuses_another_base(self, refused: Run, make_adapter: MakeAdapter, server, limits: dict) -> None:
+        limits["server"] |= {"base": "other", "base_digest": "sha256:" + 64 * "0"}
+        assert "serves other" in refused("lint", make_adapter(), "--server", server(200, limits)).err
+
+    @pytest.mark.parametrize(
+        ("status", "body", "reason"),
+        [(401, {}, "HOTSWAP_API_KEY"), (500, {}, "status 500"), (200, [], "does not answer as a hotswap")],
+    )
+    def test_says_what_is_wrong_with_the_server(
+        self, refused: Run, make_adapter: MakeAdapter, server, status: int, body: object, reason: str
+    ) -> None:
+        assert reason in refused("lint", make_adapter(), "--server", server(status, body)).err
+
+    @pytest.mark.parametrize(("url", "reason"), [("http://127.0.0.1:9", "refused"), ("ftp://x", "no address")])
+    def test_says_that_nobody_is_there(self, refused: Run, make_adapter: MakeAdapter, url: str, reason: str) -> None:
+        assert reason in refused("lint", make_adapter(), "--server", url).err
 
 
 class TestHistory:

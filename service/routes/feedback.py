@@ -1,0 +1,20 @@
+"""What the right answer would have been."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from service.routes.predict import ERRORS
+from service.schemas import FeedbackRequest, FeedbackTaken
+
+router = APIRouter(tags=["prediction"], responses={status: ERRORS[status] for status in (400, 401, 403, 404, 413, 422)})
+
+
+@router.post("/v1/feedback")
+async def feedback(request: Request, asked: FeedbackRequest) -> FeedbackTaken:
+    """Say whether an answer was right: by its true label, or with `correct`. Counted once for each answer, by the
+    replica that gave it."""
+    name, version, right = request.app.state.feedback.take(
+        request.state.caller, asked.id, asked.index, asked.label, asked.correct
+    )
+    return FeedbackTaken(id=asked.id, adapter=name, version=version, correct=right)

@@ -1,0 +1,193 @@
+"""Shadows, feedback, and canaries that raise themselves or are taken back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from adapters.releases import Guard, Share
+from adapters.store import Store
+from service.engine.base import EngineRefused
+from service.evidence import Counts
+from tests.service.conftest import Running, Serve, until
+
+pytestmark = pytest.mark.anyio
+QUICK = Guard(steps=(20, 60), errors=0.3, slow=0.9, samples=5, seconds=0)
+RELEASES = "/v1/adapters/mood/releases"
+
+
+async def ask_until(service: Running, condition, **more) -> None:
+    async with asyncio.timeout(60):
+        asked = 0
+        while not condition():
+            await asyncio.gather(*(service.predict("mood", caller=f"{asked}-{n}", **more) for n in range(16)))
+            asked += 1
+
+
+async def test_a_good_canary_is_raised_step_by_step_until_everyone_has_it(serve: Serve, stocked: Store) -> None:
+    stocked.release("mood", 1, Share(version=2, percent=20), guard=QUICK, by="ann")
+    async with serve() as service:
+        await ask_until(service, lambda: stocked.released("mood").stable == 2)
+        steps = [(r.stable, r.canary.percent if r.canary else None, r.by) for r in stocked.history("mood")[1:]]
+        assert steps == [(1, 20, "ann"), (1, 60, "guard"), (2, None, "guard")]
+        assert "not worse than" in stocked.released("mood").why
+
+
+async def test_a_canary_that_fails_is_taken_back_and_the_reason_is_in_the_record(
+    serve: Serve, stocked: Store, monkeypatch
+) -> None:
+    async with serve() as service:
+        generate = service.engine.generate
+
+        def failing(prompt, sampling, adapter, *, stream=False):
+            if adapter and adapter.startswith("mood@2") and service.state.registry.served("mood").canary:
+                raise RuntimeError("the canary's own fault")
+            return generate(prompt, sampling, adapter, stream=stream)
+
+        stocked.release("mood", 1, Share(version=2, percent=50), guard=QUICK)
+        await until(lambda: service.state.registry.served("mood").canary is not None)
+        monkeypatch.setattr(service.engine, "generate", failing)
+        await ask_until(service, lambda: stocked.released("mood").guard is None)
+        newest = stocked.released("mood")
+        assert (newest.stable, newest.canary, newest.by) == (1, None, "guard")
+        assert "of its answers failed" in newest.why
+        await until(lambda: service.state.registry.served("mood").generation == newest.generation)
+        assert (await service.predict("mood")).json()["adapter"]["version"] == 1
+
+
+async def test_a_canary_that_feedback_calls_wrong_is_taken_back(serve: Serve, stocked: Store) -> None:
+    guard = QUICK.model_copy(update={"samples": 10_000, "wrong": 0.3})
+    stocked.release("mood", 1, Share(version=2, percent=50), guard=guard)
+    async with serve() as service:
+        asked = 0
+        async with asyncio.timeout(60):
+            while stocked.released("mood").guard is not None:
+                told = (await service.predict("mood", caller=f"c{asked}")).json()
+                right = told["adapter"]["version"] == 1
+                said = await service.client.post("/v1/feedback", json={"id": told["id"], "correct": right})
+                assert said.status_code == 200
+                asked += 1
+        assert "wrong by feedback" in stocked.released("mood").why
+
+
+async def test_someone_who_releases_in_between_is_not_overruled(serve: Serve, stocked: Store) -> None:
+    stocked.release("mood", 1, Share(version=2, percent=20), guard=QUICK)
+    async with serve(poll_seconds=3600) as service:
+        release = service.state.registry.served("mood")
+        stocked.release("mood", 2, why="by hand")
+        promotion = service.state.supervisor._promotion
+        await promotion._look("mood", release)
+        service.state.inference.tally.of("mood", 2).answers = 1000
+        service.state.inference.tally.of("mood", 2).failed = 1000
+        service.state.inference.tally.of("mood", 1).answers = 1000
+        from adapters.errors import GenerationConflict
+
+        with pytest.raises(GenerationConflict):
+            await promotion._look("mood", release)
+        assert stocked.released("mood").why == "by hand"
+
+
+async def test_rolling_back_a_guarded_promotion_undoes_all_its_steps(serve: Serve, stocked: Store) -> None:
+    stocked.release("mood", 1, Share(version=2, percent=20), guard=QUICK)
+    stocked.release("mood", 1, Share(version=2, percent=60), guard=QUICK)
+    async with serve() as service:
+        told = (await service.client.post("/v1/adapters/mood/rollback")).json()
+        assert (told["stable"], told.get("canary"), told.get("guard")) == (1, None, None)
+
+
+async def test_a_shadow_answers_copies_and_nobody_sees_them(serve: Serve, stocked: Store) -> None:
+    async with serve() as service:
+        body = {"stable": 1, "shadow": {"version": 2, "percent": 100}}
+        assert (await service.client.post(RELEASES, json=body)).status_code == 201
+        await until(lambda: service.state.registry.served("mood").shadow is not None)
+        told = await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["a film", "a play", " "]})
+        assert told.json()["adapter"]["version"] == 1
+        async with asyncio.timeout(10):
+            while await service.metric("hotswap_shadow_total", adapter="mood", version="2") < 3:
+                await asyncio.sleep(0.01)
+        assert await service.metric("hotswap_shadow_total", outcome="failed") == 0
+        assert await service.metric("hotswap_requests_total", adapter="mood", version="2") == 0
+        shown = (await service.client.get("/v1/adapters/mood")).json()
+        assert shown["shadow"] == {"version": 2, "percent": 100}
+
+
+async def test_a_shadow_gives_way_to_load_and_its_failures_reach_nobody(
+    serve: Serve, stocked: Store, monkeypatch
+) -> None:
+    stocked.release("mood", 1, shadow=Share(version=2, percent=100))
+    async with serve(max_concurrency=4) as service:
+        service.engine.gate.clear()
+        asked = [asyncio.create_task(service.predict("mood")) for _ in range(8)]
+        await until(lambda: service.engine.active == 4)
+        service.engine.gate.set()
+        assert {(await task).status_code for task in asked} == {200}
+        shed = await service.metric("hotswap_shadow_total", outcome="shed")
+        assert shed >= 4
+        generate = service.engine.generate
+
+        def failing(prompt, sampling, adapter, *, stream=False):
+            if adapter and adapter.startswith("mood@2"):
+                raise EngineRefused("not this one")
+            return generate(prompt, sampling, adapter, stream=stream)
+
+        monkeypatch.setattr(service.engine, "generate", failing)
+        assert (await service.predict("mood")).status_code == 200
+        async with asyncio.timeout(10):
+            while await service.metric("hotswap_shadow_total", outcome="failed") == 0:
+                await asyncio.sleep(0.01)
+
+
+async def test_feedback_by_label_is_compared_with_what_was_said_and_counted_once(serve: Serve) -> None:
+    async with serve() as service:
+        told = (
+            await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["a film", "a play"]})
+        ).json()
+        said = told["outputs"][1]["label"]
+        for _ in range(2):
+            taken = await service.client.post("/v1/feedback", json={"id": told["id"], "index": 1, "label": said})
+            assert taken.json() == {"id": told["id"], "adapter": "mood", "version": 1, "correct": True}
+        assert await service.metric("hotswap_feedback_total", adapter="mood", outcome="right") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"id": "pred_nobody", "correct": True}, 404, "prediction_not_found"),
+        ({"index": 1, "correct": True}, 422, "invalid_request"),
+        ({"label": "so-so"}, 422, "invalid_request"),
+        ({}, 422, "invalid_request"),
+        ({"label": "positive", "correct": True}, 422, "invalid_request"),
+        ({"correct": "yes"}, 422, "invalid_request"),
+    ],
+)
+async def test_feedback_that_makes_no_sense_is_refused(serve: Serve, body: dict, status: int, code: str) -> None:
+    async with serve() as service:
+        made = (await service.predict("mood")).json()["id"]
+        told = await service.client.post("/v1/feedback", json={"id": made, **body})
+        assert (told.status_code, told.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"stable": 1, "guard": {}},
+        {"stable": 1, "canary": {"version": 2, "percent": 5}, "guard": {"steps": [50, 20]}},
+        {"stable": 1, "canary": {"version": 2, "percent": 5}, "guard": {"steps": []}},
+        {"stable": 1, "canary": {"version": 2, "percent": 5}, "guard": {"disagreement": 0.1}},
+        {"stable": 1, "shadow": {"version": 2, "percent": 0}},
+    ],
+)
+async def test_a_guard_or_shadow_that_makes_no_sense_is_refused(serve: Serve, stocked: Store, body: dict) -> None:
+    async with serve() as service:
+        told = await service.client.post(RELEASES, json=body)
+        assert (told.status_code, told.json()["code"]) == (422, "invalid_request")
+        assert len(stocked.history("mood")) == 1
+
+
+def test_what_is_counted_for_one_adapter_is_counted_for_no_other() -> None:
+    from service.evidence import Tally
+
+    tally = Tally()
+    tally.answered("mood", 1, 0.1, failed=True)
+    assert tally.of("mood", 1) == Counts()

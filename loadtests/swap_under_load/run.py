@@ -1,0 +1,166 @@
+"""The run: a server of its own, constant load, a quiet phase, and one full of changes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import httpx
+import psutil
+
+from adapters.base_model import resolve_base
+from adapters.store import Store
+from loadtests.bench.process import Process
+from loadtests.swap_under_load.changes import Changes, Publisher
+from loadtests.swap_under_load.fingerprints import TEXTS, make_task, make_variants
+from loadtests.swap_under_load.fleet import Adapter
+from loadtests.swap_under_load.traffic import Ask, Phase, connect, offer
+
+VARIANTS = 4  # sets of weights that an adapter's versions take in turn
+PINNED, CANARY = 0.15, 0.1  # shares of the requests; the others name the adapter alone
+RECENT = 3  # pinned requests ask for one of the last so many versions
+CALLERS = 200
+MAX_LORAS = 32  # what is released, tried out and asked for by version fits into a batch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``seconds`` with changes, ``quiet`` ones without, ``rate`` requests a second, and a change ``every`` so often."""
+
+    seconds: float
+    quiet: float
+    rate: float
+    every: float
+    adapters: int
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """``memory`` is resident bytes of each server process, at the beginning and the end of the load."""
+
+    plan: Plan
+    base: str
+    fleet: list[Adapter]
+    quiet: Phase
+    swaps: Phase
+    published: int
+    memory: tuple[dict[str, int], dict[str, int]]
+    metrics: str
+
+
+def run(plan: Plan, scratch: Path) -> Run:
+    """Do it all in ``scratch``. Raises :class:`~adapters.errors.HotswapError` where it cannot go on."""
+    base = resolve_base(plan.base)
+    task = make_task(base)
+    say(f"making {plan.adapters * VARIANTS} sets of weights, and asking PEFT what each answers")
+    variants = make_variants(base, task, scratch / "variants", plan.adapters * VARIANTS)
+    fleet = [Adapter(f"swap-{n}", variants[n * VARIANTS : (n + 1) * VARIANTS]) for n in range(plan.adapters)]
+    store = Store(scratch / "store")
+    publisher = Publisher(scratch / "store", base, task)
+    try:
+        return asyncio.run(_run(plan, base.name, str(base.folder), scratch, fleet, store, publisher))
+    finally:
+        publisher.close()
+
+
+async def _run(
+    plan: Plan, name: str, folder: str, scratch: Path, fleet: list[Adapter], store: Store, publisher: Publisher
+) -> Run:
+    with _server(folder, scratch) as (url, process):
+        async with connect(url) as client:
+            changes = Changes(client, store, publisher, fleet)
+            for number, adapter in enumerate(fleet):
+                await changes.begin(adapter, RECENT, canary=number % 2 == 0)
+            say("starting the service")
+            await asyncio.to_thread(process.wait, lambda: _ready(url))
+            looking = asyncio.create_task(changes.look())
+            try:
+                return await _measure(plan, name, client, changes, fleet, process)
+            finally:
+                looking.cancel()
+
+
+async def _measure(
+    plan: Plan, name: str, client: aiohttp.ClientSession, changes: Changes, fleet: list[Adapter], process: Process
+) -> Run:
+    dice = random.Random(0)
+    await offer(client, plan.rate, max(2.0, plan.quiet / 5), lambda: choose(fleet, dice), seed=1)  # warms up
+    before = _memory(process.id)
+    say(f"{plan.quiet:g} s of {plan.rate:g} requests a second, nothing changes")
+    quiet = await offer(client, plan.rate, plan.quiet, lambda: choose(fleet, dice), seed=2)
+    say(f"{plan.seconds:g} s of the same, and a change every {plan.every:g} s")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(changes.run(plan.seconds, plan.every))
+        load = group.create_task(offer(client, plan.rate, plan.seconds, lambda: choose(fleet, dice), seed=3))
+    async with client.get("/metrics") as response:
+        metrics = await response.text()
+    memory = before, _memory(process.id)
+    return Run(plan, name, fleet, quiet, load.result(), changes.published, memory, metrics)
+
+
+def choose(fleet: list[Adapter], dice: random.Random) -> Ask:
+    """Return the next request: any adapter, by its name, by a version, or by its canary where it has one."""
+    adapter, text, kind = dice.choice(fleet), dice.randrange(len(TEXTS)), dice.random()
+    reference, done = adapter.name, _nothing
+    if kind < PINNED:
+        reference = f"{adapter.name}@{dice.choice(sorted(adapter.versions)[-RECENT:])}"
+    elif kind < PINNED + CANARY and (tried := [a for a in fleet if a.canary]):
+        adapter = dice.choice(tried)
+        reference, done = f"{adapter.name}@canary", _count(adapter)
+    caller = f"user-{dice.randrange(CALLERS)}"
+    return Ask(reference, text, {"adapter": reference, "input": TEXTS[text], "caller": caller}, done)
+
+
+def _count(adapter: Adapter) -> Callable[[], None]:
+    adapter.asking += 1
+
+    def done() -> None:
+        adapter.asking -= 1
+
+    return done
+
+
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def _server(base: str, scratch: Path) -> Iterator[tuple[str, Process]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    places = {"store": scratch / "store", "cache": scratch / "cache", "base_model": base}
+    settings = {"port": port, "max_loras": MAX_LORAS, **places}
+    environment = {f"HOTSWAP_{name.upper()}": str(value) for name, value in settings.items()}
+    process = Process("service", [], environment, scratch / "service.log", piped=False)
+    try:
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.stop()
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _memory(root: int) -> dict[str, int]:
+    """Return the resident bytes of the service's process, and of all that it started."""
+    server, engine = psutil.Process(root), 0
+    for child in server.children(recursive=True):
+        with suppress(psutil.Error):
+            engine += child.memory_info().rss
+    return {"service": server.memory_info().rss, "engine": engine}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ def main() -> int:
         epilog="example: python -m loadtests.swap_under_load --seconds 60 --rate 5",
     )
     parser.add_argument("--seconds", type=float, default=300, help="how long versions change (300)")
-    parser.add_argument("--quiet", type=float, help="how long nothing does, before (a fifth of it, at least 20)")
+    parser.add_argument("--quiet", type=float, help="how long nothing does, in between (a third of it)")
     parser.add_argument("--adapters", type=int, default=8, metavar="N", help="adapters that share the requests (8)")
     parser.add_argument(
         "--rate",
@@ -45,7 +45,7 @@ def main() -> int:
 def command(options: argparse.Namespace) -> int:
     if min(options.seconds, options.rate, options.every, options.adapters) <= 0:
         raise HotswapError("--seconds, --rate, --every and --adapters are more than 0.")
-    quiet = max(20.0, options.seconds / 5) if options.quiet is None else options.quiet
+    quiet = options.seconds / 3 if options.quiet is None else options.quiet
     plan = Plan(options.seconds, quiet, options.rate, options.every, options.adapters, options.base)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with us
     with tempfile.TemporaryDirectory(prefix="hotswap-swaps-") as scratch:

@@ -59,8 +59,10 @@ class Changes:
     """Changes one adapter after the other, over HTTP and in the store by turns, and sees each change served."""
 
     def __init__(self, client: aiohttp.ClientSession, store: Store, publisher: Publisher, fleet: list[Adapter]) -> None:
-        self._client, self._store, self._publisher, self._fleet = client, store, publisher, fleet
+        self._client, self._store, self._publisher = client, store, publisher
         self._ways: itertools.cycle[Way] = itertools.cycle(("http", "store"))
+        steps = (self.try_out, self.promote, self.replace, self.roll_back)
+        self._plan = itertools.cycle(itertools.product(steps, fleet))
         self.looked_at = fleet[0]
         self.published = 0
 
@@ -68,10 +70,8 @@ class Changes:
         """Make a change every so many seconds. Raises :class:`HotswapError` for one that is not served."""
         loop = asyncio.get_running_loop()
         began = due = loop.time()
-        steps = (self.try_out, self.promote, self.replace, self.roll_back)
-        for step, adapter in itertools.cycle(itertools.product(steps, self._fleet)):
-            if loop.time() >= began + seconds:
-                return
+        while loop.time() < began + seconds:
+            step, adapter = next(self._plan)
             await step(adapter)
             due = max(due + every, loop.time())
             await asyncio.sleep(due - loop.time())

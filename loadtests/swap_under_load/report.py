@@ -26,8 +26,13 @@ def results(run: Run) -> dict[str, Any]:
     wrong = [found for o in answered if (found := fault(o, adapters[o.reference.partition("@")[0]]))]
     quiet, swaps = _latency(run.quiet), _latency(run.swaps)
     return {
-        "plan": {**vars(run.plan), "base": run.base, "cpus": len(os.sched_getaffinity(0))},
-        "requests": {"quiet": _rates(run.quiet), "swaps": _rates(run.swaps)},
+        "plan": {
+            **vars(run.plan),
+            "base": run.base,
+            "cpus": len(os.sched_getaffinity(0)),
+            "cpus_used_by_others": round(run.others, 3),
+        },
+        "requests": {"planned": run.plan.rate, "quiet": _rates(run.quiet), "swaps": _rates(run.swaps)},
         "answers": dict(Counter(o.body["adapter"]["channel"] for o in answered)),
         "versions_that_answered": len({(o.body["adapter"]["name"], o.body["adapter"]["version"]) for o in answered}),
         "failures": {"count": len(failures), "first": failures[:5]},
@@ -66,8 +71,9 @@ def text(told: dict[str, Any]) -> str:
         ("base, CPUs, adapters", f"{plan['base']}, {plan['cpus']}, {plan['adapters']}"),
         *((f"{phase}: offered, answered per second", _pair(requests[phase])) for phase in ("quiet", "swaps")),
         *((f"{phase}: latency", _spread(told["latency"][phase])) for phase in ("quiet", "swaps")),
+        ("CPU time taken by other processes", f"{plan['cpus_used_by_others']:.0%}"),
         ("p95 with swaps / quiet", told["latency"]["p95_ratio"]),
-        ("requests", sum(requests[phase]["requests"] for phase in requests)),
+        ("requests", sum(requests[phase]["requests"] for phase in ("quiet", "swaps"))),
         ("answers by channel", _counts(told["answers"])),
         ("failures, wrong answers", f"{told['failures']['count']}, {told['wrong_answers']['count']}"),
         ("changes", _counts(told["changes"])),
@@ -99,7 +105,7 @@ def _latency(phase: Phase) -> dict[str, float]:
 
 def _rates(phase: Phase) -> dict[str, float]:
     count = len(phase.outcomes)
-    rates = {"planned": phase.rate, "offered": count / phase.offered_seconds, "answered": count / phase.seconds}
+    rates = {"offered": count / phase.offered_seconds, "answered": count / phase.seconds}
     return {"requests": count, **{name: round(rate, 2) for name, rate in rates.items()}}
 
 

@@ -6,10 +6,11 @@ import asyncio
 import random
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import httpx
@@ -27,12 +28,14 @@ VARIANTS = 4  # sets of weights that an adapter's versions take in turn
 PINNED, CANARY = 0.15, 0.1  # shares of the requests; the others name the adapter alone
 RECENT = 3  # pinned requests ask for one of the last so many versions
 CALLERS = 200
+ROUND_SECONDS = 20
 MAX_LORAS = 32  # what is released, tried out and asked for by version fits into a batch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``seconds`` with changes, ``quiet`` ones without, ``rate`` requests a second, and a change ``every`` so often."""
+    """``seconds`` with changes and ``quiet`` ones without, in turns, so that a machine that is slow for a while is slow
+    for both; ``rate`` requests a second; and a change ``every`` so often."""
 
     seconds: float
     quiet: float
@@ -41,10 +44,15 @@ class Plan:
     adapters: int
     base: str | None = None
 
+    @property
+    def rounds(self) -> int:
+        return max(1, round(self.seconds / ROUND_SECONDS))
+
 
 @dataclass(frozen=True)
 class Run:
-    """``memory`` is resident bytes of each server process, at the beginning and the end of the load."""
+    """``memory`` is resident bytes of each server process, at the beginning and the end of the load; ``others`` is
+    the share of the CPUs' time that went to processes that are none of ours."""
 
     plan: Plan
     base: str
@@ -54,6 +62,7 @@ class Run:
     published: int
     memory: tuple[dict[str, int], dict[str, int]]
     metrics: str
+    others: float
 
 
 def run(plan: Plan, scratch: Path) -> Run:
@@ -92,18 +101,26 @@ async def _measure(
     plan: Plan, name: str, client: aiohttp.ClientSession, changes: Changes, fleet: list[Adapter], process: Process
 ) -> Run:
     dice = random.Random(0)
-    await offer(client, plan.rate, max(2.0, plan.quiet / 5), lambda: choose(fleet, dice), seed=1)  # warms up
-    before = _memory(process.id)
-    say(f"{plan.quiet:g} s of {plan.rate:g} requests a second, nothing changes")
-    quiet = await offer(client, plan.rate, plan.quiet, lambda: choose(fleet, dice), seed=2)
-    say(f"{plan.seconds:g} s of the same, and a change every {plan.every:g} s")
-    async with asyncio.TaskGroup() as group:
-        group.create_task(changes.run(plan.seconds, plan.every))
-        load = group.create_task(offer(client, plan.rate, plan.seconds, lambda: choose(fleet, dice), seed=3))
+
+    def _offer(seconds: float, seed: int) -> Coroutine[Any, Any, Phase]:
+        return offer(client, plan.rate, seconds / plan.rounds, lambda: choose(fleet, dice), seed)
+
+    await _offer(plan.quiet, seed=1)  # warms up
+    before, work = _memory(process.id), _Work(process.id)
+    quiet, swaps = Phase(), Phase()
+    say(f"{plan.rounds} rounds: {plan.quiet / plan.rounds:g} s of {plan.rate:g} requests a second, nothing changes;")
+    say(f"then {plan.seconds / plan.rounds:g} s of the same, and a change every {plan.every:g} s")
+    for number in range(plan.rounds):
+        quiet.add(await _offer(plan.quiet, seed=2 + 2 * number))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(changes.run(plan.seconds / plan.rounds, plan.every))
+            load = group.create_task(_offer(plan.seconds, seed=3 + 2 * number))
+        swaps.add(load.result())
+    others = work.of_others()
     async with client.get("/metrics") as response:
         metrics = await response.text()
     memory = before, _memory(process.id)
-    return Run(plan, name, fleet, quiet, load.result(), changes.published, memory, metrics)
+    return Run(plan, name, fleet, quiet, swaps, changes.published, memory, metrics, others)
 
 
 def choose(fleet: list[Adapter], dice: random.Random) -> Ask:
@@ -160,6 +177,29 @@ def _memory(root: int) -> dict[str, int]:
         with suppress(psutil.Error):
             engine += child.memory_info().rss
     return {"service": server.memory_info().rss, "engine": engine}
+
+
+class _Work:
+    """Who has used the CPUs since this was made."""
+
+    def __init__(self, server: int) -> None:
+        self._server = server
+        self._began = self._now()
+
+    def of_others(self) -> float:
+        """Return the share of the CPUs' time that was used, and not by us."""
+        (idle, busy, ours), then = self._now(), self._began
+        mine, used = ours - then[2], busy - then[1]
+        return max(0.0, used - mine) / (idle - then[0] + used)
+
+    def _now(self) -> tuple[float, float, float]:
+        times, ours = psutil.cpu_times(), 0.0
+        for root in (psutil.Process(), psutil.Process(self._server)):
+            for process in (root, *root.children(recursive=True)):
+                with suppress(psutil.Error):
+                    ours += sum(process.cpu_times()[:2])
+        idle = times.idle + times.iowait
+        return idle, sum(times) - times.guest - times.guest_nice - idle, ours
 
 
 def say(text: str) -> None:

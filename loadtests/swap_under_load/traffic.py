@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -38,14 +38,18 @@ class Outcome:
         return self.ended - self.due
 
 
-@dataclass(frozen=True)
+@dataclass
 class Phase:
-    """A stretch of constant load. ``seconds`` reach from its beginning to the last answer."""
+    """Stretches of constant load. ``seconds`` reach from the beginning of each to its last answer."""
 
-    rate: float
-    offered_seconds: float
-    seconds: float
-    outcomes: list[Outcome]
+    offered_seconds: float = 0.0
+    seconds: float = 0.0
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def add(self, other: Phase) -> None:
+        self.offered_seconds += other.offered_seconds
+        self.seconds += other.seconds
+        self.outcomes += other.outcomes
 
 
 def connect(url: str) -> aiohttp.ClientSession:
@@ -67,7 +71,7 @@ async def offer(
         await asyncio.sleep(due - loop.time())
         tasks.append(asyncio.create_task(send(client, choose(), due)))
     outcomes = await asyncio.gather(*tasks)
-    return Phase(rate, seconds, max(loop.time() - began, seconds), outcomes)
+    return Phase(seconds, max(loop.time() - began, seconds), outcomes)
 
 
 async def send(client: aiohttp.ClientSession, ask: Ask, due: float) -> Outcome:

@@ -26,7 +26,7 @@ Function = tuple[Any, str]
 STORE: list[Function] = [(obstore, name) for name in ("put", "get", "head", "list_with_delimiter")]
 FILES: list[Function] = [(Path, name) for name in ("write_bytes", "mkdir", "rename", "replace")]
 _forks = get_context("forkserver")
-_forks.set_forkserver_preload(["tests.crash", "adapters.__main__"])
+_forks.set_forkserver_preload(["tests.crash", "tests.service.swapping", "adapters.__main__"])
 
 
 def deaths(work: Callable[..., None], *arguments: Any) -> Iterator[tuple[int, When]]:

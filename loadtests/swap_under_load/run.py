@@ -106,7 +106,7 @@ async def _measure(
         return offer(client, plan.rate, seconds / plan.rounds, lambda: choose(fleet, dice), seed)
 
     await _offer(plan.quiet, seed=1)  # warms up
-    before, work = _memory(process.id), _Work(process.id)
+    before, work = _memory(process.id), _Work()
     quiet, swaps = Phase(), Phase()
     say(f"{plan.rounds} rounds: {plan.quiet / plan.rounds:g} s of {plan.rate:g} requests a second, nothing changes;")
     say(f"then {plan.seconds / plan.rounds:g} s of the same, and a change every {plan.every:g} s")
@@ -182,8 +182,7 @@ def _memory(root: int) -> dict[str, int]:
 class _Work:
     """Who has used the CPUs since this was made."""
 
-    def __init__(self, server: int) -> None:
-        self._server = server
+    def __init__(self) -> None:
         self._began = self._now()
 
     def of_others(self) -> float:
@@ -194,10 +193,10 @@ class _Work:
 
     def _now(self) -> tuple[float, float, float]:
         times, ours = psutil.cpu_times(), 0.0
-        for root in (psutil.Process(), psutil.Process(self._server)):
-            for process in (root, *root.children(recursive=True)):
-                with suppress(psutil.Error):
-                    ours += sum(process.cpu_times()[:2])
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            with suppress(psutil.Error):
+                ours += sum(process.cpu_times()[:2])
         idle = times.idle + times.iowait
         return idle, sum(times) - times.guest - times.guest_nice - idle, ours
 

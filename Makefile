@@ -1,7 +1,7 @@
 # Everything runs in .venv, which `setup` makes and keeps up to date; seconds when nothing is missing.
 PY := .venv/bin/python
 
-.PHONY: help setup serve test test-fast lint format bench loadtest
+.PHONY: help setup serve test test-fast lint format bench loadtest swap-under-load
 
 help:
 	@echo "make serve      set up what is missing, then serve on http://127.0.0.1:8000"
@@ -10,6 +10,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      ours beside vLLM's server and the one people write first; QUICK=1 takes four minutes"
 	@echo "make loadtest   Locust against a running service"
+	@echo "make swap-under-load   versions change under load for five minutes; every answer is checked"
 
 setup:
 	@scripts/setup.sh
@@ -37,3 +38,6 @@ bench: setup
 
 loadtest: setup
 	@$(PY) -m locust -f loadtests/locustfile.py --headless -u 4 -r 2 -t 30s --host $${HOTSWAP_URL:-http://127.0.0.1:8000}
+
+swap-under-load: setup
+	@$(PY) -m loadtests.swap_under_load

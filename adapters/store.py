@@ -101,28 +101,30 @@ class Store:
         """Return a local folder with the version's files, each checked against the manifest.
 
         The folder is named by the manifest's digest, so versions of different stores never mix. Raises
-        :class:`InvalidAdapter` where a file is missing or damaged in the store.
+        :class:`InvalidAdapter` where a file is missing or damaged in the store, and :class:`StoreUnavailable`
+        where ``cache`` cannot be written.
         """
         manifest, digest = self.manifest(name, version)
         kept = cache / "adapters" / digest.removeprefix("sha256:")
         present = kept.is_dir()
         if present and not _damage(kept, manifest):
             return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            made = Path(scratch, "files")
-            made.mkdir()
-            for file in manifest.files:
-                content = self._get(_version_path(name, version, file))
-                if content is not None:
-                    (made / file).write_bytes(content)
-            if damage := _damage(made, manifest):
-                raise Damaged(f"{name}@{version}: {damage}; publish it again as a new version.")
-            if present:  # damaged: mended file by file, so that nobody who looks finds the folder gone
+        with _writable(cache):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+                made = Path(scratch, "files")
+                made.mkdir()
                 for file in manifest.files:
-                    (made / file).replace(kept / file)
-            else:
-                move_into_place(made, kept)
+                    content = self._get(_version_path(name, version, file))
+                    if content is not None:
+                        (made / file).write_bytes(content)
+                if damage := _damage(made, manifest):
+                    raise Damaged(f"{name}@{version}: {damage}; publish it again as a new version.")
+                if present:  # damaged: mended file by file, so that nobody who looks finds the folder gone
+                    for file in manifest.files:
+                        (made / file).replace(kept / file)
+                else:
+                    move_into_place(made, kept)
         return kept
 
     def release(
@@ -378,3 +380,12 @@ def _reachable(place: str) -> Iterator[None]:
         # The first line says what happened; the rest is the library's own debug output.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StoreUnavailable(f"the store {place} cannot be used: {reason}") from error
+
+
+@contextmanager
+def _writable(cache: Path) -> Iterator[None]:
+    """A disk that is full is no fault of the version's: it is tried again."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(f"the cache {cache} cannot be written: {error.strerror or error}; make room.") from error

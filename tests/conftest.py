@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,8 @@ MakeAdapter = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _no_settings_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have a server configured in this very shell."""
-    for name in ("STORE", "BASE_MODEL", "API_KEYS", "PORT", "HOST", "ENGINE", "METRICS_PORT", "MAX_LORAS", "CPU_LORA"):
+    settings = "STORE BASE_MODEL API_KEYS PORT HOST ENGINE METRICS_PORT MAX_LORAS CPU_LORA SIGNING_KEY TRUSTED_KEYS"
+    for name in settings.split():
         monkeypatch.delenv(f"HOTSWAP_{name}", raising=False)
 
 
@@ -120,6 +122,14 @@ def sentiment_task(tiny: Base) -> ClassificationTask:
 @pytest.fixture(scope="session")
 def summary_task() -> SummarizationTask:
     return SummarizationTask.of("Text: {text}\n\nSummary:", max_answer_tokens=12)
+
+
+def make_keys(folder: Path, name: str = "team", curve: str = "prime256v1") -> tuple[Path, Path]:
+    """Make a key pair as the documentation says; return the private key's file and the public one's."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    subprocess.run(["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", private], check=True)
+    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return private, public
 
 
 @pytest.fixture

@@ -16,18 +16,17 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-from obstore.store import LocalStore, from_url
+from obstore.exceptions import AlreadyExistsError
 from pydantic import Field, ValidationError
 
 from adapters.errors import GenerationConflict, InvalidAdapter, NotInStore, StoreUnavailable
 from adapters.manifest import NAME_PATTERN, Manifest, Strict, digest_of
+from adapters.objects import open_objects, reachable
 from adapters.packages import file_digest, move_into_place
 from adapters.signing import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Signer, TrustedKeys
 
@@ -70,9 +69,7 @@ class Store:
 
     def __init__(self, place: str | Path, *, trusted: TrustedKeys | None = None) -> None:
         self.place = str(place)
-        self._folder = None if "://" in self.place else Path(self.place).expanduser().resolve()
-        with _reachable(self.place):
-            self._objects: Any = LocalStore(self._folder, mkdir=True) if self._folder else from_url(self.place)
+        self._objects, self._folder = open_objects(self.place)
         self._manifests: dict[tuple[str, int], tuple[Manifest, str]] = {}
         self._trusted = trusted
         self._verified: set[str] = set()
@@ -116,7 +113,7 @@ class Store:
         signature = signer.sign(folder, manifest.files, content) if signer else None
         for file in manifest.files:
             if file != CONFIG:
-                with _reachable(self.place):
+                with reachable(self.place):
                     obstore.put(self._objects, _version_path(name, version, file), folder / file)
         if signature is not None:
             self._create(_version_path(name, version, SIGNATURE), signature)
@@ -266,19 +263,19 @@ class Store:
         return sorted(int(child) for child in self._children(f"{_checked(name)}/versions") if child.isdecimal())
 
     def _generations(self, name: str) -> list[int]:
-        with _reachable(self.place):
+        with reachable(self.place):
             listed = obstore.list_with_delimiter(self._objects, prefix=f"{_checked(name)}/releases")["objects"]
         found = [re.fullmatch(r"(\d+)\.json", entry["path"].rsplit("/", 1)[-1]) for entry in listed]
         return sorted(int(match[1]) for match in found if match)
 
     def _children(self, prefix: str) -> list[str]:
-        with _reachable(self.place):
+        with reachable(self.place):
             listed = obstore.list_with_delimiter(self._objects, prefix=prefix or None)
         return sorted(path.rsplit("/", 1)[-1] for path in listed["common_prefixes"])
 
     def _exists(self, path: str) -> bool:
         try:
-            with _reachable(self.place):
+            with reachable(self.place):
                 obstore.head(self._objects, path)
         except NotInStore:
             return False
@@ -287,7 +284,7 @@ class Store:
     def _get(self, path: str, *, at_most: int | None = None) -> bytes | None:
         """Return an object's bytes; none if there is none. Raises :class:`InvalidAdapter` for one too long."""
         try:
-            with _reachable(self.place):
+            with reachable(self.place):
                 found = obstore.get(self._objects, path)
                 if at_most is not None and found.meta["size"] > at_most:
                     raise InvalidAdapter(f"its {path.rsplit('/', 1)[-1]} is too long to be one; publish it again")
@@ -298,7 +295,7 @@ class Store:
     def _create(self, path: str, content: bytes) -> bool:
         """Write unless it exists; return whether this call wrote it."""
         try:
-            with _reachable(self.place):
+            with reachable(self.place):
                 obstore.put(self._objects, path, content, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return False
@@ -316,7 +313,7 @@ def open_store(
     default = not place or (folder is not None and folder.resolve() == DEFAULT_STORE)
     target = DEFAULT_STORE if default else folder
     if target is not None and (default or seed == "empty"):
-        with _reachable(str(target)):
+        with reachable(str(target)):
             _seed(target)
     return Store(target or place or DEFAULT_STORE, trusted=trusted)
 
@@ -376,17 +373,3 @@ def _damage(folder: Path, manifest: Manifest) -> str | None:
         if path.stat().st_size != expected.bytes or file_digest(path) != expected.digest:
             return f"{name} is damaged: its hash is not the one in the manifest"
     return None
-
-
-@contextmanager
-def _reachable(place: str) -> Iterator[None]:
-    try:
-        yield
-    except AlreadyExistsError:
-        raise
-    except (NotFoundError, FileNotFoundError) as error:
-        raise NotInStore(f"not in the store {place}") from error
-    except (BaseError, OSError) as error:
-        # The first line says what happened; the rest is the library's own debug output.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StoreUnavailable(f"the store {place} cannot be used: {reason}") from error

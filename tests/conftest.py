@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from adapters.base_model import Base, resolve_base
 from adapters.intake import add_version
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
+from tests.s3 import S3Server
 
 LAYERS, HIDDEN, HEADS, VOCABULARY = 2, 128, 2, 600
 WORDS = (
@@ -130,6 +131,23 @@ def make_keys(folder: Path, name: str = "team", curve: str = "prime256v1") -> tu
     subprocess.run(["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", private], check=True)
     subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
     return private, public
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server that this process's environment names, with nothing counted yet."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_server.requests.clear()
+    monkeypatch.setattr(s3_server, "overloaded", False)
+    return s3_server
 
 
 @pytest.fixture

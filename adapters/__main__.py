@@ -20,6 +20,7 @@ from adapters.lint import base_shapes, lint
 from adapters.manifest import NAME_PATTERN
 from adapters.releases import Guard, Release, Share
 from adapters.server import ask_server
+from adapters.signing import TrustedKeys
 from adapters.store import ANY, Store, open_store
 from adapters.tasks import ClassificationTask, SummarizationTask, Task
 from adapters.validation import explained
@@ -48,10 +49,12 @@ def add(options: argparse.Namespace) -> None:
         raise HotswapError(f"'{options.name}' is not a name: use a-z, 0-9, '.', '_' and '-', at most 64 of them.")
     if not options.dir.is_dir():
         raise HotswapError(f"{options.dir} is not a folder.")
+    signer = cli.signer_of(options)
     lint(options.dir)  # before a base model is fetched for it
     base = resolve_base(options.base)
     task = _task(options, base)
-    manifest = add_version(_store(options), options.name, options.dir, task, base, description=options.description)
+    store, about = _store(options), options.description
+    manifest = add_version(store, options.name, options.dir, task, base, signer=signer, description=about)
     if options.json:
         print(json.dumps({"name": manifest.name, "version": manifest.version}))
     else:
@@ -248,20 +251,23 @@ def history(options: argparse.Namespace) -> None:
 
 
 def verify(options: argparse.Namespace) -> int:
-    problems = [{"name": n, "version": v, "problem": p} for n, v, p in _store(options).problems()]
+    trusted = TrustedKeys(options.trusted_keys) if options.trusted_keys else None
+    found = _store(options, trusted).problems()
+    problems = [{"name": n, "version": v, "problem": p} for n, v, p in found]
     if options.json or problems:
         cli.show(problems, as_json=options.json, columns=("name", "version", "problem"))
     else:
-        print("ok: every file of every version has the hash that its manifest says")
+        signed = ", and a trusted key signed it" if trusted else ""
+        print(f"ok: every file of every version has the hash that its manifest says{signed}")
     return 1 if problems else 0
 
 
-def _store(options: argparse.Namespace) -> Store:
+def _store(options: argparse.Namespace, trusted: TrustedKeys | None = None) -> Store:
     place = options.store or os.environ.get("HOTSWAP_STORE")
     # Only `add` makes a store: elsewhere a folder that is not there is a typing mistake.
     if place and "://" not in place and options.command is not add and not Path(place).expanduser().is_dir():
         raise HotswapError(f"there is no store at {place}.")
-    return open_store(place)
+    return open_store(place, trusted=trusted)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -296,6 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--labels", help="comma-separated, for classification")
     sub.add_argument("--template", help="the prompt it was trained with; {text} marks the input, \\n a new line")
     sub.add_argument("--description", default="")
+    cli.add_sign_option(sub)
     command("list", list_, "adapters, their versions and what is released", "list --json")
     sub = command("show", show, "a version's manifest (the stable one, or NAME@VERSION)", "show sentiment@1")
     sub.add_argument("name", metavar="NAME")
@@ -339,7 +346,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("version", type=int, metavar="VERSION")
     sub.add_argument("--why", default="")
-    command("verify", verify, "hash every file of every version again", "verify")
+    sub = command("verify", verify, "hash every file of every version again", "verify --trusted-keys team.pub")
+    sub.add_argument("--trusted-keys", type=Path, metavar="FILE", help="say also which versions none of them signed")
     return parser
 
 

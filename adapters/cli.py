@@ -1,14 +1,17 @@
-"""What the project's commands share: one way to fail, one way to print a table."""
+"""What the project's commands share: one way to fail, one way to sign, one way to print a table."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from adapters.errors import HotswapError
+from adapters.signing import Signer
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -31,6 +34,18 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     except OSError as error:
         print(f"{parser.prog}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
+
+
+def add_sign_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command that adds versions its ``--sign``."""
+    default = os.environ.get("HOTSWAP_SIGNING_KEY") or None
+    text = "sign it with this private key, a PEM file (default: HOTSWAP_SIGNING_KEY)"
+    parser.add_argument("--sign", type=Path, metavar="KEY.pem", default=default, help=text)
+
+
+def signer_of(options: argparse.Namespace) -> Signer | None:
+    """Return who signs. Raises :class:`HotswapError` for a key that cannot be used."""
+    return Signer(options.sign) if options.sign else None
 
 
 def show(rows: Sequence[dict[str, Any]], *, as_json: bool, columns: Sequence[str]) -> None:

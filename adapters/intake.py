@@ -10,6 +10,7 @@ from adapters.errors import InvalidAdapter
 from adapters.lint import base_shapes, lint
 from adapters.manifest import BaseReference, File, Manifest
 from adapters.packages import file_digest
+from adapters.signing import Signer
 from adapters.store import CONFIG, WEIGHTS, Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from adapters.validation import explained
@@ -23,6 +24,8 @@ def add_version(
     folder: Path,
     task: ClassificationTask | SummarizationTask,
     base: Base,
+    *,
+    signer: Signer | None = None,
     **about: Any,
 ) -> Manifest:
     """Return the manifest of the new version; ``about`` are further fields of it (metrics, lineage, …).
@@ -53,7 +56,7 @@ def add_version(
 
     with explained(Manifest, "nothing is stored"):
         describe(1)  # refuse a bad name or field before a version number is claimed
-    return store.add(name, folder, describe)
+    return store.add(name, folder, describe, signer=signer)
 
 
 def _check_label_tokens(task: ClassificationTask | SummarizationTask, base: Base) -> None:

@@ -1,6 +1,7 @@
 """Every version of every adapter, for ever; and which of them is released.
 
     <name>/versions/<n>/adapter_config.json  …  manifest.json     manifest last: its presence is the commit
+    <name>/versions/<n>/model.sig                                  of all the others, where versions are signed
     <name>/releases/<generation>.json                              append-only, numbered without gaps
     <name>/retired/<n>.json                                        that version is not to be served any more
 
@@ -20,20 +21,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-from obstore.store import LocalStore, from_url
+from obstore.exceptions import AlreadyExistsError
 from pydantic import ValidationError
 
 from adapters.errors import Damaged, GenerationConflict, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
 from adapters.manifest import NAME_PATTERN, Manifest, digest_of
+from adapters.objects import open_objects, reachable
 from adapters.packages import file_digest, move_into_place
 from adapters.releases import Guard, Release, Share
+from adapters.signing import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Signer, TrustedKeys
 from adapters.validation import explained
 
-CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ANY = -1
 STARTER = Path(__file__).parent / "starter"
 DEFAULT_STORE = Path(__file__).parents[1] / "var" / "store"
@@ -46,15 +48,16 @@ Canary = Share
 class Store:
     """Adapters at a place: a folder, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``memory://``.
 
-    Every method may raise :class:`StoreUnavailable`. Safe to use from several threads and processes.
+    With ``trusted`` keys, only versions that one of them signed can be fetched. Every method may raise
+    :class:`StoreUnavailable`. Safe to use from several threads and processes.
     """
 
-    def __init__(self, place: str | Path) -> None:
+    def __init__(self, place: str | Path, *, trusted: TrustedKeys | None = None) -> None:
         self.place = str(place)
-        self._folder = None if "://" in self.place else Path(self.place).expanduser().resolve()
-        with _reachable(self.place):
-            self._objects: Any = LocalStore(self._folder, mkdir=True) if self._folder else from_url(self.place)
+        self._objects, self._folder = open_objects(self.place)
         self._manifests: dict[tuple[str, int], tuple[Manifest, str]] = {}
+        self._trusted = trusted
+        self._verified: set[str] = set()
 
     def names(self) -> list[str]:
         """Return the adapters that have a committed version."""
@@ -78,7 +81,9 @@ class Store:
             self._manifests[name, version] = manifest, digest_of(content)
         return self._manifests[name, version]
 
-    def add(self, name: str, folder: Path, describe: Callable[[int], Manifest]) -> Manifest:
+    def add(
+        self, name: str, folder: Path, describe: Callable[[int], Manifest], *, signer: Signer | None = None
+    ) -> Manifest:
         """Store the files that ``describe(version).files`` names, from ``folder``, as the next version.
 
         The number is claimed first and the manifest written last: what is killed in between leaves a number
@@ -89,11 +94,15 @@ class Store:
         while not self._create(_version_path(name, version, CONFIG), config):
             version += 1
         manifest = describe(version)
+        content = manifest.to_bytes()
+        signature = signer.sign(folder, manifest.files, content) if signer else None
         for file in manifest.files:
             if file != CONFIG:
-                with _reachable(self.place):
+                with reachable(self.place):
                     obstore.put(self._objects, _version_path(name, version, file), folder / file)
-        if not self._create(_version_path(name, version, MANIFEST), manifest.to_bytes()):
+        if signature is not None:
+            self._create(_version_path(name, version, SIGNATURE), signature)
+        if not self._create(_version_path(name, version, MANIFEST), content):
             raise StoreUnavailable(f"{name}@{version} was committed by someone else while it was being written.")
         return manifest
 
@@ -101,13 +110,14 @@ class Store:
         """Return a local folder with the version's files, each checked against the manifest.
 
         The folder is named by the manifest's digest, so versions of different stores never mix. Raises
-        :class:`InvalidAdapter` where a file is missing or damaged in the store, and :class:`StoreUnavailable`
-        where ``cache`` cannot be written.
+        :class:`InvalidAdapter` where a file is missing or damaged in the store, or the signature is not right, and
+        :class:`StoreUnavailable` where ``cache`` cannot be written.
         """
         manifest, digest = self.manifest(name, version)
         kept = cache / "adapters" / digest.removeprefix("sha256:")
         present = kept.is_dir()
         if present and not _damage(kept, manifest):
+            self._check_signature(manifest, digest, kept)
             return kept
         with _writable(cache):
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +130,7 @@ class Store:
                         (made / file).write_bytes(content)
                 if damage := _damage(made, manifest):
                     raise Damaged(f"{name}@{version}: {damage}; publish it again as a new version.")
+                self._check_signature(manifest, digest, made)
                 if present:  # damaged: mended file by file, so that nobody who looks finds the folder gone
                     for file in manifest.files:
                         (made / file).replace(kept / file)
@@ -224,7 +235,7 @@ class Store:
                     yield name, 0, str(error)
             for version in self.versions(name):
                 try:
-                    manifest, _ = self.manifest(name, version)
+                    manifest, digest = self.manifest(name, version)
                 except InvalidAdapter as error:
                     yield name, version, str(error)
                     continue
@@ -235,6 +246,27 @@ class Store:
                             Path(scratch, file).write_bytes(content)
                     if damage := _damage(Path(scratch), manifest):
                         yield name, version, damage
+                        continue
+                    try:
+                        self._check_signature(manifest, digest, Path(scratch))
+                    except InvalidAdapter as error:
+                        yield name, version, str(error).removeprefix(f"{name}@{version}: ")
+
+    def _check_signature(self, manifest: Manifest, digest: str, folder: Path) -> None:
+        """Refuse undamaged files that no trusted key has signed. Once in a process: the digest covers all of them."""
+        if self._trusted is None or digest in self._verified:
+            return
+        name, version = manifest.name, manifest.version
+        content = self._get(_version_path(name, version, MANIFEST)) or b""
+        try:
+            if digest_of(content) != digest:
+                raise InvalidAdapter("its manifest was altered; publish it again")
+            signature = self._get(_version_path(name, version, SIGNATURE), at_most=MAX_SIGNATURE_BYTES)
+            self._trusted.verify(folder, manifest.files, content, signature)
+        except InvalidAdapter as error:
+            self._manifests.pop((name, version), None)  # what was altered may be put right
+            raise InvalidAdapter(f"{name}@{version}: {error}.") from error
+        self._verified.add(digest)
 
     def _release(self, name: str, generation: int) -> Release:
         content = self._get(_release_path(name, generation))
@@ -262,42 +294,48 @@ class Store:
 
     def _numbers(self, name: str, kind: str) -> list[int]:
         """Return the numbers of an adapter's records of one kind, in order."""
-        with _reachable(self.place):
+        with reachable(self.place):
             listed = obstore.list_with_delimiter(self._objects, prefix=f"{_checked(name)}/{kind}")["objects"]
         found = [re.fullmatch(r"(\d+)\.json", entry["path"].rsplit("/", 1)[-1]) for entry in listed]
         return sorted(int(match[1]) for match in found if match)
 
     def _children(self, prefix: str) -> list[str]:
-        with _reachable(self.place):
+        with reachable(self.place):
             listed = obstore.list_with_delimiter(self._objects, prefix=prefix or None)
         return sorted(path.rsplit("/", 1)[-1] for path in listed["common_prefixes"])
 
     def _exists(self, path: str) -> bool:
         try:
-            with _reachable(self.place):
+            with reachable(self.place):
                 obstore.head(self._objects, path)
         except NotInStore:
             return False
         return True
 
-    def _get(self, path: str) -> bytes | None:
+    def _get(self, path: str, *, at_most: int | None = None) -> bytes | None:
+        """Return an object's bytes; none if there is none. Raises :class:`InvalidAdapter` for one too long."""
         try:
-            with _reachable(self.place):
-                return bytes(obstore.get(self._objects, path).bytes())
+            with reachable(self.place):
+                found = obstore.get(self._objects, path)
+                if at_most is not None and found.meta["size"] > at_most:
+                    raise InvalidAdapter(f"its {path.rsplit('/', 1)[-1]} is too long to be one; publish it again")
+                return bytes(found.bytes())
         except NotInStore:
             return None
 
     def _create(self, path: str, content: bytes) -> bool:
         """Write unless it exists; return whether this call wrote it."""
         try:
-            with _reachable(self.place):
+            with reachable(self.place):
                 obstore.put(self._objects, path, content, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return False
         return True
 
 
-def open_store(place: str | None = None, *, seed: Literal["default", "empty"] = "default") -> Store:
+def open_store(
+    place: str | None = None, *, seed: Literal["default", "empty"] = "default", trusted: TrustedKeys | None = None
+) -> Store:
     """Return the store at ``place``, or the project's own (``var/store``), which starts with the shipped adapters.
 
     ``seed="empty"`` puts them into any other empty folder too.
@@ -306,9 +344,9 @@ def open_store(place: str | None = None, *, seed: Literal["default", "empty"] = 
     default = not place or (folder is not None and folder.resolve() == DEFAULT_STORE)
     target = DEFAULT_STORE if default else folder
     if target is not None and (default or seed == "empty"):
-        with _reachable(str(target)):
+        with reachable(str(target)):
             _seed(target)
-    return Store(target or place or DEFAULT_STORE)
+    return Store(target or place or DEFAULT_STORE, trusted=trusted)
 
 
 def _seed(folder: Path) -> None:
@@ -366,20 +404,6 @@ def _damage(folder: Path, manifest: Manifest) -> str | None:
         if path.stat().st_size != expected.bytes or file_digest(path) != expected.digest:
             return f"{name} is damaged: its hash is not the one in the manifest"
     return None
-
-
-@contextmanager
-def _reachable(place: str) -> Iterator[None]:
-    try:
-        yield
-    except AlreadyExistsError:
-        raise
-    except (NotFoundError, FileNotFoundError) as error:
-        raise NotInStore(f"not in the store {place}") from error
-    except (BaseError, OSError) as error:
-        # The first line says what happened; the rest is the library's own debug output.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StoreUnavailable(f"the store {place} cannot be used: {reason}") from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from adapters import cli
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
+from adapters.signing import TrustedKeys
 from adapters.store import Store, open_store
 from service.engine import launch
 from service.engine.base import Engine, Limits
@@ -65,10 +66,11 @@ def _serve(options: argparse.Namespace) -> int:
     from service.keys import Keys
 
     keys = Keys.of(settings)  # what is wrong with them is found out now, not in a minute
+    trusted = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
     listener = _listen(settings.host, settings.port)  # a port that is taken is found out now, not in a minute
     base = _base(settings)
     started = time.monotonic()
-    store = open_store(settings.store, seed="empty")
+    store = open_store(settings.store, seed="empty", trusted=trusted)
     names = store.names()
     settings = with_rank(settings, store, names)
     logger.info("store %s: %s (%.1f s)", store.place, ", ".join(names) or "no adapters", time.monotonic() - started)

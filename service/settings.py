@@ -17,7 +17,7 @@ PREFIX = "HOTSWAP_"
 # What vLLM can be started for.
 Rank = Literal[8, 16, 32, 64, 128, 256, 320, 512]
 # Variables of the project's other commands, which a server's environment may well carry.
-ELSEWHERE = re.compile(r"HOTSWAP_(PYTHON|EXTRA|URL|API_KEY|LOAD_[A-Z0-9_]+)")
+ELSEWHERE = re.compile(r"HOTSWAP_(PYTHON|EXTRA|URL|API_KEY|SIGNING_KEY|LOAD_[A-Z0-9_]+)")
 
 WARM = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[0-9]{1,9})?")
 
@@ -37,6 +37,9 @@ class Settings(BaseModel):
     engine: Literal["vllm", "fake"] = Field("vllm", description="'fake' answers without a model: for wiring tests")
     api_keys: Path | None = Field(
         None, description="file with the hashes of API keys (--new-key makes one); without it no key is asked for"
+    )
+    trusted_keys: Path | None = Field(
+        None, description="public keys (a PEM file, or a folder of them): versions that none of them signed are refused"
     )
     allow_anonymous: bool = Field(False, description="listen beyond this machine without keys; no releases then")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve /metrics there instead of on the port")

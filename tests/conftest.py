@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from adapters.base_model import Base, resolve_base
 from adapters.intake import add_version
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
+from tests.s3 import S3Server
 
 LAYERS, HIDDEN, HEADS, VOCABULARY = 2, 128, 2, 600
 WORDS = (
@@ -27,7 +29,8 @@ MakeAdapter = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _no_settings_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have a server configured in this very shell."""
-    for name in ("STORE", "BASE_MODEL", "API_KEYS", "PORT", "HOST", "ENGINE", "METRICS_PORT", "MAX_LORAS", "CPU_LORA"):
+    settings = "STORE BASE_MODEL API_KEYS PORT HOST ENGINE METRICS_PORT MAX_LORAS CPU_LORA SIGNING_KEY TRUSTED_KEYS"
+    for name in settings.split():
         monkeypatch.delenv(f"HOTSWAP_{name}", raising=False)
 
 
@@ -120,6 +123,31 @@ def sentiment_task(tiny: Base) -> ClassificationTask:
 @pytest.fixture(scope="session")
 def summary_task() -> SummarizationTask:
     return SummarizationTask.of("Text: {text}\n\nSummary:", max_answer_tokens=12)
+
+
+def make_keys(folder: Path, name: str = "team", curve: str = "prime256v1") -> tuple[Path, Path]:
+    """Make a key pair as the documentation says; return the private key's file and the public one's."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    subprocess.run(["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", private], check=True)
+    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return private, public
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server that this process's environment names, with nothing counted yet."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_server.requests.clear()
+    monkeypatch.setattr(s3_server, "overloaded", False)
+    return s3_server
 
 
 @pytest.fixture

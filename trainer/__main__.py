@@ -68,14 +68,14 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def publish(options: argparse.Namespace) -> None:
-    recipe = _recipe(options)
+    recipe, signer = _recipe(options), cli.signer_of(options)
     run, base = _trained(recipe)
     done = recipe.run_folder / EVALUATION
     evaluation = _read(recipe, EVALUATION) if done.is_file() else _evaluate(recipe)
     from trainer import publish as publishing
 
     store = open_store(options.store or os.environ.get("HOTSWAP_STORE"))
-    manifest = publishing.publish(recipe, store, _task(recipe), base, run, evaluation)
+    manifest = publishing.publish(recipe, store, _task(recipe), base, run, evaluation, signer)
     release = None if options.no_release else store.release(recipe.name, manifest.version, why=options.why)
     generation = release.generation if release else None
     if options.json:
@@ -173,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--store", metavar="URL", help="default: HOTSWAP_STORE, var/store")
             sub.add_argument("--no-release", action="store_true", help="store the version without serving it")
             sub.add_argument("--why", default="", help="recorded with the release")
+            cli.add_sign_option(sub)
     return parser
 
 

@@ -11,6 +11,7 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.intake import CARD, add_version
 from adapters.manifest import Manifest, Profile, Reference
+from adapters.signing import Signer
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from trainer.config import Recipe
@@ -42,6 +43,7 @@ def publish(
     base: Base,
     run: dict[str, Any],
     evaluation: dict[str, Any],
+    signer: Signer | None = None,
 ) -> Manifest:
     """Write the run's adapter as the next version and return its manifest. Raises where gate or lint refuse."""
     check_gate(recipe, evaluation["scores"])
@@ -60,6 +62,7 @@ def publish(
         folder,
         task,
         base,
+        signer=signer,
         description=recipe.description,
         metrics=evaluation["scores"],
         profile=Profile.model_validate(evaluation["profile"]),

@@ -18,7 +18,7 @@ from adapters.errors import NotInStore
 from adapters.releases import Guard, Share
 from adapters.store import WEIGHTS, Store
 from adapters.tasks import ClassificationTask, SummarizationTask
-from tests.conftest import MakeAdapter
+from tests.conftest import MakeAdapter, make_keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +96,26 @@ class TestAdd:
         assert isinstance(manifest.task, ClassificationTask)
         assert [label.name for label in manifest.task.labels] == ["positive", "negative"]
         assert (manifest.description, manifest.rank, manifest.base.name) == ("Good or bad.", 4, "tiny-llama")
+
+    @pytest.mark.parametrize("by", ["option", "environment"])
+    def test_signs_what_it_adds(
+        self, run: Run, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+    ) -> None:
+        private, public = make_keys(tmp_path)
+        if by == "environment":
+            monkeypatch.setenv("HOTSWAP_SIGNING_KEY", str(private))
+        run("add", make_adapter(), "mood", *CLASSIFICATION, *(["--sign", private] if by == "option" else []))
+        done = run("verify", "--trusted-keys", public)
+        assert (done.status, done.out.endswith(", and a trusted key signed it\n")) == (0, True)
+        stranger = run("verify", "--trusted-keys", make_keys(tmp_path, "stranger")[1])
+        assert (stranger.status, "a key that is not trusted" in stranger.out) == (1, True)
+
+    def test_with_a_key_that_signs_nothing_claims_no_number(
+        self, refused: Run, make_adapter: MakeAdapter, tmp_path: Path
+    ) -> None:
+        given = refused("add", make_adapter(), "mood", *CLASSIFICATION, "--sign", tmp_path / "typo.pem")
+        assert "typo.pem cannot be read: No such file" in given.err
+        assert not (tmp_path / "store").exists()
 
     def test_takes_a_summarizer(self, run: Run, make_adapter: MakeAdapter, store: Store) -> None:
         run("add", make_adapter(), "brief", "--task", "summarization")

@@ -26,9 +26,11 @@ WRITERS = 6
 Add = Callable[..., Manifest]
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(params=["disk", "memory", "S3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Replaces the store on disk of the other tests: nothing here may assume a disk."""
+    if request.param == "S3":
+        return Store(request.getfixturevalue("s3").make_bucket())
     return Store(tmp_path / "store" if request.param == "disk" else "memory://")
 
 

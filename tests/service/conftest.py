@@ -51,16 +51,16 @@ Serve = Callable[..., AbstractAsyncContextManager[Running]]
 
 @pytest.fixture
 def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
-    """Return ``serve(**settings)``: a running service on ``stocked``, with its engine at hand."""
+    """Return ``serve(store, **settings)``: a running service on ``stocked``, with its engine at hand."""
 
     @asynccontextmanager
-    async def serving(**given: Any) -> AsyncIterator[Running]:
+    async def serving(store: Store = stocked, **given: Any) -> AsyncIterator[Running]:
         small = {"max_loras": 4, "max_cpu_loras": 4, "poll_seconds": 0.02, "port": 0}
         settings = Settings(**{"cache": tmp_path / "cache", **small, **given})
         limits = Limits(settings.max_resident, settings.max_lora_rank or 16, settings.max_model_len)
         engine = FakeEngine(limits, tiny)
         ready, failed = asyncio.Event(), asyncio.Event()
-        app = create_app(settings, engine, stocked, tiny, on_ready=ready.set, on_failure=failed.set)
+        app = create_app(settings, engine, store, tiny, on_ready=ready.set, on_failure=failed.set)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10))
         server.capture_signals = _no_signals  # type: ignore[method-assign]
         work = asyncio.create_task(server.serve())

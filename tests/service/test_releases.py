@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from adapters.intake import add_version
+from adapters.signing import Signer, TrustedKeys
 from adapters.store import Store
-from tests.conftest import MakeAdapter
+from tests.conftest import MakeAdapter, make_keys
 from tests.service.conftest import Serve, until
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +73,23 @@ async def test_what_cannot_be_served_is_not_released(serve: Serve, two_briefs: S
         told = await service.client.post(RELEASES, json={"stable": 1, "canary": {"version": 2, "percent": 5}})
         assert told.status_code == 422
         assert len(two_briefs.history("brief")) == 1
+
+
+async def test_where_keys_are_asked_for_an_unsigned_version_is_not_released_and_the_old_one_serves(
+    serve: Serve, stocked: Store, make_adapter: MakeAdapter, summary_task, tiny, tmp_path: Path
+) -> None:
+    private, public = make_keys(tmp_path)
+    for signer in (Signer(private), None):
+        add_version(stocked, "signed", make_adapter(), summary_task, tiny, signer=signer)
+    stocked.release("signed", 1)
+    async with serve(Store(stocked.place, trusted=TrustedKeys(public))) as service:
+        told = await service.client.post("/v1/adapters/signed/releases", json={"stable": 2})
+        assert (told.status_code, told.json()["code"]) == (422, "invalid_adapter")
+        assert "signed@2: it is not signed" in told.json()["detail"]
+        stocked.release("signed", 2)  # by who may write to the store, past the service
+        await until(lambda: service.state.registry.state("signed", 2)["state"] == "failed")
+        assert (await service.predict("signed")).json()["adapter"]["version"] == 1
+        assert (await service.predict("signed@2")).json()["code"] == "adapter_failed"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,10 @@ from service.settings import Settings, rank_above
 from tests.conftest import MakeAdapter
 
 
+def test_a_variable_of_another_command_is_passed_by() -> None:
+    assert Settings.read({"HOTSWAP_SIGNING_KEY": "team.pem"}) == Settings.read({})
+
+
 def test_the_defaults_listen_on_this_machine_only() -> None:
     settings = Settings.read({})
     assert (settings.host, settings.port, settings.max_resident) == ("127.0.0.1", 8000, 64)
@@ -39,6 +43,7 @@ def test_variables_become_typed_values() -> None:
         ("HOTSWAP_PORT", "http", "HOTSWAP_PORT"),
         ("HOTSWAP_MAX_LORA_RANK", "17", "HOTSWAP_MAX_LORA_RANK"),
         ("HOTSWAP_MAX_LORAS", "0", "HOTSWAP_MAX_LORAS"),
+        ("HOTSWAP_TRUSTED_KEY", "team.pub", "did you mean HOTSWAP_TRUSTED_KEYS"),
     ],
 )
 def test_a_mistake_names_the_variable(name: str, value: str, hint: str) -> None:
@@ -85,6 +90,15 @@ def test_the_command_refuses_with_one_line_and_status_1() -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "HOTSWAP_PORT?" in done.stderr
+
+
+def test_keys_that_cannot_be_trusted_end_the_start_with_one_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "HOTSWAP_PORT": "0", "HOTSWAP_TRUSTED_KEYS": str(tmp_path / "typo.pub")}
+    done = subprocess.run(
+        [sys.executable, "-m", "service"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "typo.pub cannot be read" in done.stderr
 
 
 def test_help_lists_every_setting() -> None:

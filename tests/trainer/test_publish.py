@@ -22,8 +22,10 @@ from transformers import AutoModelForCausalLM
 
 import trainer.__main__ as commands
 from adapters.base_model import Base
+from adapters.signing import TrustedKeys
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
+from tests.conftest import make_keys
 from tests.trainer.conftest import reviews, settings
 from trainer.config import load_recipe
 from trainer.data import Row, Splits, load_splits
@@ -344,6 +346,13 @@ class TestPublishing:
         result = place.run("publish", "mood.yaml", "--no-release")
         assert result.out.endswith("not released\n")
         assert (place.store.versions("mood"), place.store.released("mood")) == ([1], None)
+
+    def test_may_be_signed(self, place: Workplace, tmp_path: Path, refused: Callable[..., str]) -> None:
+        private, public = make_keys(tmp_path)
+        assert "team.pub is not a private key" in refused("publish", "mood.yaml", "--sign", public)
+        place.run("publish", "mood.yaml", "--sign", private)
+        trusting = Store(place.store.place, trusted=TrustedKeys(public))
+        assert (trusting.versions("mood"), list(trusting.problems())) == ([1], [])
 
     def test_may_go_to_another_store(self, place: Workplace) -> None:
         place.run("publish", "mood.yaml", "--store", place.folder / "other")

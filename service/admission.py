@@ -5,42 +5,84 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from service.errors import Overloaded
 from service.metrics import Metrics
 
+# English has about four characters to a token; the instructions and the answer come on top.
+CHARS_PER_TOKEN, TOKENS_AROUND = 4, 16
+# What was measured so long ago counts half: the mix of texts changes.
+HALF_LIFE_SECONDS = 10.0
+
+
+class Throughput:
+    """Estimated tokens a second while there is work: a mean over the busy time, the recent counting more."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+        self._last = time.monotonic()
+
+    def resume(self) -> None:
+        """Begin to count time: there is work."""
+        self._last = time.monotonic()
+
+    def done(self, tokens: float) -> None:
+        """Count finished work."""
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        kept = 0.5 ** (passed / HALF_LIFE_SECONDS)
+        self._tokens, self._seconds = self._tokens * kept + tokens, self._seconds * kept + passed
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second; infinite while nothing is known."""
+        return self._tokens / self._seconds if self._seconds > 0 and self._tokens > 0 else math.inf
+
 
 class Admission:
-    """``concurrency`` texts in the engine, ``queue`` more waiting; a request beyond is refused as a whole."""
+    """``concurrency`` texts in the engine and ``queue`` more waiting, for no longer than about ``max_wait`` seconds.
 
-    def __init__(self, concurrency: int, queue: int, metrics: Metrics) -> None:
-        self._concurrency, self._capacity, self._metrics = concurrency, concurrency + queue, metrics
-        self._turns = asyncio.Semaphore(concurrency)
-        self._admitted = 0
-        self._seconds = 1.0  # of a text in the engine, a moving average
+    A request beyond either is refused as a whole; one that finds nothing before it is always taken.
+    """
+
+    def __init__(self, concurrency: int, queue: int, max_wait: float, metrics: Metrics) -> None:
+        self._concurrency, self._capacity, self._max_wait = concurrency, concurrency + queue, max_wait
+        self._metrics, self._turns = metrics, asyncio.Semaphore(concurrency)
+        self._throughput = Throughput()
+        self._texts, self._tokens = 0, 0.0
 
     @property
     def has_time(self) -> bool:
         """Whether the engine is less than half full: time for what nobody waits for."""
-        return 2 * self._admitted < self._concurrency
+        return 2 * self._texts < self._concurrency
 
     @asynccontextmanager
-    async def admit(self, texts: int) -> AsyncIterator[None]:
-        """Count ``texts`` in, or raise :class:`Overloaded` saying when the queue should have room."""
-        over = self._admitted + texts - self._capacity
-        if over > 0:
-            wait = max(1, min(60, math.ceil(over * self._seconds / self._concurrency)))
-            raise Overloaded(f"{self._admitted} texts are being answered or wait; send fewer.", retry_after=wait)
-        self._admitted += texts
+    async def admit(self, texts: Sequence[str]) -> AsyncIterator[None]:
+        """Count ``texts`` in, or raise :class:`Overloaded` saying when there should be room for them."""
+        tokens, rate = estimated_tokens(texts), self._throughput.rate
+        if not self._texts:
+            self._tokens = 0.0
+            self._throughput.resume()
+        crowd = self._texts + len(texts) - self._capacity
+        excess = self._tokens + tokens - self._max_wait * rate
+        if crowd > 0 or (excess > 0 and self._texts):
+            self._metrics.refused_tokens.inc(tokens)
+            # Whatever is over must be done first; beyond an empty queue there is nothing to wait for.
+            share = min(1.0, max(crowd / max(self._texts, 1), excess / max(self._tokens, 1.0)))
+            wait = max(1, min(60, math.ceil(share * self._tokens / rate)))
+            raise Overloaded(f"{self._texts} texts are being answered or wait; send fewer.", retry_after=wait)
+        self._texts += len(texts)
+        self._tokens += tokens
         try:
             yield
         finally:
-            self._admitted -= texts
+            self._texts -= len(texts)
+            self._tokens -= tokens
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self, text: str) -> AsyncIterator[None]:
         """Wait for the engine to take one more text."""
         started = time.monotonic()
         self._metrics.waiting.inc()
@@ -48,12 +90,16 @@ class Admission:
             await self._turns.acquire()
         finally:
             self._metrics.waiting.dec()
-        began = time.monotonic()
-        self._metrics.queue_seconds.observe(began - started)
+        self._metrics.queue_seconds.observe(time.monotonic() - started)
         self._metrics.in_flight.inc()
         try:
             yield
+            self._throughput.done(estimated_tokens([text]))
         finally:
-            self._seconds += 0.1 * (time.monotonic() - began - self._seconds)
             self._metrics.in_flight.dec()
             self._turns.release()
+
+
+def estimated_tokens(texts: Sequence[str]) -> float:
+    """Return about how many tokens ``texts`` are, without making them."""
+    return sum(len(text) / CHARS_PER_TOKEN + TOKENS_AROUND for text in texts)

@@ -48,7 +48,7 @@ def create_app(
     metrics = Metrics()
     loader = Loader(engine, store, base, settings.cache, metrics, settings.probe_tolerance)
     registry = Registry(loader, store, metrics, engine.limits.max_resident, settings.warm)
-    admission = Admission(settings.max_concurrency, settings.max_queue, metrics)
+    admission = Admission(settings.max_concurrency, settings.max_queue, settings.max_wait_seconds, metrics)
     inference = Inference(engine, registry, admission, base, settings, metrics)
     reconciler = Reconciler(registry, store, metrics, settings.poll_seconds)
     promotion = Promotion(registry, reconciler, store, inference.tally, settings.poll_seconds)

@@ -126,7 +126,7 @@ class Inference:
         try:
             if not self.open:
                 raise NotReady("The service is starting or stopping; see /readyz.")
-            async with asyncio.timeout(self._settings.deadline_seconds), self._admission.admit(len(asked.texts)):
+            async with asyncio.timeout(self._settings.deadline_seconds), self._admission.admit(asked.texts):
                 yield seen
         except (asyncio.CancelledError, GeneratorExit):
             outcome = ClientClosed.code
@@ -226,7 +226,7 @@ class Inference:
         usage.prompt_tokens += len(prompt.ids)
         self._metrics.prompt_tokens.labels(name, version).inc(len(prompt.ids))
         sampling = work.task.sampling(asked.parameters.model_dump())
-        async with self._admission.turn():
+        async with self._admission.turn(text):
             started = time.monotonic()
             async with aclosing(self._engine.generate(prompt.ids, sampling, work.engine_name, stream=stream)) as chunks:
                 async for chunk in chunks:

@@ -72,6 +72,9 @@ class Metrics:
             (*VERSION, "outcome"),
             registry=registry,
         )
+        self.refused_tokens = Counter(
+            "hotswap_refused_tokens", "Estimated tokens of what was refused as too much.", registry=registry
+        )
         self.in_flight = Gauge("hotswap_in_flight", "Texts in the engine now.", registry=registry)
         self.waiting = Gauge("hotswap_waiting", "Texts that wait for the engine now.", registry=registry)
         self.adapters = Gauge("hotswap_adapters", "Adapter versions by state.", ("state",), registry=registry)

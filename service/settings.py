@@ -59,6 +59,12 @@ class Settings(BaseModel):
     max_input_chars: int = Field(100_000, ge=1, description="longer texts are refused with input_too_long")
     max_concurrency: int = Field(64, ge=1, description="texts in the engine at once")
     max_queue: int = Field(1024, ge=0, description="texts that may wait for it; more are refused with 429")
+    max_wait_seconds: float = Field(
+        10,
+        gt=0,
+        le=3600,
+        description="more work than that, by estimate, is refused with 429 however short the queue is",
+    )
     deadline_seconds: float = Field(300, gt=0, le=3600, description="a request that takes longer is aborted: 504")
     drain_seconds: float = Field(30, ge=0, le=3600, description="how long SIGTERM waits for requests in flight")
     warm: tuple[str, ...] = Field(

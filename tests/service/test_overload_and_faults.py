@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from service.admission import Admission
 from service.engine.base import Chunk
+from service.errors import Overloaded
+from service.metrics import Metrics
 from tests.service.conftest import Serve, until
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +22,7 @@ async def test_beyond_the_queue_a_request_is_refused_with_an_honest_retry_after(
         service.engine.gate.clear()
         admitted = [asyncio.create_task(service.predict("mood", f"text {n}")) for n in range(5)]
         await until(lambda: service.engine.active == 2)
-        await until(lambda: service.state.inference._admission._admitted == 5)
+        await until(lambda: service.state.inference._admission._texts == 5)
         refused = await service.predict("mood")
         assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
@@ -32,6 +36,50 @@ async def test_a_batch_that_does_not_fit_the_queue_is_refused_whole(serve: Serve
         response = await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["x"] * 6})
         assert response.status_code == 429
         assert service.engine.active == 0
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+async def answer(admission: Admission, clock: Clock, text: str, seconds: float) -> None:
+    async with admission.admit([text]), admission.turn(text):
+        clock.now += seconds
+
+
+async def test_work_that_would_wait_too_long_is_refused_though_the_queue_is_short(monkeypatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("service.admission.time", clock)
+    admission, text = Admission(64, 1000, 2.0, Metrics()), "x" * (84 * 4)  # 100 tokens, by estimate
+    for _ in range(20):
+        await answer(admission, clock, text, 0.5)  # 200 tokens a second
+    async with AsyncExitStack() as admitted:
+        for _ in range(4):
+            await admitted.enter_async_context(admission.admit([text]))
+        with pytest.raises(Overloaded) as refused:
+            await admitted.enter_async_context(admission.admit([text]))
+        assert refused.value.retry_after == 1  # half a second's work is over
+        with pytest.raises(Overloaded) as refused:
+            await admitted.enter_async_context(admission.admit([text] * 50))
+        assert refused.value.retry_after == 2  # until there is nothing to wait for
+    async with admission.admit([text] * 50):
+        pass  # alone it is taken, however long it is
+
+
+async def test_what_the_engine_gets_done_is_measured_anew_when_the_texts_change(monkeypatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("service.admission.time", clock)
+    admission, text = Admission(64, 1000, 2.0, Metrics()), "x" * (84 * 4)
+    for seconds, rate in ((0.5, 200), (0.05, 2000), (2.0, 50)):
+        for _ in range(2000 if seconds < 0.1 else 100):
+            await answer(admission, clock, text, seconds)
+            clock.now += 3  # without work no time counts
+        assert admission._throughput.rate == pytest.approx(rate, rel=0.2)
 
 
 async def test_a_request_past_its_deadline_is_aborted(serve: Serve) -> None:

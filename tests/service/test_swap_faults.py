@@ -113,7 +113,8 @@ async def test_a_cache_that_is_full_leaves_the_old_version_serving_and_the_other
             refused = await service.predict("brief@2")
             assert refused.status_code == 503
             assert "No space" not in refused.text
-        assert await asked(service, "brief@2") == (2, "[brief@2]"), "there is room again"
+        await until(lambda: service.state.registry.served("brief").stable == 2)  # there is room again
+        assert await asked(service) == (2, "[brief@2]")
 
 
 @pytest.mark.parametrize("moment", ["between fetching and linting", "between linting and loading"])

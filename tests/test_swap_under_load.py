@@ -12,7 +12,7 @@ from loadtests.swap_under_load import report
 from loadtests.swap_under_load.fingerprints import Variant
 from loadtests.swap_under_load.fleet import Adapter, Served, Version, fault
 from loadtests.swap_under_load.run import Plan, run
-from loadtests.swap_under_load.traffic import Outcome
+from loadtests.traffic import Outcome
 
 SHARES = ((1, 0.2), (2, 0.8))
 BY: dict[str, Any] = {"by": "us", "at": 0}

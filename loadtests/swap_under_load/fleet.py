@@ -8,7 +8,7 @@ from typing import Literal
 
 from adapters.store import Release
 from loadtests.swap_under_load.fingerprints import TOLERANCE, Variant, distance
-from loadtests.swap_under_load.traffic import Outcome
+from loadtests.traffic import Outcome
 
 Way = Literal["http", "store"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from loadtests.swap_under_load.fleet import fault
 from loadtests.swap_under_load.run import Run
-from loadtests.swap_under_load.traffic import Outcome, Phase
+from loadtests.traffic import Outcome, Phase
 
 MAX_SERVED_P95_SECONDS = 1.5
 MAX_P95_RATIO = 1.5

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
-import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 import psutil
 
 from adapters.base_model import resolve_base
 from adapters.store import Store
 from loadtests.bench.process import Process
+from loadtests.serving import memory, ready, say, service
 from loadtests.swap_under_load.changes import Changes, Publisher
 from loadtests.swap_under_load.fingerprints import TEXTS, make_task, make_variants
 from loadtests.swap_under_load.fleet import Adapter
-from loadtests.swap_under_load.traffic import Ask, Phase, connect, offer
+from loadtests.traffic import Ask, Phase, connect, offer
 
 VARIANTS = 4  # sets of weights that an adapter's versions take in turn
 PINNED, CANARY = 0.15, 0.1  # shares of the requests; the others name the adapter alone
@@ -83,13 +81,14 @@ def run(plan: Plan, scratch: Path) -> Run:
 async def _run(
     plan: Plan, name: str, folder: str, scratch: Path, fleet: list[Adapter], store: Store, publisher: Publisher
 ) -> Run:
-    with _server(folder, scratch) as (url, process):
+    places = {"store": scratch / "store", "cache": scratch / "cache", "base_model": folder}
+    with service(scratch / "service.log", max_loras=MAX_LORAS, **places) as (url, process):
         async with connect(url) as client:
             changes = Changes(client, store, publisher, fleet)
             for number, adapter in enumerate(fleet):
                 await changes.begin(adapter, RECENT, canary=number % 2 == 0)
             say("starting the service")
-            await asyncio.to_thread(process.wait, lambda: _ready(url))
+            await asyncio.to_thread(process.wait, lambda: ready(url))
             looking = asyncio.create_task(changes.look())
             try:
                 return await _measure(plan, name, client, changes, fleet, process)
@@ -106,7 +105,7 @@ async def _measure(
         return offer(client, plan.rate, seconds / plan.rounds, lambda: choose(fleet, dice), seed)
 
     await _offer(plan.quiet, seed=1)  # warms up
-    before, work = _memory(process.id), _Work()
+    before, work = memory(process.id), _Work()
     quiet, swaps = Phase(), Phase()
     say(f"{plan.rounds} rounds: {plan.quiet / plan.rounds:g} s of {plan.rate:g} requests a second, nothing changes;")
     say(f"then {plan.seconds / plan.rounds:g} s of the same, and a change every {plan.every:g} s")
@@ -119,8 +118,7 @@ async def _measure(
     others = work.of_others()
     async with client.get("/metrics") as response:
         metrics = await response.text()
-    memory = before, _memory(process.id)
-    return Run(plan, name, fleet, quiet, swaps, changes.published, memory, metrics, others)
+    return Run(plan, name, fleet, quiet, swaps, changes.published, (before, memory(process.id)), metrics, others)
 
 
 def choose(fleet: list[Adapter], dice: random.Random) -> Ask:
@@ -149,36 +147,6 @@ def _nothing() -> None:
     pass
 
 
-@contextmanager
-def _server(base: str, scratch: Path) -> Iterator[tuple[str, Process]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    places = {"store": scratch / "store", "cache": scratch / "cache", "base_model": base}
-    settings = {"port": port, "max_loras": MAX_LORAS, **places}
-    environment = {f"HOTSWAP_{name.upper()}": str(value) for name, value in settings.items()}
-    process = Process("service", [], environment, scratch / "service.log", piped=False)
-    try:
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.stop()
-
-
-def _ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def _memory(root: int) -> dict[str, int]:
-    """Return the resident bytes of the service's process, and of all that it started."""
-    server, engine = psutil.Process(root), 0
-    for child in server.children(recursive=True):
-        with suppress(psutil.Error):
-            engine += child.memory_info().rss
-    return {"service": server.memory_info().rss, "engine": engine}
-
-
 class _Work:
     """Who has used the CPUs since this was made."""
 
@@ -199,7 +167,3 @@ class _Work:
                 ours += sum(process.cpu_times()[:2])
         idle = times.idle + times.iowait
         return idle, sum(times) - times.guest - times.guest_nice - idle, ours
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -47,7 +47,7 @@ def create_app(
     registry = Registry(engine, store, base.digest, settings.cache, metrics)
     admission = Admission(settings.max_concurrency, settings.max_queue, metrics)
     inference = Inference(engine, registry, admission, base, settings, metrics)
-    reconciler = Reconciler(registry, store, metrics, settings.poll_seconds)
+    reconciler = Reconciler(registry, store, metrics, settings.poll_seconds, settings.sweep_seconds)
     supervisor = Supervisor(engine, registry, reconciler, inference, metrics)
     keys = keys or Keys.of(settings)
 

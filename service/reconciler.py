@@ -11,25 +11,29 @@ import logging
 import time
 from contextlib import suppress
 
-from adapters.errors import HotswapError, InvalidAdapter
+from adapters.errors import HotswapError
 from adapters.store import Release, Store
+from service.desired import Desired
 from service.engine.base import EngineDown
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.registry import Registry
+from service.watch import watch
 
 logger = logging.getLogger("hotswap")
 
 
 class Reconciler:
-    """Polls the store and moves the registry to what it finds."""
+    """Polls the store, every ``poll_seconds`` and when woken, and moves the registry to what it finds."""
 
-    def __init__(self, registry: Registry, store: Store, metrics: Metrics, poll_seconds: float) -> None:
+    def __init__(
+        self, registry: Registry, store: Store, metrics: Metrics, poll_seconds: float, sweep_seconds: float
+    ) -> None:
         self._registry, self._store, self._metrics = registry, store, metrics
         self._poll_seconds = poll_seconds
+        self._desired = Desired(store, metrics, sweep_seconds)
         self._refused: dict[str, tuple[int, float]] = {}
         self._woken = asyncio.Event()
-        self._damaged: dict[str, str] = {}
         self.store_reachable = True
 
     def wake(self) -> None:
@@ -38,19 +42,26 @@ class Reconciler:
 
     async def run(self) -> None:
         """Reconcile for ever; a store that cannot be reached changes nothing."""
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
-            self._woken.clear()
-            try:
-                await self.reconcile()
-            except Exception:
-                logger.exception("reconciling failed; the served releases stay")
-
-    async def reconcile(self) -> None:
-        """Look at every adapter once."""
+        watching = asyncio.create_task(watch(self._store, self.wake))
+        await asyncio.sleep(0)  # the watch stands before the first look: nothing is missed in between
         try:
-            releases = await asyncio.to_thread(self._read)
+            while True:
+                woken = self._woken.is_set()
+                self._woken.clear()
+                try:
+                    await self.reconcile(sweep=woken)
+                except Exception:
+                    logger.exception("reconciling failed; the served releases stay")
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def reconcile(self, *, sweep: bool = False) -> None:
+        """Look at every adapter once; with ``sweep`` in the store itself, whatever its pulse says."""
+        try:
+            releases = await asyncio.to_thread(lambda: self._desired.releases(sweep=sweep))
         except HotswapError as error:
             self._metrics.store_errors.inc()
             if self.store_reachable:
@@ -76,23 +87,6 @@ class Reconciler:
     async def _prepare(self, name: str, release: Release) -> None:
         for version in release.versions:
             await self._registry.prepare(name, version)
-
-    def _read(self) -> dict[str, Release]:
-        """Return the newest release of every adapter; a damaged record concerns its own adapter alone."""
-        found = {}
-        for name in self._store.names():
-            try:
-                release = self._store.released(name)
-            except InvalidAdapter as error:
-                self._metrics.store_errors.inc()
-                if self._damaged.get(name) != str(error):
-                    logger.warning("%s What it serves stays.", error)
-                self._damaged[name] = str(error)
-                continue
-            self._damaged.pop(name, None)
-            if release is not None:
-                found[name] = release
-        return found
 
     async def _move(self, name: str, served: Release | None, release: Release) -> None:
         started = time.monotonic()

@@ -59,7 +59,10 @@ class Settings(BaseModel):
     max_queue: int = Field(1024, ge=0, description="texts that may wait for it; more are refused with 429")
     deadline_seconds: float = Field(300, gt=0, le=3600, description="a request that takes longer is aborted: 504")
     drain_seconds: float = Field(30, ge=0, le=3600, description="how long SIGTERM waits for requests in flight")
-    poll_seconds: float = Field(1.0, gt=0, le=3600, description="how often the store's releases are read")
+    poll_seconds: float = Field(1.0, gt=0, le=3600, description="how often the store is asked for its pulse")
+    sweep_seconds: float = Field(
+        30, gt=0, le=3600, description="how often every adapter's releases are read, whatever the pulse"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU"
     )

@@ -1,0 +1,54 @@
+"""What the store says shall be served, looked up as cheaply as can be."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from adapters.errors import InvalidAdapter
+from adapters.store import Release, Store
+from service.metrics import Metrics
+
+logger = logging.getLogger("hotswap")
+
+
+class Desired:
+    """The newest release of every adapter.
+
+    The store is read whole only when its pulse has changed, and every ``sweep_seconds``: a writer may have been
+    killed before its pulse, be of an older kind, or have copied files by hand.
+    """
+
+    def __init__(self, store: Store, metrics: Metrics, sweep_seconds: float) -> None:
+        self._store, self._metrics, self._sweep_seconds = store, metrics, sweep_seconds
+        self._releases: dict[str, Release] = {}
+        self._damaged: dict[str, str] = {}
+        self._pulse: str | None = None
+        self._swept = float("-inf")
+
+    def releases(self, *, sweep: bool = False) -> dict[str, Release]:
+        """Return them as of now; ``sweep`` reads the store whatever its pulse. Raises :class:`StoreUnavailable`."""
+        # The pulse before the store: what is released in between changes it again.
+        pulse = self._store.pulse(self._pulse)
+        now = time.monotonic()
+        if sweep or pulse is None or pulse != self._pulse or now - self._swept >= self._sweep_seconds:
+            self._releases = self._sweep()
+            self._pulse, self._swept = pulse, now
+        return self._releases
+
+    def _sweep(self) -> dict[str, Release]:
+        """A damaged record concerns its own adapter alone."""
+        found = {}
+        for name in self._store.names():
+            try:
+                release = self._store.released(name)
+            except InvalidAdapter as error:
+                self._metrics.store_errors.inc()
+                if self._damaged.get(name) != str(error):
+                    logger.warning("%s What it serves stays.", error)
+                self._damaged[name] = str(error)
+                continue
+            self._damaged.pop(name, None)
+            if release is not None:
+                found[name] = release
+        return found

@@ -21,20 +21,20 @@ class Desired:
 
     def __init__(self, store: Store, metrics: Metrics, sweep_seconds: float) -> None:
         self._store, self._metrics, self._sweep_seconds = store, metrics, sweep_seconds
-        self._releases: dict[str, Release] = {}
         self._damaged: dict[str, str] = {}
-        self._pulse: str | None = None
-        self._swept = float("-inf")
+        # One value: a look that was given up may still be under way in its thread when the next one begins, and
+        # must not leave its releases under the other's pulse.
+        self._seen: tuple[str | None, float, dict[str, Release]] = (None, float("-inf"), {})
 
     def releases(self, *, sweep: bool = False) -> dict[str, Release]:
         """Return them as of now; ``sweep`` reads the store whatever its pulse. Raises :class:`StoreUnavailable`."""
+        known, swept, releases = self._seen
         # The pulse before the store: what is released in between changes it again.
-        pulse = self._store.pulse(self._pulse)
-        now = time.monotonic()
-        if sweep or pulse is None or pulse != self._pulse or now - self._swept >= self._sweep_seconds:
-            self._releases = self._sweep()
-            self._pulse, self._swept = pulse, now
-        return self._releases
+        pulse, now = self._store.pulse(known), time.monotonic()
+        if sweep or pulse is None or pulse != known or now - swept >= self._sweep_seconds:
+            releases = self._sweep()
+            self._seen = pulse, now, releases
+        return releases
 
     def _sweep(self) -> dict[str, Release]:
         """A damaged record concerns its own adapter alone."""

@@ -43,8 +43,8 @@ class Reconciler:
     async def run(self) -> None:
         """Reconcile for ever; a store that cannot be reached changes nothing."""
         watching = asyncio.create_task(watch(self._store, self.wake))
-        await asyncio.sleep(0)  # the watch stands before the first look: nothing is missed in between
         try:
+            await asyncio.sleep(0)  # the watch stands before the first look: nothing is missed in between
             while True:
                 woken = self._woken.is_set()
                 self._woken.clear()

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, NotModifiedError
 from obstore.store import LocalStore, from_url
 
 from adapters.errors import NotInStore, StoreUnavailable
@@ -37,7 +37,7 @@ def reachable(place: str) -> Iterator[None]:
     """Say in one line what was wrong with a store: :class:`NotInStore` or :class:`StoreUnavailable`."""
     try:
         yield
-    except AlreadyExistsError:
+    except (AlreadyExistsError, NotModifiedError):  # answers, not failures
         raise
     except (NotFoundError, FileNotFoundError) as error:
         raise NotInStore(f"not in the store {place}") from error

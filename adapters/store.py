@@ -4,9 +4,11 @@
     <name>/versions/<n>/model.sig                                  of all the others, where versions are signed
     <name>/releases/<generation>.json                              append-only, numbered without gaps
     <name>/retired/<n>.json                                        that version is not to be served any more
+    .pulse                                                         something else after every release
 
 One primitive carries it all: create-if-absent. It claims a version number and a release generation, on a
-disk, S3 and GCS alike, so that of two writers one wins and the other loses nothing. Nothing is ever edited.
+disk, S3 and GCS alike, so that of two writers one wins and the other loses nothing. Nothing is ever edited but
+the pulse, which is a hint: whoever has seen it need not look at every adapter to know that nothing was released.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, NotModifiedError
 from pydantic import ValidationError
+from ulid import ULID
 
 from adapters.errors import Damaged, GenerationConflict, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
 from adapters.manifest import NAME_PATTERN, Manifest, digest_of
@@ -36,6 +39,7 @@ from adapters.signing import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Signer, T
 from adapters.validation import explained
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PULSE = ".pulse"
 ANY = -1
 STARTER = Path(__file__).parent / "starter"
 DEFAULT_STORE = Path(__file__).parents[1] / "var" / "store"
@@ -54,14 +58,14 @@ class Store:
 
     def __init__(self, place: str | Path, *, trusted: TrustedKeys | None = None) -> None:
         self.place = str(place)
-        self._objects, self._folder = open_objects(self.place)
+        self._objects, self.folder = open_objects(self.place)
         self._manifests: dict[tuple[str, int], tuple[Manifest, str]] = {}
         self._trusted = trusted
         self._verified: set[str] = set()
 
     def names(self) -> list[str]:
         """Return the adapters that have a committed version."""
-        if self._folder is not None and not self._folder.is_dir():
+        if self.folder is not None and not self.folder.is_dir():
             raise StoreUnavailable(f"the store {self.place} is gone: there is no such folder.")
         return [name for name in self._children("") if re.fullmatch(NAME_PATTERN, name) and self.versions(name)]
 
@@ -175,6 +179,7 @@ class Store:
             raise GenerationConflict(
                 f"someone else released generation {record.generation} of {name}; look, then retry."
             )
+        self._beat()
         return record
 
     def rollback(self, name: str, *, expected_generation: int = ANY, by: str | None = None, why: str = "") -> Release:
@@ -210,6 +215,7 @@ class Store:
             raise HotswapError(f"{name}@{version} is released; release another version first, then retire it.")
         record = {"by": by or _user(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "why": why}
         self._create(f"{_checked(name)}/retired/{version}.json", json.dumps(record).encode() + b"\n")
+        self._beat()
 
     def retired(self, name: str) -> set[int]:
         """Return the versions of ``name`` that are served to nobody any more."""
@@ -219,6 +225,20 @@ class Store:
         """Return the newest release of ``name``, if any."""
         newest = max(self._generations(name), default=0)
         return self._release(name, newest) if newest else None
+
+    def pulse(self, seen: str | None = None) -> str | None:
+        """Return what is different after every release; ``seen``, what was returned last, makes asking cheap.
+
+        A hint, to be read before what it is about: a writer that was killed, or an older one, leaves it as it
+        was. None where there is none.
+        """
+        try:
+            with reachable(self.place):
+                return obstore.get(self._objects, PULSE, options={"if_none_match": seen} if seen else {}).meta["e_tag"]
+        except NotModifiedError:
+            return seen
+        except NotInStore:
+            return None
 
     def history(self, name: str) -> list[Release]:
         """Return every release of ``name``, oldest first."""
@@ -251,6 +271,11 @@ class Store:
                         self._check_signature(manifest, digest, Path(scratch))
                     except InvalidAdapter as error:
                         yield name, version, str(error).removeprefix(f"{name}@{version}: ")
+
+    def _beat(self) -> None:
+        """Change the pulse. The release is made: that nobody is told at once is no reason to call it failed."""
+        with suppress(HotswapError), reachable(self.place):
+            obstore.put(self._objects, PULSE, str(ULID()).encode(), use_multipart=False)
 
     def _check_signature(self, manifest: Manifest, digest: str, folder: Path) -> None:
         """Refuse undamaged files that no trusted key has signed. Once in a process: the digest covers all of them."""

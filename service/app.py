@@ -50,7 +50,7 @@ def create_app(
     registry = Registry(loader, store, metrics, engine.limits.max_resident, settings.warm)
     admission = Admission(settings.max_concurrency, settings.max_queue, settings.max_wait_seconds, metrics)
     inference = Inference(engine, registry, admission, base, settings, metrics)
-    reconciler = Reconciler(registry, store, metrics, settings.poll_seconds)
+    reconciler = Reconciler(registry, store, metrics, settings.poll_seconds, settings.sweep_seconds)
     promotion = Promotion(registry, reconciler, store, inference.tally, settings.poll_seconds)
     supervisor = Supervisor(engine, registry, reconciler, promotion, inference, metrics)
     keys = keys or Keys.of(settings)

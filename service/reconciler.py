@@ -10,26 +10,31 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from functools import partial
 
-from adapters.errors import HotswapError, InvalidAdapter
+from adapters.errors import HotswapError
 from adapters.store import Release, Store
+from service.desired import Desired
 from service.metrics import Metrics
 from service.registry import Registry
+from service.watch import watch
 
 logger = logging.getLogger("hotswap")
 
 
 class Reconciler:
-    """Polls the store and moves the registry to what it finds."""
+    """Polls the store, every ``poll_seconds`` and when woken, and moves the registry to what it finds."""
 
-    def __init__(self, registry: Registry, store: Store, metrics: Metrics, poll_seconds: float) -> None:
+    def __init__(
+        self, registry: Registry, store: Store, metrics: Metrics, poll_seconds: float, sweep_seconds: float
+    ) -> None:
         self._registry, self._store, self._metrics = registry, store, metrics
         self._poll_seconds = poll_seconds
         self._tried: dict[str, int] = {}
         self._said: dict[str, Exception] = {}
         self._moves: dict[str, asyncio.Task[None]] = {}
+        self._desired = Desired(store, metrics, sweep_seconds)
         self._woken = asyncio.Event()
-        self._damaged: dict[str, str] = {}
         self.store_reachable = True
 
     def wake(self) -> None:
@@ -38,23 +43,30 @@ class Reconciler:
 
     async def run(self) -> None:
         """Reconcile for ever; a store that cannot be reached changes nothing."""
+        watching = asyncio.create_task(watch(self._store, self.wake))
         try:
+            await asyncio.sleep(0)  # the watch stands before the first look: nothing is missed in between
             while True:
+                woken = self._woken.is_set()
+                self._woken.clear()
+                await self._look(sweep=woken)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
-                self._woken.clear()
-                try:
-                    await self.reconcile()
-                except Exception:
-                    logger.exception("reconciling failed; the served releases stay")
         finally:
-            for move in self._moves.values():
-                move.cancel()
+            for task in (watching, *self._moves.values()):
+                task.cancel()
+            await asyncio.gather(watching, *self._moves.values(), return_exceptions=True)
 
-    async def reconcile(self) -> None:
-        """Look at every adapter once."""
+    async def _look(self, *, sweep: bool = False) -> None:
         try:
-            releases, retired = await asyncio.to_thread(self._read)
+            await self.reconcile(sweep=sweep)
+        except Exception:  # a fault of ours must not end the following
+            logger.exception("reconciling failed; the served releases stay")
+
+    async def reconcile(self, *, sweep: bool = False) -> None:
+        """Look at every adapter once; with ``sweep`` in the store itself, whatever its pulse says."""
+        try:
+            wanted = await asyncio.to_thread(lambda: self._desired.look(sweep=sweep))
         except HotswapError as error:
             self._metrics.store_errors.inc()
             if self.store_reachable:
@@ -64,18 +76,19 @@ class Reconciler:
         if not self.store_reachable:
             logger.info("the store %s can be used again", self._store.place)
         self.store_reachable = True
-        self._registry.retire(retired)
-        for name in sorted(releases, key=lambda name: not self._registry.is_warm(name)):
-            release, served = releases[name], self._registry.served(name)
+        self._registry.retire(wanted.retired)
+        for name in sorted(wanted.releases, key=lambda name: not self._registry.is_warm(name)):
+            release, served = wanted.releases[name], self._registry.served(name)
             self._metrics.store_generation.labels(*self._metrics.bounded("adapter", name)).set(release.generation)
             behind = served is None or served.generation != release.generation
             # Side by side: an adapter that takes its time holds up no other.
             if behind and name not in self._moves:
-                self._moves[name] = asyncio.create_task(self._move(name, served, release))
+                self._moves[name] = move = asyncio.create_task(self._move(name, served, release))
+                move.add_done_callback(partial(self._moves.pop, name))
 
     async def settle(self) -> None:
         """Look, and wait until what can be served is; then until what is to be kept in memory is there."""
-        await self.reconcile()
+        await self._look()
         await asyncio.gather(*self._moves.values(), return_exceptions=True)
         await self.warm()
 
@@ -94,25 +107,6 @@ class Reconciler:
         for version in release.versions:
             await self._registry.prepare(name, version)
 
-    def _read(self) -> tuple[dict[str, Release], dict[str, set[int]]]:
-        """Return the newest release of every adapter and its retired versions; a damaged record concerns its own
-        adapter alone."""
-        found, retired = {}, {}
-        for name in self._store.names():
-            retired[name] = self._store.retired(name)
-            try:
-                release = self._store.released(name)
-            except InvalidAdapter as error:
-                self._metrics.store_errors.inc()
-                if self._damaged.get(name) != str(error):
-                    logger.warning("%s What it serves stays.", error)
-                self._damaged[name] = str(error)
-                continue
-            self._damaged.pop(name, None)
-            if release is not None:
-                found[name] = release
-        return found, retired
-
     async def _move(self, name: str, served: Release | None, release: Release) -> None:
         started = time.monotonic()
         if self._tried.get(name) != release.generation:
@@ -129,8 +123,6 @@ class Reconciler:
                     logger.error("%s stays at generation %d: %s", name, served.generation, error)
                 self._said[name] = error
                 return
-        finally:
-            self._moves.pop(name, None)
         self._registry.flip(name, release)
         self._metrics.swap_seconds.observe(time.monotonic() - started)
         logger.info("%s: generation %d, stable %d", name, release.generation, release.stable)

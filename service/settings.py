@@ -75,7 +75,10 @@ class Settings(BaseModel):
         gt=0,
         description="nats that a version may be off its reference answers; default 0.02, 0.5 in half precision",
     )
-    poll_seconds: float = Field(1.0, gt=0, le=3600, description="how often the store's releases are read")
+    poll_seconds: float = Field(1.0, gt=0, le=3600, description="how often the store is asked for its pulse")
+    sweep_seconds: float = Field(
+        30, gt=0, le=3600, description="how often every adapter's releases are read, whatever the pulse"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU"
     )

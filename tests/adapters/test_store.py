@@ -18,7 +18,7 @@ from adapters.base_model import Base
 from adapters.errors import GenerationConflict, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
 from adapters.intake import add_version
 from adapters.manifest import Manifest
-from adapters.store import CONFIG, MANIFEST, WEIGHTS, Canary, Release, Store, open_store
+from adapters.store import CONFIG, MANIFEST, PULSE, WEIGHTS, Canary, Release, Store, open_store
 from adapters.tasks import ClassificationTask
 from tests.conftest import MakeAdapter
 
@@ -60,7 +60,9 @@ def get(store: Store, path: str) -> bytes:
 
 
 def everything(store: Store) -> dict[str, bytes]:
-    return {entry["path"]: get(store, entry["path"]) for batch in obstore.list(store._objects) for entry in batch}
+    """Return all objects but the pulse, which is the one that changes."""
+    paths = [entry["path"] for batch in obstore.list(store._objects) for entry in batch]
+    return {path: get(store, path) for path in paths if path != PULSE}
 
 
 def fail(*_: Any) -> Any:
@@ -378,6 +380,51 @@ class TestRollback:
         with pytest.raises(GenerationConflict):
             mood.rollback("mood")
         assert [release.stable for release in mood.history("mood")] == [1, 2, 3]
+
+
+class TestPulse:
+    def test_is_none_before_the_first_release(self, mood: Store) -> None:
+        assert mood.pulse() is None
+
+    def test_is_another_after_every_release(self, mood: Store, add: Add) -> None:
+        add("brief")
+        pulses = [mood.release("mood", 1) and mood.pulse()]
+        pulses += [mood.release("mood", 1) and mood.pulse(), mood.release("brief", 1) and mood.pulse()]
+        pulses += [mood.rollback("mood") and mood.pulse()]
+        assert None not in pulses
+        assert len(set(pulses)) == 4
+
+    def test_stays_while_nothing_is_released(self, mood: Store, add: Add) -> None:
+        mood.release("mood", 1)
+        seen = mood.pulse()
+        add()
+        with pytest.raises(GenerationConflict):
+            mood.release("mood", 2, expected_generation=0)
+        assert mood.pulse(seen) == seen
+        assert mood.pulse() == seen
+
+    def test_tells_who_has_seen_it_of_the_next_release(self, mood: Store) -> None:
+        mood.release("mood", 1)
+        seen = mood.pulse()
+        mood.release("mood", 2)
+        assert mood.pulse(seen) not in (None, seen)
+
+    def test_that_cannot_be_written_fails_no_release(self, mood: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        put_ = obstore.put
+
+        def refuses(objects: Any, path: str, *rest: Any, **settings: Any) -> Any:
+            if path == PULSE:
+                raise TimeoutError
+            return put_(objects, path, *rest, **settings)
+
+        monkeypatch.setattr(obstore, "put", refuses)
+        assert mood.release("mood", 2) == mood.released("mood")
+        assert mood.pulse() is None
+
+    def test_is_no_adapter(self, mood: Store) -> None:
+        mood.release("mood", 1)
+        assert mood.names() == ["mood"]
+        assert list(mood.problems()) == []
 
 
 class TestVerifying:

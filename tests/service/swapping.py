@@ -27,10 +27,10 @@ def serve_until_swapped(die: Callable[..., None], place: str, base: str, cache: 
     seen = asyncio.Event()
     get, flip = obstore.get, Registry.flip
 
-    def looked(objects: Any, path: str) -> Any:
+    def looked(objects: Any, path: str, **options: Any) -> Any:
         if path == f"{name}/releases/2.json":
             seen.set()
-        return get(objects, path)
+        return get(objects, path, **options)
 
     def flipped(registry: Registry, name_: str, release: Any) -> None:
         flip(registry, name_, release)

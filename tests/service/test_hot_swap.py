@@ -135,6 +135,7 @@ async def test_an_unreachable_store_changes_nothing_for_what_is_served(serve: Se
         def unreachable(*_: object) -> None:
             raise StoreUnavailable("the store is away")
 
+        monkeypatch.setattr(stocked, "pulse", unreachable)
         monkeypatch.setattr(stocked, "names", unreachable)
         monkeypatch.setattr(stocked, "_get", unreachable)
         await _polled(service)

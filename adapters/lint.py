@@ -19,6 +19,7 @@ from adapters.store import CONFIG, WEIGHTS
 MAX_BYTES = 2 << 30
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ALPHA = 1e6
+TOLD_PROBLEMS, TOLD_CHARS = 8, 300
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # What vLLM refuses, or takes and silently leaves out of its answers. Settings → the value that is harmless.
 UNSERVED: dict[str, tuple[Any, ...]] = {
@@ -55,6 +56,7 @@ def lint(folder: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, max_
 
     ``shapes`` maps the base's modules to their weights' (out, in); ``max_rank`` is the server's limit.
     """
+    _refuse_links_out(folder)
     config = _config(folder)
     problems = [*_config_problems(config, max_rank), *_file_problems(folder)]
     modules: set[str] = set()
@@ -67,7 +69,7 @@ def lint(folder: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, max_
             problems.append(f"{WEIGHTS} is damaged: {error}")
         problems += _finite_problems(folder / WEIGHTS) if not problems else []
     if problems:
-        raise InvalidAdapter(f"{folder.name}: " + "; ".join(problems))
+        raise InvalidAdapter(f"{folder.name}: {_told(problems)}")
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return Facts(rank, alpha, tuple(sorted({module.rsplit(".", 1)[-1] for module in modules})), scaling)
@@ -83,6 +85,26 @@ def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                 if len(shape) == 2:
                     shapes[key.removesuffix(".weight")] = shape
     return shapes
+
+
+def _told(problems: list[str]) -> str:
+    """Return one line, of sane length, whatever names and values the adapter's author has thought of."""
+    more = len(problems) - TOLD_PROBLEMS
+    shown = [_shortened(problem) for problem in problems[:TOLD_PROBLEMS]] + ([f"and {more} more"] if more > 0 else [])
+    return "".join(character if character.isprintable() else "?" for character in "; ".join(shown))
+
+
+def _shortened(text: str) -> str:
+    """Keep the beginning, which says what, and the end, which says what is wrong with it."""
+    return text if len(text) <= TOLD_CHARS else f"{text[: TOLD_CHARS // 2]} … {text[-TOLD_CHARS // 2 :]}"
+
+
+def _refuse_links_out(folder: Path) -> None:
+    """What somebody else packed must not name a file of ours, to be read and published."""
+    within = folder.resolve()
+    links = [path.name for path in folder.iterdir() if not path.resolve().is_relative_to(within)]
+    if links:
+        raise InvalidAdapter(f"{folder.name}: {', '.join(sorted(links))} leads out of the folder; copy it with cp -rL.")
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -133,6 +133,7 @@ def _run(
     from prometheus_client import start_http_server
 
     from service.app import create_app
+    from service.connection import Connection
 
     engine = _engine(settings, base)
     server: uvicorn.Server
@@ -155,6 +156,7 @@ def _run(
     app = create_app(settings, engine, store, base, keys=keys, on_ready=announce, on_failure=give_up)
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,

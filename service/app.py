@@ -67,12 +67,13 @@ def create_app(
             await registry.close()
             await engine.stop()
 
-    def scope(needed: Scope) -> Any:
-        async def authenticate(request: Request, _: object = Security(HTTPBearer(auto_error=False))) -> None:
+    def scope(needed: Scope) -> list[Any]:
+        async def authenticate(request: Request) -> None:
             request.state.caller = keys.caller(request.headers.get("authorization"))
             request.state.caller.need(needed)
 
-        return Depends(authenticate)
+        # The document asks for a key where the service does.
+        return [Depends(authenticate), *([Security(HTTPBearer(auto_error=False))] if settings.api_keys else [])]
 
     app = FastAPI(
         title="hotswap",
@@ -85,10 +86,10 @@ def create_app(
     app.state.metrics, app.state.registry, app.state.inference = metrics, registry, inference
     app.state.feedback = inference.feedback
     app.state.reconciler, app.state.supervisor, app.state.quota = reconciler, supervisor, Quota()
-    app.include_router(predict.router, dependencies=[scope("predict")])
-    app.include_router(feedback.router, dependencies=[scope("predict")])
-    app.include_router(adapters.router, dependencies=[scope("predict")])
-    app.include_router(releases.router, dependencies=[scope("admin")])
+    app.include_router(predict.router, dependencies=scope("predict"))
+    app.include_router(feedback.router, dependencies=scope("predict"))
+    app.include_router(adapters.router, dependencies=scope("predict"))
+    app.include_router(releases.router, dependencies=scope("admin"))
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.add_api_route("/metrics", health.metrics, tags=["operations"], include_in_schema=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,10 @@ def _reference(base: Base, task: ClassificationTask) -> Callable[[Path], tuple[S
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     prompts = [torch.tensor([task.prompt(text, base.tokenizer).ids]) for text in TEXTS]
     tokens, names = [label.token_id for label in task.labels], [label.name for label in task.labels]

@@ -32,10 +32,19 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (504, "deadline_exceeded"),
     )
 }
+ANSWER: dict[int | str, dict[str, Any]] = {200: {"model": Prediction}}
+EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {"event": {"enum": ["delta", "done", "error"]}, "data": {"type": "string", "description": "JSON"}},
+}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"model": Prediction, "content": {"text/event-stream": {"schema": EVENT}}}
+}
 router = APIRouter(tags=["prediction"], responses={status: ERRORS[status] for status in ERRORS if status != 409})
 
 
-@router.post("/v1/predict", response_model=None, responses={200: {"model": Prediction}})
+@router.post("/v1/predict", response_model=None, responses=STREAM)
 async def predict(request: Request, asked: PredictRequest) -> Response:
     """Ask an adapter to do its task: the answer names the exact version that gave it."""
     if asked.stream:
@@ -43,13 +52,13 @@ async def predict(request: Request, asked: PredictRequest) -> Response:
     return await _answer(request, "predict", asked, None)
 
 
-@router.post("/v1/classify", response_model=None, responses={200: {"model": Prediction}})
+@router.post("/v1/classify", response_model=None, responses=ANSWER)
 async def classify(request: Request, asked: ClassifyRequest) -> Response:
     """Classify with an adapter, or zero-shot with `labels` of your own and the base model."""
     return await _answer(request, "classify", asked, "classification")
 
 
-@router.post("/v1/summarize", response_model=None, responses={200: {"model": Prediction}})
+@router.post("/v1/summarize", response_model=None, responses=STREAM)
 async def summarize(request: Request, asked: SummarizeRequest) -> Response:
     """Summarize with an adapter; with `stream`, as server-sent events: `delta`, then `done` (or `error`)."""
     if asked.stream:

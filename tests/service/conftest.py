@@ -16,6 +16,7 @@ import uvicorn
 from adapters.base_model import Base
 from adapters.store import Store
 from service.app import create_app
+from service.connection import Connection
 from service.engine.base import Limits
 from service.engine.fake import FakeEngine
 from service.settings import Settings
@@ -61,7 +62,9 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
         engine = FakeEngine(limits, tiny)
         ready, failed = asyncio.Event(), asyncio.Event()
         app = create_app(settings, engine, store, tiny, on_ready=ready.set, on_failure=failed.set)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10))
+        server = uvicorn.Server(
+            uvicorn.Config(app, port=0, http=Connection, log_config=None, timeout_graceful_shutdown=10)
+        )
         server.capture_signals = _no_signals  # type: ignore[method-assign]
         work = asyncio.create_task(server.serve())
         await asyncio.wait_for(ready.wait(), 20)

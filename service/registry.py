@@ -32,6 +32,7 @@ logger = logging.getLogger("hotswap")
 REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<which>[0-9]{1,9}|stable|canary))?")
 # What is told to come back for a version that only a person can mend.
 MENDED_BY_HAND_SECONDS = 300
+ASKED_FOR_SECONDS = 60.0
 
 
 Channel = Literal["stable", "canary", "pinned"]
@@ -57,6 +58,7 @@ class _Slot:
     state: Literal["loading", "resident", "draining"] = "loading"
     leases: int = 0
     superseded: bool = False  # no release names it any more: it goes when its last lease does
+    asked_for: float = -math.inf  # when somebody wanted this very version, by its number
     last_used: float = field(default_factory=time.monotonic)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -102,6 +104,8 @@ class Registry:
         slot = self._slots.get(key) or self._begin_load(key)
         slot.leases += 1
         slot.superseded = False
+        if channel == "pinned":
+            slot.asked_for = time.monotonic()
         slot.idle.clear()
         try:
             yield Lease(await asyncio.shield(slot.ready), channel)
@@ -159,7 +163,7 @@ class Registry:
             release = self._served.get(name)
             self._retired[name] = versions - set(release.versions if release else ())
             for version in self._retired[name]:
-                self._supersede((name, version))
+                self._supersede((name, version), at_once=True)
 
     def give_another_chance(self, name: str, release: Release) -> None:
         """Try again what a release names, whatever is known of it: somebody has just released it."""
@@ -302,9 +306,12 @@ class Registry:
             self._leaving.pop(key, None)
             self._count_states()
 
-    def _supersede(self, key: Key) -> None:
+    def _supersede(self, key: Key, *, at_once: bool = False) -> None:
         slot = self._slots.get(key)
-        if slot is not None and not self._keep(key):
+        if slot is None or self._keep(key):
+            return
+        # Who asks for versions by number goes on doing so: those stay until their room is needed.
+        if at_once or time.monotonic() - slot.asked_for > ASKED_FOR_SECONDS:
             slot.superseded = True
             self._let_go(key)
 

@@ -19,7 +19,7 @@ from adapters.tasks import ClassificationTask
 from loadtests.swap_under_load.fleet import Adapter, Served, Version, Way
 
 LOOK_SECONDS = 0.05
-KEPT = 6  # of the newest versions, none is retired: requests for them may be on their way
+KEPT = 4  # of the newest versions, none is retired: requests for them may be on their way
 SERVED_WITHIN_SECONDS = 30.0
 CANARY_PERCENT = 30
 

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adapters.errors import Damaged, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
+from adapters.errors import Damaged, HotswapError, InvalidAdapter, NotInStore
 from adapters.manifest import Manifest
 from adapters.store import Release, Store
 from service.backoff import Backoff
@@ -337,32 +337,32 @@ class Registry:
 
     def _failure(self, key: Key, error: Exception) -> Exception:
         """Return what the callers are told, and remember when a retry may help."""
-        name, version = key
-        again, told = True, error
+        if isinstance(error, EngineDown):  # the supervisor's business
+            return error
+        # A version is immutable: what is wrong with it stays wrong, unless it was damaged on its way.
+        again = isinstance(error, Damaged) or not isinstance(error, InvalidAdapter)
+        wait = self._failed.wait(key, again=again)
+        reason = None
         match error:
-            case EngineDown():  # the supervisor's business
-                return error
-            case InvalidAdapter() | NotInStore():
-                again = isinstance(error, Damaged | NotInStore)
-                told = self._told(key, str(error), again)
+            case InvalidAdapter():
+                reason = str(error).removeprefix(f"{key[0]}@{key[1]}: ")
+            case NotInStore():
+                reason = "it is not in the store any more"
             case EngineRefused():
-                told = self._told(key, "the engine refused it; its log says why", again)
+                reason = "the engine refused it; its log says why"
             case TimeoutError():
-                told = self._told(key, "the engine did not answer when it was probed", again)
-            case StoreUnavailable() | HotswapError():
+                reason = "the engine did not answer when it was probed"
+            case HotswapError():
                 pass
             case _:
-                logger.exception("could not load %s@%d", name, version, exc_info=error)
-        logger.error("could not load %s@%d: %s", name, version, error)
-        self._failed.note(key, told, again=again)
+                logger.exception("could not load %s@%d", *key, exc_info=error)
+        logger.error("could not load %s@%d: %s", *key, error)
+        told: Exception = error
+        if reason is not None:
+            retry_after = min(math.ceil(wait), MENDED_BY_HAND_SECONDS) if again else MENDED_BY_HAND_SECONDS
+            told = AdapterFailed(f"{key[0]}@{key[1]}: {reason}", retry_after=retry_after)
+        self._failed.note(key, told, wait)
         return told
-
-    def _told(self, key: Key, reason: str, again: bool) -> AdapterFailed:
-        name, version = key
-        reason = reason.removeprefix(f"{name}@{version}: ")
-        failure = self._failed.get(key)
-        wait = math.ceil(2.0 ** (failure.attempts if failure else 0)) if again else MENDED_BY_HAND_SECONDS
-        return AdapterFailed(f"{name}@{version}: {reason}", retry_after=min(wait, MENDED_BY_HAND_SECONDS))
 
     def _count_states(self) -> None:
         states = Counter(slot.state for slot in [*self._slots.values(), *self._leaving.values()])

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
-from adapters.lint import lint
+from adapters.lint import base_shapes, lint
 from adapters.manifest import Manifest
 from adapters.store import Store
 from service.engine.base import Engine
@@ -77,13 +78,18 @@ class Loader:
         await self._engine.unload(loaded.engine_name)
         logger.info("unloaded %s@%d", loaded.manifest.name, loaded.manifest.version)
 
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        # vLLM takes adapters for layers that the base does not have, and leaves those out.
+        return base_shapes(self._base.folder)
+
     def _checked(self, name: str, version: int) -> tuple[Manifest, str, Path]:
         manifest, digest = self._store.manifest(name, version)
         if manifest.base.digest != self._base.digest:
             raise InvalidAdapter(f"it was made for another base model ({manifest.base.name}); train it on this one")
         folder = self._store.fetch(name, version, self._cache)
         try:
-            lint(folder, max_rank=self._engine.limits.max_lora_rank)
+            lint(folder, shapes=self._shapes, max_rank=self._engine.limits.max_lora_rank)
         except InvalidAdapter as error:
             raise InvalidAdapter(str(error).removeprefix(f"{folder.name}: ")) from error
         return manifest, digest, folder

@@ -35,6 +35,7 @@ class Reconciler:
         self._moves: dict[str, asyncio.Task[None]] = {}
         self._desired = Desired(store, metrics, sweep_seconds)
         self._woken = asyncio.Event()
+        self._settled = False
         self.store_reachable = True
 
     def wake(self) -> None:
@@ -90,6 +91,7 @@ class Reconciler:
         """Look, and wait until what can be served is; then until what is to be kept in memory is there."""
         await self._look()
         await asyncio.gather(*self._moves.values(), return_exceptions=True)
+        self._settled = True
         await self.warm()
 
     async def warm(self) -> None:
@@ -113,8 +115,8 @@ class Reconciler:
             self._tried[name] = release.generation
             self._registry.give_another_chance(name, release)
         try:
-            # A first look warms what fits; a change is always proven good before anyone is moved to it.
-            if served is not None or self._registry.is_warm(name) or self._registry.has_room():
+            # The first look warms what fits; a change is always proven good before anyone is moved to it.
+            if self._settled or self._registry.is_warm(name) or self._registry.has_room():
                 await self._prepare(name, release)
         except Exception as error:
             if served is not None:

@@ -6,12 +6,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from adapters.errors import StoreUnavailable
 from adapters.intake import add_version
-from adapters.store import Store
+from adapters.manifest import File
+from adapters.packages import file_digest
+from adapters.store import WEIGHTS, Store
 from service.backoff import Backoff
-from tests.conftest import MakeAdapter
+from tests.conftest import MakeAdapter, write_adapter
 from tests.service.conftest import Running, Serve, until
 
 pytestmark = pytest.mark.anyio
@@ -79,6 +82,34 @@ async def test_warm_adapters_stay_whatever_else_is_asked_for(serve: Serve, two_b
         await until(lambda: service.state.registry.served("brief").stable == 2)
         assert (await service.predict("mood@1")).status_code == 200
         assert "brief@2" in resident(service)
+
+
+async def test_a_new_adapter_is_proven_though_every_place_is_taken(
+    serve: Serve, stocked: Store, make_adapter: MakeAdapter, summary_task, tiny, tmp_path: Path
+) -> None:
+    async with serve(max_loras=2, max_cpu_loras=2) as service:
+        assert len(service.engine.resident) == 2
+        add_version(stocked, "fresh", make_adapter(), summary_task, tiny)
+        (tmp_path / "store/fresh/versions/1/adapter_model.safetensors").write_bytes(b"rubbish")
+        stocked.release("fresh", 1)
+        await until(lambda: service.state.registry.state("fresh", 1)["state"] == "failed")
+        assert {(await service.predict(name)).status_code for name in ("mood", "brief")} == {200}
+
+
+async def test_an_adapter_for_layers_that_the_base_lacks_is_not_loaded_whoever_put_it_into_the_store(
+    serve: Serve, stocked: Store, tmp_path: Path
+) -> None:
+    manifest = stocked.manifest("brief", 1)[0]
+    strange = write_adapter(tmp_path / "strange")
+    tensors = {key.replace("layers.1.", "layers.7."): value for key, value in load_file(strange / WEIGHTS).items()}
+    save_file(tensors, strange / WEIGHTS)
+    files = {path.name: File(bytes=path.stat().st_size, digest=file_digest(path)) for path in strange.iterdir()}
+    stocked.add("brief", strange, lambda number: manifest.model_copy(update={"version": number, "files": files}))
+    async with serve() as service:
+        stocked.release("brief", 2)
+        await until(lambda: service.state.registry.state("brief", 2)["state"] == "failed")
+        assert "layers.7.self_attn" in service.state.registry.state("brief", 2)["reason"]
+        assert (await service.predict("brief")).json()["adapter"]["version"] == 1
 
 
 async def test_a_warm_adapter_that_does_not_exist_keeps_nobody_from_being_served(serve: Serve) -> None:

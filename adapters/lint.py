@@ -67,7 +67,7 @@ def lint(folder: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, max_
                 problems += _tensor_problems(weights, int(config["r"]), shapes)
         except SafetensorError as error:
             problems.append(f"{WEIGHTS} is damaged: {error}")
-        problems += _finite_problems(folder / WEIGHTS) if not problems else []
+        problems += _number_problems(folder / WEIGHTS) if not problems else []
     if problems:
         raise InvalidAdapter(f"{folder.name}: {_told(problems)}")
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
@@ -176,12 +176,13 @@ def _tensor_problems(weights: Any, rank: int, shapes: dict[str, tuple[int, ...]]
             yield f"{module}: the adapter is for {(b[0], a[1])}, the base has {shapes[module]}"
 
 
-def _finite_problems(path: Path) -> Iterator[str]:
+def _number_problems(path: Path) -> Iterator[str]:
     """Look at the bits: numpy has no bfloat16, and a NaN is an exponent of ones in every format."""
     exponent = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
+        trained = False
         for key, entry in header.items():
             if key == "__metadata__":
                 continue
@@ -189,5 +190,8 @@ def _finite_problems(path: Path) -> Iterator[str]:
             kind, mask = exponent[entry["dtype"]]
             file.seek(8 + length + begin)
             bits = np.frombuffer(file.read(end - begin), dtype=kind)
+            trained |= ".lora_B." in key and bool(bits.any())
             if np.any((bits & kind(mask)) == kind(mask)):
                 yield f"tensor {key} holds NaN or infinity; train again with a lower learning rate"
+    if not trained:
+        yield "every lora_B is zero, so that it changes nothing: it was never trained"

@@ -115,7 +115,8 @@ class TestASoundAdapter:
 
         model = AutoModelForCausalLM.from_pretrained(tiny_folder)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        get_peft_model(model, LoraConfig(r=3, target_modules=targets, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+        config = LoraConfig(r=3, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
+        get_peft_model(model, config).save_pretrained(tmp_path)
         assert lint(tmp_path, shapes=shapes).target_modules == tuple(sorted(targets))
 
 
@@ -246,6 +247,12 @@ class TestTheTensors:
             tensor.flat[-1] = bits
 
         assert "holds NaN or infinity; train again" in refused(stored_as(make_adapter(), kind, spoil))
+
+    @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+    def test_that_were_never_trained_are_refused(
+        self, make_adapter: MakeAdapter, refused: Callable[..., str], kind: str
+    ) -> None:
+        assert "it was never trained" in refused(stored_as(make_adapter(), kind, lambda bits: bits.fill(0)))
 
     @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
     def test_may_hold_the_largest_numbers_there_are(self, make_adapter: MakeAdapter, kind: str) -> None:

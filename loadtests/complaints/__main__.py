@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def command(options: argparse.Namespace) -> int:
     path = options.output / "complaints.json"
     options.output.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = json.loads(path.read_text()) if options.only and path.exists() else {}
-    told["vllm_version"] = version("vllm")
+    told["vllm_version"] = version(packages_distributions()["vllm"][0])
     for name in [options.only] if options.only else SERVERS:
         with tempfile.TemporaryDirectory(prefix="hotswap-complaints-") as scratch:
             say(f"{name}: making adapters")

@@ -221,7 +221,7 @@ def _off(answer: Scores | str, known: Known, number: int) -> float | None:
 
 
 def _whose(server: Server, answer: Scores | str, number: int) -> str:
-    """Return whose answer to the text of that number it is: the old weights', the new ones', the base's, or nobody's."""
+    """Return whose answer to that text it is: the old weights', the new ones', the base's, or nobody's."""
     if isinstance(answer, str):
         return answer
     m = server.material

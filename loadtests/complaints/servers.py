@@ -249,7 +249,7 @@ class Ours(Server):
 
     def _shares(self, answer: Any) -> Scores | str:
         output = answer["outputs"][0]
-        return output["scores"] if "scores" in output else f"200 {output}"
+        return output.get("scores", f"200 {output}")
 
 
 def overwrite(old: Path, new: Path) -> Path:

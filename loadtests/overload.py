@@ -35,7 +35,7 @@ def main() -> int:
         epilog="example: python -m loadtests.overload --seconds 20",
     )
     parser.add_argument("--seconds", type=float, default=30, help="of each load (30)")
-    parser.add_argument("--max-wait", type=float, default=0.5, help="HOTSWAP_MAX_WAIT_SECONDS (0.5)")
+    parser.add_argument("--max-wait", type=float, default=0.3, help="HOTSWAP_MAX_WAIT_SECONDS (0.3)")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="default: loadtests/results")
     parser.set_defaults(command=command)
     return cli.run(parser)

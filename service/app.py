@@ -69,7 +69,7 @@ def create_app(
 
     def scope(needed: Scope) -> list[Any]:
         async def authenticate(request: Request) -> None:
-            request.state.caller = keys.caller(request.headers.get("authorization"))
+            request.state.caller = keys.caller(request.headers)
             request.state.caller.need(needed)
 
         # The document asks for a key where the service does.

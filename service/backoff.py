@@ -33,10 +33,14 @@ class Backoff:
     def __len__(self) -> int:
         return len(self._failures)
 
-    def note(self, key: Hashable, error: Exception, *, again: bool) -> None:
-        """Remember a failure; ``again`` says whether the same may succeed later."""
+    def wait(self, key: Hashable, *, again: bool) -> float:
+        """Return the seconds to wait after one more failure; ``again`` says whether the same may succeed later."""
+        attempts = self._failures[key].attempts if key in self._failures else 0
+        return min(MOST_SECONDS, FIRST_SECONDS * 2.0**attempts) if again else math.inf
+
+    def note(self, key: Hashable, error: Exception, wait: float) -> None:
+        """Remember a failure, for so many seconds."""
         attempts = self._failures[key].attempts + 1 if key in self._failures else 1
-        wait = min(MOST_SECONDS, FIRST_SECONDS * 2.0 ** (attempts - 1)) if again else math.inf
         self._failures[key] = Failure(error, attempts, time.monotonic() + wait)
 
     def get(self, key: Hashable) -> Failure | None:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -53,6 +54,10 @@ class Caller:
         return any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
 
 
+# Without keys, who is not at this machine may ask, and change nothing.
+STRANGER = Caller("anonymous", frozenset({"predict"}))
+
+
 class Keys:
     """The keys of a file, which is read again when it changes. Without a file, everyone is ``anonymous``.
 
@@ -76,12 +81,12 @@ class Keys:
         """Return the keys that the settings name. Raises :class:`HotswapError` as above."""
         return cls(settings.api_keys, anonymous(settings.host, settings.api_keys, settings.allow_anonymous))
 
-    def caller(self, authorization: str | None) -> Caller:
-        """Return who holds the key. Raises :class:`Unauthenticated`."""
+    def caller(self, headers: Mapping[str, str]) -> Caller:
+        """Return who is asking, by a request's ``headers`` (names in lower case). Raises :class:`Unauthenticated`."""
         if self._path is None:
-            return self._anonymous
+            return STRANGER if from_elsewhere(headers) else self._anonymous
         self._refresh(self._path)
-        scheme, _, key = (authorization or "").partition(" ")
+        scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise Unauthenticated("Send 'Authorization: Bearer KEY'.")
         digest = _digest(key.strip())
@@ -111,6 +116,15 @@ def new_key(attributes: str) -> tuple[str, str]:
     return key, line
 
 
+def from_elsewhere(headers: Mapping[str, str]) -> bool:
+    """Whether a request to a server on loopback speaks for somebody else: a proxy on this machine passed it on, or a
+    web page had its own name resolve to 127.0.0.1 (DNS rebinding)."""
+    if any(name in headers for name in ("forwarded", "x-forwarded-for", "x-real-ip", "via")):
+        return True
+    host = headers.get("host", "").rsplit(":", 1)[0] if not headers.get("host", "").endswith("]") else headers["host"]
+    return not is_loopback(host.strip("[]"))
+
+
 def is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -131,7 +145,7 @@ def anonymous(host: str, keys_file: Path | None, allowed: bool) -> Caller:
             "on 127.0.0.1, or set HOTSWAP_ALLOW_ANONYMOUS=true if the network itself keeps strangers out."
         )
     logger.warning("HOTSWAP_ALLOW_ANONYMOUS: anyone who reaches %s may ask any adapter; releasing needs a key", host)
-    return Caller("anonymous", frozenset({"predict"}))
+    return STRANGER
 
 
 def _look(path: Path) -> tuple[int, ...]:

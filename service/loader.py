@@ -41,6 +41,7 @@ class Loader:
         self._engine, self._store, self._base, self._cache = engine, store, base, cache
         self._metrics, self._probe = metrics, Probe(engine, base, tolerance)
         self._fetches = asyncio.Semaphore(FETCHES)
+        self._proven: set[str] = set()
 
     async def fetch(self, name: str, version: int) -> tuple[Manifest, str, Path]:
         """Return a version's manifest, its digest, and its files, checked.
@@ -51,7 +52,7 @@ class Loader:
             return await asyncio.to_thread(self._checked, name, version)
 
     async def load(self, manifest: Manifest, digest: str, folder: Path) -> Loaded:
-        """Load and probe; on any failure nothing stays in the engine.
+        """Load, and probe what was not probed before; on any failure nothing stays in the engine.
 
         Raises :class:`InvalidAdapter`, :class:`EngineRefused`, :class:`EngineDown`, :class:`TimeoutError`.
         """
@@ -59,9 +60,12 @@ class Loader:
         engine_name = f"{manifest.name}@{manifest.version}:{digest[7:23]}"
         await self._engine.load(engine_name, folder)
         try:
+            if engine_name in self._proven:
+                return Loaded(manifest, digest, engine_name)
             began = time.monotonic()
             await self._probe.check(manifest, engine_name)
             self._metrics.probe_seconds.observe(time.monotonic() - began)
+            self._proven.add(engine_name)
         except BaseException:
             if self._engine.alive:
                 await self._engine.unload(engine_name)

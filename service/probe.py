@@ -16,6 +16,9 @@ from service.engine.base import Engine
 PATIENCE_SECONDS = 30.0
 # An adapter that moves no log-probability by this share of the tolerance is not being applied.
 LEAST_CHANGE = 0.005
+KNOWN_QUESTIONS = 1000
+
+Question = tuple[tuple[int, ...], tuple[int, ...]]  # a prompt, and the tokens whose log-probabilities are asked
 
 
 class Probe:
@@ -24,16 +27,25 @@ class Probe:
     def __init__(self, engine: Engine, base: Base, tolerance: float | None = None) -> None:
         self._engine, self._base = engine, base
         self._tolerance = engine.limits.tolerance if tolerance is None else tolerance
+        self._plain: dict[Question, Mapping[int, float]] = {}
 
     async def check(self, manifest: Manifest, engine_name: str) -> None:
         """Raise :class:`InvalidAdapter` where the version changes no answer of the base model, or does not give the
         reference answers of its manifest to within the tolerance; :class:`TimeoutError`, :class:`EngineDown`."""
         asked = manifest.references or self._own(manifest)
+        questions = [self._question(manifest, reference) for reference in asked]
         async with asyncio.timeout(PATIENCE_SECONDS):
-            answers = await asyncio.gather(
-                *(self._ask(manifest, reference, who) for who in (engine_name, None) for reference in asked)
+            # The base model is frozen: versions of one task ask it the same, and it is asked once.
+            unknown = [question for question in questions if question not in self._plain]
+            told = await asyncio.gather(
+                *(self._ask(question, engine_name) for question in questions),
+                *(self._ask(question, None) for question in unknown),
             )
-        adapted, plain = answers[: len(asked)], answers[len(asked) :]
+        adapted = told[: len(asked)]
+        if len(self._plain) > KNOWN_QUESTIONS:
+            self._plain.clear()
+        self._plain.update(zip(unknown, told[len(asked) :], strict=True))
+        plain = [self._plain[question] for question in questions]
         change = max(_distance(one, other) for one, other in zip(adapted, plain, strict=True))
         if not change > LEAST_CHANGE * min(self._tolerance, 1.0):
             raise InvalidAdapter(
@@ -51,11 +63,14 @@ class Probe:
         ids = probes.choices(manifest.task, len(self._base.tokenizer.vocabulary()))
         return tuple(Reference(text=text, logprobs=dict.fromkeys(ids, 0.0)) for text in probes.TEXTS)
 
-    async def _ask(self, manifest: Manifest, reference: Reference, engine_name: str | None) -> Mapping[int, float]:
+    def _question(self, manifest: Manifest, reference: Reference) -> Question:
         prompt = manifest.task.prompt(reference.text, self._base.tokenizer, room=self._engine.limits.max_model_len)
-        sampling = probes.sampling(tuple(reference.logprobs))
+        return tuple(prompt.ids), tuple(reference.logprobs)
+
+    async def _ask(self, question: Question, engine_name: str | None) -> Mapping[int, float]:
+        prompt, token_ids = question
         logprobs: Mapping[int, float] = {}
-        async for chunk in self._engine.generate(prompt.ids, sampling, engine_name):
+        async for chunk in self._engine.generate(list(prompt), probes.sampling(token_ids), engine_name):
             logprobs = chunk.logprobs
         return logprobs
 

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adapters.errors import Damaged, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
+from adapters.errors import Damaged, HotswapError, InvalidAdapter, NotInStore
 from adapters.manifest import Manifest
 from adapters.store import Release, Store
 from service.backoff import Backoff
@@ -32,6 +32,7 @@ logger = logging.getLogger("hotswap")
 REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<which>[0-9]{1,9}|stable|canary))?")
 # What is told to come back for a version that only a person can mend.
 MENDED_BY_HAND_SECONDS = 300
+ASKED_FOR_SECONDS = 60.0
 
 
 Channel = Literal["stable", "canary", "pinned"]
@@ -57,6 +58,7 @@ class _Slot:
     state: Literal["loading", "resident", "draining"] = "loading"
     leases: int = 0
     superseded: bool = False  # no release names it any more: it goes when its last lease does
+    asked_for: float = -math.inf  # when somebody wanted this very version, by its number
     last_used: float = field(default_factory=time.monotonic)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -102,6 +104,8 @@ class Registry:
         slot = self._slots.get(key) or self._begin_load(key)
         slot.leases += 1
         slot.superseded = False
+        if channel == "pinned":
+            slot.asked_for = time.monotonic()
         slot.idle.clear()
         try:
             yield Lease(await asyncio.shield(slot.ready), channel)
@@ -159,7 +163,7 @@ class Registry:
             release = self._served.get(name)
             self._retired[name] = versions - set(release.versions if release else ())
             for version in self._retired[name]:
-                self._supersede((name, version))
+                self._supersede((name, version), at_once=True)
 
     def give_another_chance(self, name: str, release: Release) -> None:
         """Try again what a release names, whatever is known of it: somebody has just released it."""
@@ -302,9 +306,12 @@ class Registry:
             self._leaving.pop(key, None)
             self._count_states()
 
-    def _supersede(self, key: Key) -> None:
+    def _supersede(self, key: Key, *, at_once: bool = False) -> None:
         slot = self._slots.get(key)
-        if slot is not None and not self._keep(key):
+        if slot is None or self._keep(key):
+            return
+        # Who asks for versions by number goes on doing so: those stay until their room is needed.
+        if at_once or time.monotonic() - slot.asked_for > ASKED_FOR_SECONDS:
             slot.superseded = True
             self._let_go(key)
 
@@ -330,32 +337,32 @@ class Registry:
 
     def _failure(self, key: Key, error: Exception) -> Exception:
         """Return what the callers are told, and remember when a retry may help."""
-        name, version = key
-        again, told = True, error
+        if isinstance(error, EngineDown):  # the supervisor's business
+            return error
+        # A version is immutable: what is wrong with it stays wrong, unless it was damaged on its way.
+        again = isinstance(error, Damaged) or not isinstance(error, InvalidAdapter)
+        wait = self._failed.wait(key, again=again)
+        reason = None
         match error:
-            case EngineDown():  # the supervisor's business
-                return error
-            case InvalidAdapter() | NotInStore():
-                again = isinstance(error, Damaged | NotInStore)
-                told = self._told(key, str(error), again)
+            case InvalidAdapter():
+                reason = str(error).removeprefix(f"{key[0]}@{key[1]}: ")
+            case NotInStore():
+                reason = "it is not in the store any more"
             case EngineRefused():
-                told = self._told(key, "the engine refused it; its log says why", again)
+                reason = "the engine refused it; its log says why"
             case TimeoutError():
-                told = self._told(key, "the engine did not answer when it was probed", again)
-            case StoreUnavailable() | HotswapError():
+                reason = "the engine did not answer when it was probed"
+            case HotswapError():
                 pass
             case _:
-                logger.exception("could not load %s@%d", name, version, exc_info=error)
-        logger.error("could not load %s@%d: %s", name, version, error)
-        self._failed.note(key, told, again=again)
+                logger.exception("could not load %s@%d", *key, exc_info=error)
+        logger.error("could not load %s@%d: %s", *key, error)
+        told: Exception = error
+        if reason is not None:
+            retry_after = min(math.ceil(wait), MENDED_BY_HAND_SECONDS) if again else MENDED_BY_HAND_SECONDS
+            told = AdapterFailed(f"{key[0]}@{key[1]}: {reason}", retry_after=retry_after)
+        self._failed.note(key, told, wait)
         return told
-
-    def _told(self, key: Key, reason: str, again: bool) -> AdapterFailed:
-        name, version = key
-        reason = reason.removeprefix(f"{name}@{version}: ")
-        failure = self._failed.get(key)
-        wait = math.ceil(2.0 ** (failure.attempts if failure else 0)) if again else MENDED_BY_HAND_SECONDS
-        return AdapterFailed(f"{name}@{version}: {reason}", retry_after=min(wait, MENDED_BY_HAND_SECONDS))
 
     def _count_states(self) -> None:
         states = Counter(slot.state for slot in [*self._slots.values(), *self._leaving.values()])

@@ -25,7 +25,7 @@ def test_no_answer_is_lost_or_wrong_while_versions_change(tiny_folder: Path, tmp
     told = report.results(run(plan, tmp_path))
     assert report.complaints(told, times=False) == []
     assert set(told["answers"]) == {"stable", "canary", "pinned"}
-    assert set(told["changes"]) == {"published", "canary", "promotion", "release", "rollback"}
+    assert set(told["changes"]) == {"published", "retired", "canary", "promotion", "release", "rollback"}
 
 
 class TestTheJudge:

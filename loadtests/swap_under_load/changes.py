@@ -19,6 +19,7 @@ from adapters.tasks import ClassificationTask
 from loadtests.swap_under_load.fleet import Adapter, Served, Version, Way
 
 LOOK_SECONDS = 0.05
+KEPT = 4  # of the newest versions, none is retired: requests for them may be on their way
 SERVED_WITHIN_SECONDS = 30.0
 CANARY_PERCENT = 30
 
@@ -61,10 +62,10 @@ class Changes:
     def __init__(self, client: aiohttp.ClientSession, store: Store, publisher: Publisher, fleet: list[Adapter]) -> None:
         self._client, self._store, self._publisher = client, store, publisher
         self._ways: itertools.cycle[Way] = itertools.cycle(("http", "store"))
-        steps = (self.try_out, self.promote, self.replace, self.roll_back)
+        steps = (self.try_out, self.promote, self.replace, self.roll_back, self.retire)
         self._plan = itertools.cycle(itertools.product(steps, fleet))
         self.looked_at = fleet[0]
-        self.published = 0
+        self.published = self.retired = 0
 
     async def run(self, seconds: float, every: float) -> None:
         """Make a change every so many seconds. Raises :class:`HotswapError` for one that is not served."""
@@ -110,6 +111,23 @@ class Changes:
 
     async def roll_back(self, adapter: Adapter) -> None:
         await self._release(adapter, "rollback")
+
+    async def retire(self, adapter: Adapter) -> None:
+        """Retire the oldest version that nobody asks for any more, and see it refused."""
+        used = {version for served in adapter.releases[-2:] for version in served.release.versions}
+        old = [v for v in sorted(adapter.versions)[:-KEPT] if v not in used | adapter.retired]
+        if not old:
+            return
+        await asyncio.to_thread(self._store.retire, adapter.name, old[0])
+        adapter.retired.add(old[0])
+        self.retired += 1
+        body = {"adapter": f"{adapter.name}@{old[0]}", "input": "Is this still answered?"}
+        async with asyncio.timeout(SERVED_WITHIN_SECONDS):
+            status = 200
+            while status != 404:
+                async with self._client.post("/v1/predict", json=body) as response:
+                    status = response.status
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def _publish(self, adapter: Adapter) -> int:
         self.published += 1

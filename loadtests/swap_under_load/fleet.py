@@ -44,6 +44,7 @@ class Adapter:
     variants: list[Variant]
     versions: dict[int, Version] = field(default_factory=dict)
     releases: list[Served] = field(default_factory=list)
+    retired: set[int] = field(default_factory=set)
     canary: bool = False
     asking: int = 0
 

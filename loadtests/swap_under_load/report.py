@@ -37,14 +37,11 @@ def results(run: Run) -> dict[str, Any]:
         "versions_that_answered": len({(o.body["adapter"]["name"], o.body["adapter"]["version"]) for o in answered}),
         "failures": {"count": len(failures), "first": failures[:5]},
         "wrong_answers": {"count": len(wrong), "first": wrong[:5]},
-        "changes": {"published": run.published, **_changes(run)},
+        "changes": {"published": run.published, "retired": run.retired, **_changes(run)},
         "publish_to_served": _served(run),
         "latency": {"quiet": quiet, "swaps": swaps, "p95_ratio": round(swaps["p95"] / quiet["p95"], 2)},
         "inside_the_service": _inside(run.metrics),
-        "memory_mib": {
-            when: {process: used >> 20 for process, used in memory.items()}
-            for when, memory in zip(("begin", "end"), run.memory, strict=True)
-        },
+        "memory_mib": _memory(run.memory),
     }
 
 
@@ -79,7 +76,7 @@ def text(told: dict[str, Any]) -> str:
         ("changes", _counts(told["changes"])),
         *((f"release to served, {way}", _spread(served[way])) for way in ("all", "http", "store") if served[way]),
         *((name.replace("_", " "), f"{value} s on average") for name, value in told["inside_the_service"].items()),
-        *((f"resident memory at the {when}, MiB", _counts(used)) for when, used in told["memory_mib"].items()),
+        *((f"resident memory, MiB: {process}", _counts(used)) for process, used in told["memory_mib"].items()),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
@@ -93,6 +90,18 @@ def _served(run: Run) -> dict[str, Any]:
         for name, of in ways.items()
     }
     return {**spreads, "unserved": sum(s.seen == np.inf for s in later)}
+
+
+def _memory(used: list[tuple[float, dict[str, int]]]) -> dict[str, dict[str, float]]:
+    """Return begin, end and growth a minute (of a line through the second half) for each process."""
+    seconds = np.array([at for at, _ in used])
+    later = seconds >= seconds[-1] / 2
+    found = {}
+    for process in used[0][1]:
+        mib = np.array([resident[process] for _, resident in used]) / 2**20
+        slope = np.polyfit(seconds[later], mib[later], 1)[0] * 60 if later.sum() > 2 else 0.0
+        found[process] = {"begin": round(mib[0]), "end": round(mib[-1]), "a minute": round(float(slope), 3)}
+    return found
 
 
 def _changes(run: Run) -> dict[str, int]:

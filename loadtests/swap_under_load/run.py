@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ PINNED, CANARY = 0.15, 0.1  # shares of the requests; the others name the adapte
 RECENT = 3  # pinned requests ask for one of the last so many versions
 CALLERS = 200
 ROUND_SECONDS = 20
+MEMORY_EVERY_SECONDS = 5
 MAX_LORAS = 32  # what is released, tried out and asked for by version fits into a batch
 
 
@@ -49,8 +51,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """``memory`` is resident bytes of each server process, at the beginning and the end of the load; ``others`` is
-    the share of the CPUs' time that went to processes that are none of ours."""
+    """``memory`` is the resident bytes of the server's processes, by seconds since the load began; ``others`` is the
+    share of the CPUs' time that went to processes that are none of ours."""
 
     plan: Plan
     base: str
@@ -58,7 +60,8 @@ class Run:
     quiet: Phase
     swaps: Phase
     published: int
-    memory: tuple[dict[str, int], dict[str, int]]
+    retired: int
+    memory: list[tuple[float, dict[str, int]]]
     metrics: str
     others: float
 
@@ -105,7 +108,8 @@ async def _measure(
         return offer(client, plan.rate, seconds / plan.rounds, lambda: choose(fleet, dice), seed)
 
     await _offer(plan.quiet, seed=1)  # warms up
-    before, work = memory(process.id), _Work()
+    work, used = _Work(), [(0.0, memory(process.id))]
+    watching = asyncio.create_task(_watch(process.id, used))
     quiet, swaps = Phase(), Phase()
     say(f"{plan.rounds} rounds: {plan.quiet / plan.rounds:g} s of {plan.rate:g} requests a second, nothing changes;")
     say(f"then {plan.seconds / plan.rounds:g} s of the same, and a change every {plan.every:g} s")
@@ -118,7 +122,15 @@ async def _measure(
     others = work.of_others()
     async with client.get("/metrics") as response:
         metrics = await response.text()
-    return Run(plan, name, fleet, quiet, swaps, changes.published, (before, memory(process.id)), metrics, others)
+    watching.cancel()
+    return Run(plan, name, fleet, quiet, swaps, changes.published, changes.retired, used, metrics, others)
+
+
+async def _watch(process: int, used: list[tuple[float, dict[str, int]]]) -> None:
+    began = time.monotonic()
+    while True:
+        await asyncio.sleep(MEMORY_EVERY_SECONDS)
+        used.append((time.monotonic() - began, memory(process)))
 
 
 def choose(fleet: list[Adapter], dice: random.Random) -> Ask:

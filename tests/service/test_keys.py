@@ -121,7 +121,7 @@ def test_a_file_that_cannot_be_read_changes_nothing_while_serving(tmp_path: Path
     path.unlink()
     if damage is not None:
         path.write_bytes(damage.encode(errors="surrogateescape"))
-    assert keys.caller(f"Bearer {key}").name == "a"
+    assert keys.caller({"authorization": f"Bearer {key}"}).name == "a"
 
 
 def test_an_emptied_file_lets_nobody_in(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_an_emptied_file_lets_nobody_in(tmp_path: Path) -> None:
     keys = Keys(path, NOBODY)
     path.write_text("# all revoked\n")
     with pytest.raises(Exception, match="not valid"):
-        keys.caller(f"Bearer {key}")
+        keys.caller({"authorization": f"Bearer {key}"})
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_key_in_plain_text_works_and_is_warned_about_without_being_shown(
     monkeypatch.setattr("service.keys.logger.propagate", True)
     path = tmp_path / "keys"
     path.write_text("secret-a adapters=legal-*\n")
-    caller = Keys(path, NOBODY).caller("Bearer secret-a")
+    caller = Keys(path, NOBODY).caller({"authorization": "Bearer secret-a"})
     assert caller.scopes == {"predict"}
     assert caller.may_use("legal-summary")
     assert not caller.may_use("sentiment")
@@ -187,3 +187,31 @@ def test_the_server_makes_keys() -> None:
     wrong = subprocess.run([*command, "nme=a"], capture_output=True, text=True, env={**os.environ})
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-For": "203.0.113.9"},
+        {"Forwarded": "for=203.0.113.9"},
+        {"X-Real-IP": "203.0.113.9"},
+        {"Host": "evil.example"},
+        {"Host": "evil.example:8000"},
+        {"Host": "127.0.0.1.evil.example"},
+    ],
+)
+async def test_without_keys_whoever_comes_through_a_proxy_or_by_another_name_may_ask_and_not_release(
+    serve: Serve, headers: dict[str, str]
+) -> None:
+    async with serve() as service:
+        asked = {"adapter": "mood", "input": "A film."}
+        assert (await service.client.post("/v1/predict", json=asked, headers=headers)).status_code == 200
+        told = await service.client.post("/v1/adapters/mood/releases", json={"stable": 2}, headers=headers)
+        assert (told.status_code, told.json()["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", "localhost", "127.0.0.1"])
+async def test_without_keys_whoever_is_at_this_machine_may_release(serve: Serve, host: str) -> None:
+    async with serve() as service:
+        told = await service.client.post("/v1/adapters/mood/releases", json={"stable": 2}, headers={"Host": host})
+        assert told.status_code == 201

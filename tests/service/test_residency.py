@@ -154,12 +154,12 @@ def test_each_failure_doubles_the_wait_up_to_five_minutes_and_what_cannot_be_men
     backoff = Backoff()
     waits = []
     for _ in range(12):
-        backoff.note("x", ValueError(), again=True)
+        backoff.note("x", ValueError(), backoff.wait("x", again=True))
         failure = backoff.get("x")
         assert failure is not None
         waits.append(round(failure.wait))
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
-    backoff.note("x", ValueError(), again=False)
+    backoff.note("x", ValueError(), backoff.wait("x", again=False))
     failure = backoff.get("x")
     assert failure is not None
     assert failure.wait == float("inf")

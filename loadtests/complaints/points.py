@@ -133,16 +133,19 @@ def who_may_load(server: Server) -> Finding:
     if isinstance(server, Stock):
         seen["no --api-key: load"] = server.offer("anyone", m.a.folder) or "200"
         server.stop()
-        server.start("--api-key", "secret", "--host", "127.0.0.1")
-        seen["--api-key, none sent: /v1/load_lora_adapter"] = server.post("/v1/load_lora_adapter", body).status_code
+        server.start("--api-key", "secret")
+        closed = server.post("/v1/load_lora_adapter", body).status_code
         other = server.post("/adapters", {"name": "by-the-other-door", "src": str(m.a.folder)})
+        seen["--api-key, none sent: /v1/load_lora_adapter"] = closed
         seen["--api-key, none sent: /adapters"] = other.status_code
         seen["--api-key, none sent: /invocations"] = server.post(
             "/invocations", {"model": "by-the-other-door", "prompt": "Hello", "max_tokens": 1}
         ).status_code
         seen["--api-key, sent: load"] = server.post("/v1/load_lora_adapter", body, "secret").status_code
         seen["--api-key, sent: ask"] = _whose(server, server.ask("x", ASKED[0], "secret"), 0)
-        return f"no key: anyone; --api-key: /adapters without it {other.status_code}; one kind of key", seen
+        keyless = "anyone" if seen["no --api-key: load"] == "200" else "refused"
+        door = f"/adapters without it {other.status_code}"
+        return f"without --api-key: {keyless}; with it, /v1/… without a key {closed}, {door}", seen
     release = "/v1/adapters/neighbour/releases", {"stable": 1}
     seen["no keys, from this machine: release"] = server.post(*release).status_code
     server.stop()
@@ -160,7 +163,12 @@ def who_may_load(server: Server) -> Finding:
     seen["keys, admin: release"] = server.post(*release, admin).status_code
     for path in ("/adapters", "/v1/load_lora_adapter"):
         seen[f"keys, none sent: {path}"] = server.post(path, body).status_code
-    return "loopback alone without keys; with keys, scopes decide who asks and who releases", seen
+    statuses = (seen["keys, none sent: ask, release"][1], seen["keys, one that may ask: release"])
+    admin_may = seen["keys, admin: release"]
+    beyond = "started" if seen["no keys, beyond this machine"] == "started" else "does not start"
+    told = f"without keys beyond this machine: {beyond}; with keys a release needs one (401) with the scope (403)"
+    expected = (statuses, admin_may) == ((401, 403), 201)
+    return told if expected else f"with keys, releases were answered with {statuses} and {admin_may}", seen
 
 
 def any_folder(server: Server) -> Finding:

@@ -145,7 +145,8 @@ class Stock(Server):
 
     def _process(self, log: Path, arguments: list[str], environment: dict[str, str]) -> Process:
         limits = ["--max-loras", str(SLOTS), "--max-cpu-loras", str(SLOTS), "--max-lora-rank", str(RANK)]
-        limits += ["--max-model-len", str(MODEL_LEN), "--dtype", "float32", "--port", str(self.port), "--enable-lora"]
+        limits += ["--max-model-len", str(MODEL_LEN), "--dtype", "float32", "--host", "127.0.0.1"]
+        limits += ["--port", str(self.port), "--enable-lora"]
         model = ["--model", str(self.material.base.folder), "--served-model-name", BASE]
         ours = threads(None)
         environment = {**NEEDED, BINDING: ours[BINDING], "VLLM_CPU_KVCACHE_SPACE": "1", **environment}

@@ -49,7 +49,7 @@ def make_task(base: Base) -> ClassificationTask:
 
 def make_variants(base: Base, task: ClassificationTask, folder: Path, count: int) -> list[Variant]:
     """Return ``count`` adapters for ``base``, in folders below ``folder``, no two of which answer any text alike."""
-    score = _reference(base, task)
+    score = reference(base, task)
     shapes = {name: shape for name, shape in base_shapes(base.folder).items() if name.endswith(("q_proj", "v_proj"))}
     kept: list[Variant] = []
     for seed in itertools.count():
@@ -57,7 +57,7 @@ def make_variants(base: Base, task: ClassificationTask, folder: Path, count: int
             return kept
         if seed > 20 * count:
             break
-        made = _write(folder / str(seed), base, shapes, seed)
+        made = write_adapter(folder / str(seed), base, shapes, seed)
         variant = Variant(made, score(made))
         if all(distance(mine, theirs) > APART for v in kept for mine, theirs in _paired(variant, v)):
             kept.append(variant)
@@ -73,22 +73,35 @@ def _paired(one: Variant, other: Variant) -> zip[tuple[Scores, Scores]]:
     return zip(one.scores, other.scores, strict=True)
 
 
-def _write(folder: Path, base: Base, shapes: dict[str, tuple[int, ...]], seed: int) -> Path:
+def write_adapter(
+    folder: Path,
+    base: Base,
+    shapes: dict[str, tuple[int, ...]],
+    seed: int,
+    *,
+    rank: int = RANK,
+    strength: float = STRENGTH,
+) -> Path:
+    """Write random weights of ``rank`` for the modules in ``shapes``, name → (out, in)."""
     random = np.random.default_rng(seed)
     tensors = {}
     for module, (out, into) in shapes.items():
         key = f"base_model.model.{module}"
-        tensors[f"{key}.lora_A.weight"] = random.normal(0, into**-0.5, (RANK, into)).astype(np.float32)
-        tensors[f"{key}.lora_B.weight"] = random.normal(0, STRENGTH * RANK**-0.5, (out, RANK)).astype(np.float32)
+        tensors[f"{key}.lora_A.weight"] = random.normal(0, into**-0.5, (rank, into)).astype(np.float32)
+        tensors[f"{key}.lora_B.weight"] = random.normal(0, strength * rank**-0.5, (out, rank)).astype(np.float32)
     folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base.name, "bias": "none"}
-    config |= {"r": RANK, "lora_alpha": RANK, "target_modules": ["q_proj", "v_proj"]}
+    config |= {
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted({module.rpartition(".")[2] for module in shapes}),
+    }
     (folder / CONFIG).write_text(json.dumps(config))
     return folder
 
 
-def _reference(base: Base, task: ClassificationTask) -> Callable[[Path], tuple[Scores, ...]]:
+def reference(base: Base, task: ClassificationTask) -> Callable[[Path], tuple[Scores, ...]]:
     """Return a function that scores ``TEXTS`` with an adapter, one by one, in float32, without any of the service."""
     import torch
     from peft import PeftModel

@@ -1,7 +1,7 @@
 # Everything runs in .venv, which `setup` makes and keeps up to date; seconds when nothing is missing.
 PY := .venv/bin/python
 
-.PHONY: help setup serve test test-fast lint format bench loadtest swap-under-load
+.PHONY: help setup serve test test-fast lint format bench loadtest swap-under-load complaints
 
 help:
 	@echo "make serve      set up what is missing, then serve on http://127.0.0.1:8000"
@@ -41,3 +41,6 @@ loadtest: setup
 
 swap-under-load: setup
 	@$(PY) -m loadtests.swap_under_load
+
+complaints: setup
+	@$(PY) -m loadtests.complaints

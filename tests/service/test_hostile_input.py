@@ -18,7 +18,7 @@ from service.connection import Connection
 from tests.service.conftest import Running, Serve, until
 
 pytestmark = pytest.mark.anyio
-HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
+HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\n"
 
 
 def patterns() -> Iterator[tuple[str, re.Pattern]]:
@@ -50,7 +50,7 @@ def test_no_pattern_takes_long_for_a_long_text(name: str, pattern: re.Pattern) -
 async def test_a_name_that_is_a_path_leads_nowhere(serve: Serve, name: str) -> None:
     async with serve() as service:
         for method, tail in (("GET", ""), ("POST", "/releases"), ("POST", "/rollback")):
-            raw = f"{method} /v1/adapters/{name}{tail} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            raw = f"{method} /v1/adapters/{name}{tail} HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
             body = b'{"stable": 1}' if tail == "/releases" else b""
             answer = await tell(
                 service, raw.encode() + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
@@ -80,7 +80,7 @@ async def test_a_request_id_cannot_carry_anything_into_headers_or_the_log(
     async with serve() as service:
         path = b"/nothing%0aINFO%20forged"
         answer = await tell(
-            service, b"GET %s HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: %s\r\nConnection: close\r\n\r\n" % (path, sent)
+            service, b"GET %s HTTP/1.1\r\nHost: [::1]\r\nX-Request-Id: %s\r\nConnection: close\r\n\r\n" % (path, sent)
         )
         if not answer.startswith(b"HTTP/1.1 400"):  # no header at all, for uvicorn
             (given,) = re.findall(rb"(?im)^x-request-id: (.*)\r$", answer)
@@ -130,7 +130,7 @@ async def test_a_head_that_stalls_after_an_answer_is_not_waited_for_either(
     monkeypatch.setattr(Connection, "head_seconds", 0.05)
     async with serve() as service:
         reader, writer = await connect(service)
-        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: [::1]\r\n\r\n")
         assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
         writer.write(HEAD)
         assert await asyncio.wait_for(reader.read(), 10) == b""

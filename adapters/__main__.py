@@ -162,7 +162,8 @@ def release(options: argparse.Namespace) -> None:
 
 
 def promote(options: argparse.Namespace) -> int:
-    store, current = _store(options), _store(options).released(options.name)
+    store = _store(options)
+    current = store.released(options.name)
     if current is None:
         raise HotswapError(
             f"{options.name} has no stable version yet: python -m adapters release {options.name} VERSION"

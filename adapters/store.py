@@ -46,9 +46,6 @@ DEFAULT_STORE = Path(__file__).parents[1] / "var" / "store"
 SEEDING = ".seeding-"
 
 
-Canary = Share
-
-
 class Store:
     """Adapters at a place: a folder, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``memory://``.
 

@@ -165,14 +165,17 @@ class Inference:
     async def _answer_all(self, work: Work, asked: Inputs) -> Prediction:
         """Answer every text; one that cannot be answered is reported in its place and costs the others nothing."""
         usage = Usage()
+        return self._prediction(work, await self._outputs(work, asked, usage), usage)
+
+    async def _outputs(self, work: Work, asked: Inputs, usage: Usage) -> list[Any]:
         if asked.input is not None:
-            return self._prediction(work, [await self._answer(work, asked.input, asked, usage)], usage)
+            return [await self._answer(work, asked.input, asked, usage)]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._answer_or_error(work, text, asked, usage)) for text in asked.texts]
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        return self._prediction(work, [task.result() for task in tasks], usage)
+        return [task.result() for task in tasks]
 
     async def _answer_or_error(self, work: Work, text: str, asked: Inputs, usage: Usage) -> Any:
         try:
@@ -245,7 +248,7 @@ class Inference:
 
     async def _shadowed(self, lease: Lease, asked: Inputs) -> list[Any]:
         async with asyncio.timeout(self._settings.deadline_seconds):
-            return (await self._answer_all(Work(lease.manifest.task, lease), asked)).outputs
+            return await self._outputs(Work(lease.manifest.task, lease), asked, Usage())
 
     def _prediction(self, work: Work, outputs: list[Any], usage: Usage) -> Prediction:
         prediction_id = _prediction_id()

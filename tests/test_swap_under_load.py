@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapters.store import Canary, Release
+from adapters.store import Release, Share
 from loadtests.swap_under_load import report
 from loadtests.swap_under_load.fingerprints import Variant
 from loadtests.swap_under_load.fleet import Adapter, Served, Version, fault
@@ -34,7 +34,7 @@ class TestTheJudge:
     @pytest.fixture
     def adapter(self) -> Adapter:
         one, two = (Version(Variant(Path(), ({"a": share, "b": 1 - share},)), f"sha256:{n}") for n, share in SHARES)
-        first, second = Release(stable=1, canary=Canary(version=2, percent=5), **BY), Release(stable=2, **BY)
+        first, second = Release(stable=1, canary=Share(version=2, percent=5), **BY), Release(stable=2, **BY)
         served = [Served(first, "first", "store", 0, 0, 1), Served(second, "promotion", "http", 10, 10.5, 11)]
         return Adapter("swap", [], {1: one, 2: two}, served)
 

@@ -14,7 +14,7 @@ import aiohttp
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.intake import add_version
-from adapters.store import Canary, Release, Store
+from adapters.store import Release, Share, Store
 from adapters.tasks import ClassificationTask
 from loadtests.swap_under_load.fleet import Adapter, Served, Version, Way
 
@@ -89,12 +89,12 @@ class Changes:
     async def begin(self, adapter: Adapter, versions: int, *, canary: bool) -> None:
         """Release in the store what the service starts with: the quiet phase has as many versions as the other."""
         *_, stable, newest = [await self._publisher.publish(adapter) for _ in range(versions)]
-        tried = Canary(version=newest, percent=CANARY_PERCENT) if canary else None
+        tried = Share(version=newest, percent=CANARY_PERCENT) if canary else None
         await self._record(adapter, "first", "store", stable, tried)
         adapter.canary = canary
 
     async def try_out(self, adapter: Adapter) -> None:
-        canary = Canary(version=await self._publish(adapter), percent=CANARY_PERCENT)
+        canary = Share(version=await self._publish(adapter), percent=CANARY_PERCENT)
         await self._release(adapter, "canary", stable=_stable(adapter), canary=canary)
         adapter.canary = True
 
@@ -134,7 +134,7 @@ class Changes:
         return await self._publisher.publish(adapter)
 
     async def _release(
-        self, adapter: Adapter, kind: str, *, stable: int | None = None, canary: Canary | None = None
+        self, adapter: Adapter, kind: str, *, stable: int | None = None, canary: Share | None = None
     ) -> None:
         """Release, or roll back where no version is given, and wait until that is served."""
         served = await self._record(adapter, kind, next(self._ways), stable, canary)
@@ -146,7 +146,7 @@ class Changes:
             await asyncio.sleep(0.001)
 
     async def _record(
-        self, adapter: Adapter, kind: str, way: Way, stable: int | None = None, canary: Canary | None = None
+        self, adapter: Adapter, kind: str, way: Way, stable: int | None = None, canary: Share | None = None
     ) -> Served:
         loop = asyncio.get_running_loop()
         planned = _planned(adapter, stable, canary)
@@ -162,7 +162,7 @@ class Changes:
         served.created = loop.time()
         return served
 
-    async def _post(self, name: str, stable: int | None, canary: Canary | None) -> None:
+    async def _post(self, name: str, stable: int | None, canary: Share | None) -> None:
         path = f"/v1/adapters/{name}/{'rollback' if stable is None else 'releases'}"
         body = {} if stable is None else {"stable": stable, "canary": canary and canary.model_dump()}
         async with self._client.post(path, json=body) as response:
@@ -174,7 +174,7 @@ def _stable(adapter: Adapter) -> int:
     return adapter.releases[-1].release.stable
 
 
-def _planned(adapter: Adapter, stable: int | None, canary: Canary | None) -> Release:
+def _planned(adapter: Adapter, stable: int | None, canary: Share | None) -> Release:
     """Return the release as it will be: nobody else releases."""
     if stable is None:
         before = adapter.releases[-2].release

@@ -18,7 +18,7 @@ from adapters.base_model import Base
 from adapters.errors import GenerationConflict, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
 from adapters.intake import add_version
 from adapters.manifest import Manifest
-from adapters.store import CONFIG, MANIFEST, PULSE, WEIGHTS, Canary, Release, Store, open_store
+from adapters.store import CONFIG, MANIFEST, PULSE, WEIGHTS, Release, Share, Store, open_store
 from adapters.tasks import ClassificationTask
 from tests.conftest import MakeAdapter
 
@@ -253,11 +253,11 @@ class TestReleases:
     def test_are_an_append_only_log(self, mood: Store) -> None:
         mood.release("mood", 1, by="ann", why="first")
         before = everything(mood)
-        mood.release("mood", 2, Canary(version=3, percent=10), by="ben")
+        mood.release("mood", 2, Share(version=3, percent=10), by="ben")
         assert everything(mood).items() >= before.items(), "nothing is edited in place"
         first, second = mood.history("mood")
         assert (first.generation, first.stable, first.canary, first.by, first.why) == (1, 1, None, "ann", "first")
-        assert (second.generation, second.stable, second.canary) == (2, 2, Canary(version=3, percent=10))
+        assert (second.generation, second.stable, second.canary) == (2, 2, Share(version=3, percent=10))
         assert second.at >= first.at
         assert mood.released("mood") == second
 
@@ -267,9 +267,9 @@ class TestReleases:
         assert mood.released("brief") is None
 
     @pytest.mark.parametrize(
-        ("stable", "canary"), [(9, None), (0, None), (-1, None), (1, Canary(version=9, percent=10))]
+        ("stable", "canary"), [(9, None), (0, None), (-1, None), (1, Share(version=9, percent=10))]
     )
-    def test_of_a_version_that_is_not_there_are_refused(self, mood: Store, stable: int, canary: Canary | None) -> None:
+    def test_of_a_version_that_is_not_there_are_refused(self, mood: Store, stable: int, canary: Share | None) -> None:
         before = everything(mood)
         with pytest.raises(NotInStore, match="is not in the store"):
             mood.release("mood", stable, canary)
@@ -278,7 +278,7 @@ class TestReleases:
     @pytest.mark.parametrize("percent", [0, 101])
     def test_take_shares_from_1_to_100(self, percent: int) -> None:
         with pytest.raises(ValueError, match="percent"):
-            Canary(version=1, percent=percent)
+            Share(version=1, percent=percent)
 
     @pytest.mark.parametrize("expected", [0, 1, 3, 7])
     def test_whose_generation_is_not_the_expected_one_change_nothing(self, mood: Store, expected: int) -> None:
@@ -337,10 +337,10 @@ class TestReleases:
 
 class TestRollback:
     def test_releases_again_what_was_served_before(self, mood: Store) -> None:
-        mood.release("mood", 1, Canary(version=2, percent=5))
+        mood.release("mood", 1, Share(version=2, percent=5))
         mood.release("mood", 3)
         back = mood.rollback("mood", by="ann")
-        assert (back.generation, back.stable, back.canary) == (3, 1, Canary(version=2, percent=5))
+        assert (back.generation, back.stable, back.canary) == (3, 1, Share(version=2, percent=5))
         assert back.why == "rollback of generation 2"
         assert [release.stable for release in mood.history("mood")] == [1, 3, 1], "the mistake stays in the log"
 

@@ -16,7 +16,7 @@ import adapters.store
 from adapters.base_model import Base, resolve_base
 from adapters.errors import StoreUnavailable
 from adapters.intake import add_version
-from adapters.store import Canary, Store
+from adapters.store import Share, Store
 from adapters.tasks import ClassificationTask
 from tests import crash
 from tests.conftest import MakeAdapter
@@ -83,7 +83,7 @@ class TestKilled:
         ("arguments", "stable", "canary"),
         [
             (("release", "mood", 1), 1, None),
-            (("release", "mood", 2, "--channel", "canary", "--percent", 5), 3, Canary(version=2, percent=5)),
+            (("release", "mood", 2, "--channel", "canary", "--percent", 5), 3, Share(version=2, percent=5)),
             (("rollback", "mood"), 2, None),
         ],
         ids=["releasing", "trying out", "rolling back"],
@@ -94,7 +94,7 @@ class TestKilled:
         command: Callable[..., Command],
         arguments: tuple[Any, ...],
         stable: int,
-        canary: Canary | None,
+        canary: Share | None,
     ) -> None:
         before, generations = mood.history("mood"), []
         for step, when in crash.deaths(crash.command, *command(*arguments)):

@@ -14,12 +14,14 @@ import pytest
 import uvicorn
 
 from adapters.base_model import Base
+from adapters.intake import add_version
 from adapters.store import Store
 from service.app import create_app
 from service.connection import Connection
 from service.engine.base import Limits
 from service.engine.fake import FakeEngine
 from service.settings import Settings
+from tests.conftest import MakeAdapter
 
 
 @pytest.fixture
@@ -76,6 +78,13 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
         await work
 
     return serving
+
+
+@pytest.fixture
+def two_briefs(stocked: Store, make_adapter: MakeAdapter, summary_task, tiny) -> Store:
+    """``stocked``, with a second version of ``brief`` that is not released."""
+    add_version(stocked, "brief", make_adapter(seed=9), summary_task, tiny)
+    return stocked
 
 
 def _no_signals() -> Any:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from adapters.intake import add_version
-from adapters.store import Canary
+from adapters.store import Share
 from tests.conftest import MakeAdapter
 from tests.service.conftest import Running, Serve, until
 
@@ -17,12 +17,6 @@ pytestmark = pytest.mark.anyio
 def answered_by(body: dict) -> tuple[int, str]:
     """Return the version that the response names, and the one that the engine really used."""
     return body["adapter"]["version"], body["outputs"][0]["summary"].split()[0]
-
-
-@pytest.fixture
-def two_briefs(stocked, make_adapter: MakeAdapter, summary_task, tiny):
-    add_version(stocked, "brief", make_adapter(seed=9), summary_task, tiny)
-    return stocked
 
 
 async def test_releases_under_load_lose_nothing_and_every_answer_names_its_version(serve: Serve, two_briefs) -> None:
@@ -86,7 +80,7 @@ async def test_a_new_adapter_is_served_without_a_restart(
 
 async def test_a_canary_gets_its_share_and_the_same_caller_the_same_version(serve: Serve, two_briefs) -> None:
     async with serve() as service:
-        two_briefs.release("brief", 1, Canary(version=2, percent=30))
+        two_briefs.release("brief", 1, Share(version=2, percent=30))
         await until(lambda: service.state.registry.served("brief").canary is not None)
 
         async def version_for(caller: int) -> int:

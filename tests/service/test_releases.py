@@ -17,12 +17,6 @@ pytestmark = pytest.mark.anyio
 RELEASES, ROLLBACK = "/v1/adapters/brief/releases", "/v1/adapters/brief/rollback"
 
 
-@pytest.fixture
-def two_briefs(stocked: Store, make_adapter: MakeAdapter, summary_task, tiny) -> Store:
-    add_version(stocked, "brief", make_adapter(seed=9), summary_task, tiny)
-    return stocked
-
-
 async def test_a_release_is_served_at_once_and_recorded(serve: Serve, two_briefs: Store) -> None:
     async with serve(poll_seconds=3600) as service:
         canary = {"version": 1, "percent": 10}

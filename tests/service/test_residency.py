@@ -20,12 +20,6 @@ from tests.service.conftest import Running, Serve, until
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def two_briefs(stocked: Store, make_adapter: MakeAdapter, summary_task, tiny) -> Store:
-    add_version(stocked, "brief", make_adapter(seed=9), summary_task, tiny)
-    return stocked
-
-
 def resident(service: Running) -> set[str]:
     return {name.split(":")[0] for name in service.engine.resident}
 

@@ -11,7 +11,6 @@ import obstore
 import pytest
 
 import adapters.store
-from adapters.intake import add_version
 from adapters.packages import file_digest
 from adapters.store import MANIFEST, WEIGHTS, Store
 from service.engine.fake import FakeEngine
@@ -22,12 +21,6 @@ from tests.service.swapping import serve_until_swapped
 
 pytestmark = pytest.mark.anyio
 TASK = ("--task", "summarization")
-
-
-@pytest.fixture
-def two_briefs(stocked: Store, make_adapter: MakeAdapter, summary_task, tiny) -> Store:
-    add_version(stocked, "brief", make_adapter(seed=9), summary_task, tiny)
-    return stocked
 
 
 async def asked(service: Running, reference: str = "brief") -> tuple[int, str]:

@@ -126,7 +126,7 @@ def _load_table(origin: Origin, cache: Path) -> Any:
 def _csv_options(path: Path) -> dict[str, Any]:
     """Read every cell as it is written: pandas would make 1 of "01", and nothing of "None", "NA" and "null"."""
     from datasets import Features, Value
-    from pandas import read_csv  # type: ignore[import-untyped]
+    from pandas import read_csv
 
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     columns = read_csv(path, sep=separator, nrows=0).columns

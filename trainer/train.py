@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,16 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.tasks import ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
+from trainer.batches import IGNORED, Encoded, LengthGrouped, collate
 from trainer.config import IDENTITY, ClassificationRecipe, Recipe
 from trainer.data import Row, Splits, labels_of
 from trainer.evaluate import predict
-
-IGNORED = -100
 
 
 def make_task(recipe: Recipe, splits: Splits, base: Base) -> ClassificationTask | SummarizationTask:
@@ -219,62 +217,6 @@ def _save(model: Any, folder: Path, base: Base) -> None:
     weights = folder / "adapter_model.safetensors"
     save_file({k: v.half().contiguous() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     (folder / "README.md").unlink(missing_ok=True)
-
-
-class Encoded(torch.utils.data.Dataset):
-    """Rows as token ids: the task's own prompt, then the answer; only the answer is learnt."""
-
-    def __init__(self, rows: list[Row], task: BaseTask, base: Base) -> None:
-        self._examples = []
-        for row in rows:
-            prompt = task.prompt(row.text, base.tokenizer).ids
-            answer = task.target(row.answer, base.tokenizer, end=base.end_id)
-            self._examples.append({"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer})
-        self.lengths = [len(example["input_ids"]) for example in self._examples]
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return self._examples[index]
-
-
-def collate(pad_id: int) -> Any:
-    """Return a collator that pads on the left: all answers end in the last column, and only the columns
-    that hold answers need logits."""
-
-    def batch(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        width = max(len(example["input_ids"]) for example in examples)
-
-        def padded(key: str, filler: int) -> torch.Tensor:
-            return torch.tensor([[filler] * (width - len(e[key])) + e[key] for e in examples])
-
-        mask = [[0] * (width - len(e["input_ids"])) + [1] * len(e["input_ids"]) for e in examples]
-        return {
-            "input_ids": padded("input_ids", pad_id),
-            "labels": padded("labels", IGNORED),
-            "attention_mask": torch.tensor(mask),
-        }
-
-    return batch
-
-
-class LengthGrouped(torch.utils.data.Sampler):
-    """Batches of like length in an order that depends on seed and epoch alone, so that a resumed run sees
-    the same batches. (transformers' own sampler draws from the global generator.)"""
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
 
 
 class Progress(TrainerCallback):

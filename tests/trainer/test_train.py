@@ -25,9 +25,10 @@ from adapters.packages import file_digest
 from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.trainer.conftest import MakeRecipe, settings
+from trainer.batches import IGNORED, Encoded, LengthGrouped, collate
 from trainer.config import Recipe
 from trainer.data import Row, Splits
-from trainer.train import IGNORED, AnswerTrainer, Encoded, LengthGrouped, collate, make_task, shrink, train
+from trainer.train import AnswerTrainer, make_task, shrink, train
 
 # Two epochs of eight steps, scored after every second step; dropout draws from the generators that a resumed
 # run must find where they were.

@@ -1,0 +1,71 @@
+"""Rows as batches: encoded by the task, padded on the left, of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from adapters.base_model import Base
+from adapters.tasks.base import BaseTask
+from trainer.data import Row
+
+IGNORED = -100
+
+
+class Encoded(torch.utils.data.Dataset):
+    """Rows as token ids: the task's own prompt, then the answer; only the answer is learnt."""
+
+    def __init__(self, rows: list[Row], task: BaseTask, base: Base) -> None:
+        self._examples = []
+        for row in rows:
+            prompt = task.prompt(row.text, base.tokenizer).ids
+            answer = task.target(row.answer, base.tokenizer, end=base.end_id)
+            self._examples.append({"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer})
+        self.lengths = [len(example["input_ids"]) for example in self._examples]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self._examples[index]
+
+
+def collate(pad_id: int) -> Any:
+    """Return a collator that pads on the left: all answers end in the last column, and only the columns
+    that hold answers need logits."""
+
+    def batch(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(example["input_ids"]) for example in examples)
+
+        def padded(key: str, filler: int) -> torch.Tensor:
+            return torch.tensor([[filler] * (width - len(e[key])) + e[key] for e in examples])
+
+        mask = [[0] * (width - len(e["input_ids"])) + [1] * len(e["input_ids"]) for e in examples]
+        return {
+            "input_ids": padded("input_ids", pad_id),
+            "labels": padded("labels", IGNORED),
+            "attention_mask": torch.tensor(mask),
+        }
+
+    return batch
+
+
+class LengthGrouped(torch.utils.data.Sampler):
+    """Batches of like length in an order that depends on seed and epoch alone, so that a resumed run sees
+    the same batches. (transformers' own sampler draws from the global generator.)"""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))

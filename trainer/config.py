@@ -75,13 +75,45 @@ class SummarizationRecipe(Strict):
     max_answer_tokens: int = Field(default=128, ge=1)
 
 
+# How a method's result is served: as the LoRA it is, as a LoRA made of it, as vectors in front of the prompt (of which
+# a prefix cannot be served: it is in every layer).
+LOW_RANK = ("lora", "qlora")
+CONVERTED = ("dora", "adalora", "ia3", "full")
+PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
+Method = Literal["lora", "qlora", "dora", "adalora", "ia3", "full", "prompt_tuning", "p_tuning", "prefix_tuning"]
+
+
 class Lora(Strict):
-    """LoRA (Hu et al. 2021, arXiv:2106.09685). The update is ``alpha / rank * B @ A``."""
+    """LoRA (Hu et al. 2021, arXiv:2106.09685), and what is built on it: QLoRA, DoRA, AdaLoRA.
+
+    The update is ``alpha / rank * B @ A``; with ``rslora`` it is divided by the root of the rank (Kalajdzievski 2023,
+    arXiv:2312.03732). ``plus`` is LoRA+ (Hayou et al. 2024, arXiv:2402.12354).
+    """
 
     rank: int = Field(default=8, ge=1, le=512)
     alpha: float = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    rslora: bool = False
+    plus: float | None = Field(default=None, ge=1, description="how much faster B learns than A; 16 is the paper's")
+
+
+class SoftPrompt(Strict):
+    """Vectors learnt in front of the prompt: prompt tuning, P-tuning and prefix tuning."""
+
+    tokens: int = Field(default=20, ge=1, le=256)
+    start: str | None = Field(
+        default=None, description="prompt_tuning: words to begin with, repeated to fill; default: the template's own"
+    )
+    encoder_width: int = Field(default=256, ge=8, le=8192, description="p_tuning: of the network that makes them")
+
+
+class Conversion(Strict):
+    """How a change that vLLM cannot load becomes a LoRA: the smallest rank that loses at most ``error`` of it (of its
+    squared size, over all matrices together), up to ``max_rank``."""
+
+    error: float = Field(default=0.05, ge=0, lt=1)
+    max_rank: int = Field(default=64, ge=1, le=512)
 
 
 class Training(Strict):
@@ -122,7 +154,11 @@ class Recipe(Strict):
     output: Path | None = Field(default=None, description="default: runs/NAME")
     task: Annotated[ClassificationRecipe | SummarizationRecipe, Field(discriminator="kind")]
     data: Data
+    method: Method = "lora"
+    last_layers: int | None = Field(default=None, ge=1, description="adapt so many of the last layers; default: all")
     lora: Lora = Lora()
+    soft_prompt: SoftPrompt = SoftPrompt()
+    convert: Conversion = Conversion()
     training: Training = Training()
     gate: Gate = Gate()
 
@@ -136,6 +172,19 @@ class Recipe(Strict):
         self._check_metrics("gate.test", self.gate.test)
         if self.training.shrink and self.task.kind != "classification":
             raise ValueError("training.shrink: it compares accuracies, so it is for classification only")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_the_method(self) -> Self:
+        """Refuse a setting that the method would pass over."""
+        for setting, given, methods in (
+            ("training.shrink", self.training.shrink, LOW_RANK),
+            ("lora.plus", self.lora.plus, ("lora", "qlora", "dora")),
+            ("lora.rslora", self.lora.rslora, ("lora", "qlora", "dora")),
+            ("last_layers", self.last_layers, (*LOW_RANK, *CONVERTED)),
+        ):
+            if given and self.method not in methods:
+                raise ValueError(f"{setting}: method {self.method} does not use it; {', '.join(methods)} would")
         return self
 
     def _check_metrics(self, where: str, thresholds: dict[str, float]) -> None:

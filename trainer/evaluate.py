@@ -19,6 +19,7 @@ from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
 from adapters.tasks import ClassificationTask, Completion
 from adapters.tasks.base import BaseTask
 from trainer.data import Row, Splits
+from trainer.soft_prompts import spelled
 
 BATCH = 16
 
@@ -51,7 +52,8 @@ def references_of(model: Any, task: BaseTask, base: Base) -> list[dict[str, Any]
     answers = []
     for text in probes.TEXTS:
         prompt = torch.tensor([task.prompt(text, base.tokenizer).ids], device=model.device)
-        logprobs = model(input_ids=prompt).logits[0, -1].float().log_softmax(-1)
+        called, inputs = spelled(model, {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)})
+        logprobs = called(**inputs).logits[0, -1].float().log_softmax(-1)
         ids = task.sampling({}).choices or logprobs.topk(probes.CHOICES).indices.tolist()
         answers.append({"text": text, "logprobs": {token: round(float(logprobs[token]), 6) for token in ids}})
     return answers
@@ -95,7 +97,8 @@ def _left_padded(prompts: list[list[int]], pad_id: int, device: Any) -> tuple[to
 
 @torch.inference_mode()
 def _scored(model: Any, ids: torch.Tensor, mask: torch.Tensor, task: BaseTask, base: Base) -> Iterator[Completion]:
-    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1].float()
+    called, inputs = spelled(model, {"input_ids": ids, "attention_mask": mask})
+    logits = called(**inputs, logits_to_keep=1).logits[:, -1].float()
     choices = task.sampling({}).choices
     for row in logits.log_softmax(-1)[:, list(choices)].tolist():
         yield Completion(logprobs=dict(zip(choices, row, strict=True)))
@@ -103,15 +106,16 @@ def _scored(model: Any, ids: torch.Tensor, mask: torch.Tensor, task: BaseTask, b
 
 @torch.inference_mode()
 def _generated(model: Any, ids: torch.Tensor, mask: torch.Tensor, task: BaseTask, base: Base) -> Iterator[Completion]:
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+    called, inputs = spelled(model, {"input_ids": ids, "attention_mask": mask})
+    out = called.generate(
+        **inputs,
         max_new_tokens=task.sampling({}).max_tokens,
         do_sample=False,
         eos_token_id=base.end_id,
         pad_token_id=base.end_id,
     )
-    for row in out[:, ids.shape[1] :].tolist():
+    begun = ids.shape[1] if "input_ids" in inputs else 0  # of vectors, transformers gives back the new ids alone
+    for row in out[:, begun:].tolist():
         ended = base.end_id in row
         kept = row[: row.index(base.end_id)] if ended else row
         yield Completion(text=base.tokenizer.decode(kept), finish_reason="stop" if ended else "length")

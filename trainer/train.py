@@ -1,4 +1,4 @@
-"""Train a LoRA adapter: load, construct, train, save."""
+"""Train an adapter: load, construct, train, save."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import (
-    AutoModelForCausalLM,
     EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
@@ -31,12 +30,16 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
+from adapters.store import WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
+from trainer import methods
 from trainer.batches import IGNORED, Encoded, LengthGrouped, collate
-from trainer.config import IDENTITY, ClassificationRecipe, Recipe
+from trainer.config import CONVERTED, IDENTITY, ClassificationRecipe, Recipe
+from trainer.conversion import changes_of, to_lora
 from trainer.data import Row, Splits, labels_of
 from trainer.evaluate import predict
+from trainer.soft_prompts import spelled
 
 
 def make_task(recipe: Recipe, splits: Splits, base: Base) -> ClassificationTask | SummarizationTask:
@@ -58,27 +61,29 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
     folder = recipe.run_folder
     checkpoint = _prepare_folder(folder, recipe.run_identity(splits.fingerprint, base.digest))
     set_seed(recipe.seed)
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
-    model.config.use_cache = False
-    model = _adapt(model, recipe)
+    steps = _steps(recipe, len(splits.train))
+    model = methods.adapt(methods.load_base(base, recipe), recipe, base, steps)
     trainer = AnswerTrainer(
         model=model,
-        args=_arguments(recipe, folder, len(splits.train)),
+        recipe=recipe,
+        args=_arguments(recipe, folder, steps),
         train_dataset=Encoded(splits.train, task, base),
         eval_dataset=Encoded(splits.validation, task, base),
         data_collator=collate(base.end_id),
-        callbacks=[EarlyStoppingCallback(recipe.training.patience), Progress()],
+        callbacks=[Progress()],
     )
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
     result = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     weights = [p for p in model.parameters() if p.requires_grad]
-    best = trainer.state.best_metric
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    best = losses[-1] if recipe.method == "adalora" and losses else trainer.state.best_metric
     if best is None or not math.isfinite(best) or not all(w.half().isfinite().all() for w in weights):
         raise HotswapError("the training diverged into infinite weights; set a lower training.learning_rate.")
+    weights_count = sum(w.numel() for w in weights)
     shrunk = shrink(model, recipe.training.shrink, splits.validation, task, base)
-    _save(model, folder / "adapter", base)
+    converted = _save(model, recipe, folder / "adapter", splits, task, base)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
         "data": splits.fingerprint,
@@ -93,28 +98,10 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
         "train_loss": result.training_loss,
         "best_validation_loss": best,
         "shrunk_to": shrunk,
-        "trainable_parameters": sum(w.numel() for w in weights),
+        "trainable_parameters": weights_count,
+        **({"converted": converted} if converted else {}),
         "history": history,
     }
-
-
-def _adapt(model: Any, recipe: Recipe) -> Any:
-    lora = recipe.lora
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    unknown = [t for t in lora.target_modules if not any(f".{name}".endswith(f".{t}") for name in linear)]
-    if unknown or not lora.target_modules:
-        names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-        raise HotswapError(
-            f"lora.target_modules: this base has no {', '.join(unknown) or 'empty name'}; it has: {names}."
-        )
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-    )
-    return get_peft_model(model, config)
 
 
 def _prepare_folder(folder: Path, identity: str) -> str | None:
@@ -134,9 +121,16 @@ def _prepare_folder(folder: Path, identity: str) -> str | None:
     return None
 
 
-def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
+def _steps(recipe: Recipe, rows: int) -> int:
     training = recipe.training
-    steps = max(1, round(rows / (training.batch_size * training.accumulate) * training.epochs))
+    return max(1, round(rows / (training.batch_size * training.accumulate) * training.epochs))
+
+
+def _arguments(recipe: Recipe, folder: Path, steps: int) -> TrainingArguments:
+    training = recipe.training
+    # AdaLoRA's ranks are settled at the end of the run, and PEFT's checkpoints lack what they are chosen by: such a run
+    # neither stops early nor goes on after a kill.
+    whole = recipe.method == "adalora"
     every = max(1, steps // training.evaluations)
     return TrainingArguments(
         output_dir=str(folder),
@@ -153,12 +147,12 @@ def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
         max_grad_norm=training.max_grad_norm,
         eval_strategy="steps",
         eval_steps=every,
-        save_strategy="steps",
+        save_strategy="no" if whole else "steps",
         save_steps=every,
         save_total_limit=2,
         logging_steps=max(1, every // 5),
-        load_best_model_at_end=True,
-        restore_callback_states_from_checkpoint=True,  # early stopping goes on counting after a kill
+        load_best_model_at_end=not whole,
+        restore_callback_states_from_checkpoint=not whole,  # early stopping goes on counting after a kill
         metric_for_best_model="eval_loss",
         bf16=_bfloat16(training.precision),
         use_cpu=not torch.cuda.is_available(),
@@ -207,16 +201,26 @@ def _bfloat16(precision: str) -> bool:
     return precision == "bfloat16"
 
 
-def _save(model: Any, folder: Path, base: Base) -> None:
+def _save(
+    model: Any, recipe: Recipe, folder: Path, splits: Splits, task: BaseTask, base: Base
+) -> dict[str, Any] | None:
     """Write the adapter in half precision: half the bytes to store and load.
 
-    Evaluation reads this file back, so that what is measured is what will be served.
+    Evaluation reads this file back, so that what is measured is what will be served. Returns, for what had to be made
+    into a LoRA, how that went, and the held-out scores from before.
     """
+    if recipe.method in CONVERTED:
+        model.eval()
+        rows = splits.test
+        scores = task.score(predict(model, rows, task, base, "test: as trained"), [row.answer for row in rows])
+        changes = changes_of(model, methods.load_base(base, recipe))
+        return {**to_lora(changes, recipe.convert, folder, base), "as_trained": scores}
     model.peft_config["default"].base_model_name_or_path = base.name
     model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the network for base.name
-    weights = folder / "adapter_model.safetensors"
+    weights = folder / WEIGHTS
     save_file({k: v.half().contiguous() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     (folder / "README.md").unlink(missing_ok=True)
+    return None
 
 
 class Progress(TrainerCallback):
@@ -245,6 +249,27 @@ class AnswerTrainer(Trainer):
     not for the prompt's.
     """
 
+    def __init__(self, recipe: Recipe, **options: Any) -> None:
+        super().__init__(**options)
+        self._recipe = recipe
+        if recipe.method == "adalora":
+            self.add_callback(RankAllocation())
+        else:
+            self.add_callback(EarlyStoppingCallback(recipe.training.patience))
+
+    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+        """Return the Trainer's own, or for LoRA+ PEFT's, in which B learns faster than A."""
+        ratio = self._recipe.lora.plus
+        if ratio is None:
+            return super().create_optimizer(*given)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        options.setdefault("lr", self.args.learning_rate)
+        decay = self.args.weight_decay
+        self.optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+            self.model, kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **options
+        )
+        return self.optimizer
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         data = train_dataset if train_dataset is not None else self.train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -255,9 +280,17 @@ class AnswerTrainer(Trainer):
     ) -> Any:
         labels = inputs.pop("labels")
         answers = int((labels != IGNORED).any(dim=0).sum())
-        outputs = model(**inputs, logits_to_keep=answers + 1)
+        called, inputs = spelled(model, inputs)
+        outputs = called(**inputs, logits_to_keep=answers + 1)
         logits = outputs.logits[:, :-1].float()
         targets = labels[:, -answers:]
         total = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         loss = total / (num_items_in_batch if num_items_in_batch is not None else (targets != IGNORED).sum())
         return (loss, outputs) if return_outputs else loss
+
+
+class RankAllocation(TrainerCallback):
+    """AdaLoRA moves its ranks to where they matter, between the gradients and their deletion."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        model.base_model.update_and_allocate(state.global_step)

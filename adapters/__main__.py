@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -132,7 +133,10 @@ def lint_(options: argparse.Namespace) -> None:
             )
     facts = lint(options.dir, shapes=base_shapes(base.folder) if base else None, max_rank=max_rank)
     if options.json:
-        print(json.dumps({"rank": facts.rank, "alpha": facts.alpha, "target_modules": facts.target_modules}))
+        print(json.dumps(asdict(facts)))
+        return
+    if facts.virtual_tokens:
+        print(f"ok: soft prompt of {facts.virtual_tokens} vectors")
         return
     print(f"ok: LoRA of rank {facts.rank}, alpha {facts.alpha:g}, on {', '.join(facts.target_modules)}")
 

@@ -47,6 +47,8 @@ def add_version(
             version=version,
             task=task,
             base=BaseReference(name=base.name, digest=base.digest),
+            method="soft_prompt" if facts.virtual_tokens else "lora",
+            virtual_tokens=facts.virtual_tokens,
             rank=facts.rank,
             alpha=facts.alpha,
             target_modules=facts.target_modules,

@@ -20,6 +20,9 @@ MAX_BYTES = 2 << 30
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ALPHA = 1e6
 TOLD_PROBLEMS, TOLD_CHARS = 8, 300
+MAX_VIRTUAL_TOKENS = 256
+PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING")
+PROMPT = "prompt_embeddings"  # PEFT's name for the one tensor of a learnt prompt: (tokens, hidden size)
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # What vLLM refuses, or takes and silently leaves out of its answers. Settings → the value that is harmless.
 UNSERVED: dict[str, tuple[Any, ...]] = {
@@ -43,12 +46,16 @@ UNSERVED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a sound adapter folder holds. ``scaling`` is what ``B @ A`` is multiplied by."""
+    """What a sound adapter folder holds. ``scaling`` is what ``B @ A`` is multiplied by.
+
+    A learnt prompt has ``virtual_tokens``, rank 0, and nothing else.
+    """
 
     rank: int
     alpha: float
     target_modules: tuple[str, ...]
     scaling: float
+    virtual_tokens: int = 0
 
 
 def lint(folder: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, max_rank: int | None = None) -> Facts:
@@ -58,6 +65,8 @@ def lint(folder: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, max_
     """
     _refuse_links_out(folder)
     config = _config(folder)
+    if config.get("peft_type") in PROMPT_TYPES:
+        return _lint_prompt(folder, config, shapes)
     problems = [*_config_problems(config, max_rank), *_file_problems(folder)]
     modules: set[str] = set()
     if (folder / WEIGHTS).is_file() and not problems:
@@ -73,6 +82,48 @@ def lint(folder: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, max_
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return Facts(rank, alpha, tuple(sorted({module.rsplit(".", 1)[-1] for module in modules})), scaling)
+
+
+def is_prompt(folder: Path) -> bool:
+    """Return whether a folder holds a learnt prompt; one that holds nothing sound does not."""
+    try:
+        return _config(folder).get("peft_type") in PROMPT_TYPES
+    except InvalidAdapter:
+        return False
+
+
+def _lint_prompt(folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None) -> Facts:
+    """Check vectors in front of the prompt, as PEFT saves them after prompt tuning and P-tuning."""
+    problems = list(_file_problems(folder))
+    count = 0
+    if not problems:
+        try:
+            with safe_open(folder / WEIGHTS, framework="numpy") as weights:
+                problems += _prompt_problems(weights, config, shapes)
+                count = 0 if problems else weights.get_slice(PROMPT).get_shape()[0]
+        except SafetensorError as error:
+            problems.append(f"{WEIGHTS} is damaged: {error}")
+        problems += _number_problems(folder / WEIGHTS, PROMPT) if not problems else []
+    if problems:
+        raise InvalidAdapter(f"{folder.name}: {_told(problems)}")
+    return Facts(0, 0.0, (), 0.0, count)
+
+
+def _prompt_problems(weights: Any, config: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None) -> Iterator[str]:
+    if list(weights.keys()) != [PROMPT]:
+        yield f"a learnt prompt is one tensor, {PROMPT}, and nothing else; save it with PEFT's save_pretrained"
+        return
+    tensor = weights.get_slice(PROMPT)
+    shape = tuple(tensor.get_shape())
+    if tensor.get_dtype() not in ("F32", "F16", "BF16"):
+        yield f"{PROMPT} is {tensor.get_dtype()}; F32, F16 or BF16 can be served"
+    if len(shape) != 2 or not 1 <= shape[0] <= MAX_VIRTUAL_TOKENS:
+        yield f"{PROMPT} has the shape {shape}; served are 1 to {MAX_VIRTUAL_TOKENS} vectors"
+    elif config.get("num_virtual_tokens") != shape[0]:
+        yield f"num_virtual_tokens is {config.get('num_virtual_tokens')!r} and there are {shape[0]} vectors"
+    hidden = {shape[1] for name, shape in (shapes or {}).items() if name.endswith("embed_tokens")}
+    if len(shape) == 2 and hidden and shape[1] not in hidden:
+        yield f"the vectors have {shape[1]} numbers, those of the base {hidden.pop()}: it was made for another base"
 
 
 def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -124,7 +175,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _config_problems(config: dict[str, Any], max_rank: int | None) -> Iterator[str]:
     if config.get("peft_type") != "LORA":
-        yield f"peft_type is {config.get('peft_type')!r}, served is 'LORA'; convert it with PEFT's convert_to_lora"
+        served = ", ".join(map(repr, ("LORA", *PROMPT_TYPES)))
+        yield f"peft_type is {config.get('peft_type')!r}, served are {served}; {_way_out(config)}"
         return
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -138,6 +190,12 @@ def _config_problems(config: dict[str, Any], max_rank: int | None) -> Iterator[s
     for key, harmless in UNSERVED.items():
         if key in config and config[key] not in harmless:
             yield f"{key}={config[key]!r} cannot be served; merge it or convert it to plain LoRA with PEFT"
+
+
+def _way_out(config: dict[str, Any]) -> str:
+    if config.get("peft_type") == "PREFIX_TUNING":
+        return "vLLM has no way to put keys and values into every layer: train with prompt_tuning, p_tuning or lora"
+    return "convert it with PEFT's convert_to_lora"
 
 
 def _file_problems(folder: Path) -> Iterator[str]:
@@ -176,7 +234,7 @@ def _tensor_problems(weights: Any, rank: int, shapes: dict[str, tuple[int, ...]]
             yield f"{module}: the adapter is for {(b[0], a[1])}, the base has {shapes[module]}"
 
 
-def _number_problems(path: Path) -> Iterator[str]:
+def _number_problems(path: Path, trained_part: str = ".lora_B.") -> Iterator[str]:
     """Look at the bits: numpy has no bfloat16, and a NaN is an exponent of ones in every format."""
     exponent = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
     with path.open("rb") as file:
@@ -190,8 +248,8 @@ def _number_problems(path: Path) -> Iterator[str]:
             kind, mask = exponent[entry["dtype"]]
             file.seek(8 + length + begin)
             bits = np.frombuffer(file.read(end - begin), dtype=kind)
-            trained |= ".lora_B." in key and bool(bits.any())
+            trained |= trained_part in key and bool(bits.any())
             if np.any((bits & kind(mask)) == kind(mask)):
                 yield f"tensor {key} holds NaN or infinity; train again with a lower learning rate"
     if not trained:
-        yield "every lora_B is zero, so that it changes nothing: it was never trained"
+        yield f"every {trained_part.strip('.')} is zero, so that it changes nothing: it was never trained"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.errors import InvalidAdapter
 from adapters.tasks import Task
@@ -72,15 +72,24 @@ class Manifest(Strict):
     description: str = Field(default="", max_length=2000)
     task: Task
     base: BaseReference
-    method: Literal["lora"] = "lora"
-    rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
-    target_modules: tuple[str, ...] = Field(min_length=1)
+    method: Literal["lora", "soft_prompt"] = Field(default="lora", description="how it is served")
+    rank: int = Field(ge=0, description="0 for a soft prompt")
+    alpha: float = Field(ge=0)
+    target_modules: tuple[str, ...]
+    virtual_tokens: int = Field(default=0, ge=0, description="vectors that stand in front of the prompt")
     files: dict[FileName, File]
     metrics: dict[str, Any] = Field(default_factory=dict, description="held-out scores, by test set")
     profile: Profile | None = None
     references: tuple[Reference, ...] = Field(default=(), max_length=8)
     lineage: dict[str, Any] = Field(default_factory=dict, description="recipe, data, seed, library versions")
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Self:
+        if self.method == "lora" and not (self.rank and self.alpha and self.target_modules and not self.virtual_tokens):
+            raise ValueError("a LoRA has a rank, an alpha and target_modules")
+        if self.method == "soft_prompt" and not (self.virtual_tokens and not self.rank):
+            raise ValueError("a soft prompt has virtual_tokens, and rank 0")
+        return self
 
     def to_bytes(self) -> bytes:
         """Return the manifest as it is stored."""

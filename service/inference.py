@@ -243,7 +243,7 @@ class Inference:
             raise InvalidRequest("The text is empty.")
         if len(text) > self._settings.max_input_chars:
             raise TooLong(f"The text has {len(text)} characters; the limit is {self._settings.max_input_chars}.")
-        room = self._settings.max_model_len
+        room = self._settings.max_model_len - (work.lease.manifest.virtual_tokens if work.lease else 0)
         return work.task.prompt(text, self._base.tokenizer, room=room, cut=asked.parameters.truncate)
 
     async def _shadowed(self, lease: Lease, asked: Inputs) -> list[Any]:

@@ -64,7 +64,8 @@ class Probe:
         return tuple(Reference(text=text, logprobs=dict.fromkeys(ids, 0.0)) for text in probes.TEXTS)
 
     def _question(self, manifest: Manifest, reference: Reference) -> Question:
-        prompt = manifest.task.prompt(reference.text, self._base.tokenizer, room=self._engine.limits.max_model_len)
+        room = self._engine.limits.max_model_len - manifest.virtual_tokens
+        prompt = manifest.task.prompt(reference.text, self._base.tokenizer, room=room)
         return tuple(prompt.ids), tuple(reference.logprobs)
 
     async def _ask(self, question: Question, engine_name: str | None) -> Mapping[int, float]:

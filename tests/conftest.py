@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Base:
     return resolve_base(str(tiny_folder), tmp_path_factory.mktemp("cache"))
+
+
+def write_prompt(folder: Path, *, tokens: int = 3, seed: int = 0, width: int = HIDDEN, **config: Any) -> Path:
+    """Write a learnt prompt as PEFT does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors = np.random.default_rng(seed).normal(size=(tokens, width)).astype(np.float16)
+    save_file({"prompt_embeddings": vectors}, folder / "adapter_model.safetensors")
+    about = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": tokens} | config
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    return folder
 
 
 @pytest.fixture

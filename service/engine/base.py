@@ -63,7 +63,8 @@ class Engine(Protocol):
         """Whether the engine can answer now."""
 
     async def load(self, name: str, folder: Path) -> None:
-        """Make the PEFT adapter in ``folder`` resident as ``name``, which has never meant other weights.
+        """Make the PEFT adapter in ``folder``, a LoRA or a learnt prompt, resident as ``name``, which has never meant
+        other weights.
 
         Raises :class:`EngineRefused`; nothing is resident then.
         """

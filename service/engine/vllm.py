@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base_model import Base
+from adapters.lint import PROMPT, is_prompt
 from adapters.probes import TEXTS
+from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
 from service.engine import launch
@@ -82,6 +84,7 @@ class VllmEngine:
                 enable_chunked_prefill=settings.chunked_prefill,
                 enable_prefix_caching=settings.prefix_caching,
                 enable_lora=True,
+                enable_prompt_embeds=True,  # from us, for learnt prompts: clients send text alone
                 max_lora_rank=self.limits.max_lora_rank,
                 max_logprobs=MAX_LABELS,
                 disable_log_stats=True,
@@ -162,6 +165,9 @@ class VllmEngine:
         if len(self._adapters) >= self.limits.max_resident:
             # vLLM would push out another, or, with its own kernels, fill the slot that must stay empty.
             raise EngineRefused(f"{name} does not fit: {self.limits.max_resident} adapters are resident")
+        if is_prompt(folder):
+            self._adapters[name] = await asyncio.to_thread(self._vectors, folder)
+            return
         request = LoRARequest(name, next(self._adapter_ids), str(folder))
         try:
             loaded = await self._running().add_lora(request)
@@ -172,9 +178,17 @@ class VllmEngine:
             raise EngineRefused(f"vLLM would not load {name}")
         self._adapters[name] = request
 
+    def _vectors(self, folder: Path) -> Any:
+        """Return a learnt prompt's vectors, (tokens, hidden size), in the numbers that the engine calculates with."""
+        from safetensors.torch import load_file
+
+        return load_file(folder / WEIGHTS)[PROMPT].to(self._running().model_config.dtype)
+
     async def unload(self, name: str) -> None:
+        from vllm.lora.request import LoRARequest
+
         request = self._adapters.pop(name, None)
-        if request is not None:
+        if isinstance(request, LoRARequest):
             try:
                 await self._running().remove_lora(request.lora_int_id)
             except Exception as error:
@@ -186,7 +200,6 @@ class VllmEngine:
     ) -> AsyncGenerator[Chunk]:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
-        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         llm = self._running()
@@ -201,9 +214,9 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         )
         request_id = f"hotswap-{next(self._request_ids)}"
-        lora = self._adapters[adapter] if adapter is not None else None
+        inputs, lora = self._inputs(prompt, adapter)
         try:
-            outputs = llm.generate(tokens_input(prompt), parameters, request_id, lora_request=lora)
+            outputs = llm.generate(inputs, parameters, request_id, lora_request=lora)
             async with aclosing(outputs):
                 async for output in outputs:
                     answer = output.outputs[0]
@@ -219,6 +232,22 @@ class VllmEngine:
         except Exception as error:
             self._raise_if_dead(error)
             raise
+
+    def _inputs(self, prompt: list[int], adapter: str | None) -> tuple[Any, Any]:
+        """Return what the engine reads, and the LoRA it reads it with, if any."""
+        from vllm.inputs import tokens_input
+        from vllm.inputs.engine import embeds_input
+        from vllm.lora.request import LoRARequest
+
+        resident = self._adapters[adapter] if adapter is not None else None
+        if resident is None or isinstance(resident, LoRARequest):
+            return tokens_input(prompt), resident
+        # The engine looks the text's tokens up itself: their rows here are only there to be passed over.
+        vectors = resident.new_zeros(len(resident) + len(prompt), resident.shape[1])
+        vectors[: len(resident)] = resident
+        known = [False] * len(resident) + [True] * len(prompt)
+        ids = [self._base.end_id] * len(resident) + prompt
+        return embeds_input(vectors, prompt_token_ids=ids, is_token_ids=known), None
 
     def _running(self) -> Any:
         if not self.alive:

@@ -18,7 +18,7 @@ from adapters.intake import add_version
 from adapters.lint import Facts, base_shapes, lint
 from adapters.store import CONFIG, WEIGHTS, Store
 from adapters.tasks import ClassificationTask
-from tests.conftest import HIDDEN, MakeAdapter
+from tests.conftest import HIDDEN, MakeAdapter, write_prompt
 
 LAYER = "base_model.model.model.layers.0.self_attn"
 Tensors = dict[str, np.ndarray]
@@ -159,7 +159,7 @@ class TestTheConfig:
             ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens=[5] cannot be served"),
             ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' cannot be served"),
             ({"init_lora_weights": "olora"}, "init_lora_weights='olora' cannot be served"),
-            ({"peft_type": "IA3"}, "peft_type is 'IA3', served is 'LORA'; convert it"),
+            ({"peft_type": "IA3"}, "peft_type is 'IA3', served are 'LORA', 'PROMPT_TUNING', 'P_TUNING'; convert it"),
             ({"peft_type": None}, "peft_type is None"),
             ({"r": 0}, "r is 0, not a rank"),
             ({"r": "4"}, "r is '4', not a rank"),
@@ -341,3 +341,38 @@ def test_shapes_of_the_base_are_read_from_every_shard(tiny_folder: Path, tmp_pat
         save_file({name: tensors[name] for name in part}, tmp_path / f"model-{number}.safetensors")
     assert base_shapes(tmp_path) == base_shapes(tiny_folder)
     assert base_shapes(tiny_folder)["model.layers.0.self_attn.v_proj"] == (64, 128)
+
+
+class TestALearntPrompt:
+    def test_that_is_sound_says_how_many_vectors_it_has(self, tmp_path: Path, shapes: Any) -> None:
+        facts = lint(write_prompt(tmp_path / "p", tokens=5), shapes=shapes)
+        assert (facts.virtual_tokens, facts.rank, facts.target_modules) == (5, 0, ())
+
+    @pytest.mark.parametrize(
+        ("made", "said"),
+        [
+            ({"tokens": 300}, "served are 1 to 256 vectors"),
+            ({"tokens": 3, "num_virtual_tokens": 4}, "num_virtual_tokens is 4 and there are 3 vectors"),
+            ({"width": 64}, f"the vectors have 64 numbers, those of the base {HIDDEN}: it was made for another base"),
+            ({"peft_type": "PREFIX_TUNING"}, "train with prompt_tuning, p_tuning or lora"),
+        ],
+    )
+    def test_that_cannot_be_served_is_refused(
+        self, tmp_path: Path, refused: Callable[..., str], made: dict[str, Any], said: str
+    ) -> None:
+        assert said in refused(write_prompt(tmp_path / "p", **made))
+
+    def test_that_holds_nan_or_other_tensors_or_nothing_is_refused(
+        self, tmp_path: Path, refused: Callable[..., str]
+    ) -> None:
+        folder = write_prompt(tmp_path / "p")
+        assert "NaN" in refused(edit(folder, lambda tensors: tensors["prompt_embeddings"].fill(np.nan)))
+        assert "never trained" in refused(edit(folder, lambda tensors: tensors["prompt_embeddings"].fill(0)))
+        assert "one tensor" in refused(edit(folder, lambda tensors: tensors.update(more=np.ones(2, np.float16))))
+
+    def test_is_stored_as_what_it_is(
+        self, tmp_path: Path, store: Store, tiny: Base, sentiment_task: ClassificationTask
+    ) -> None:
+        manifest = add_version(store, "mood", write_prompt(tmp_path / "p", tokens=5), sentiment_task, tiny)
+        assert (manifest.method, manifest.virtual_tokens, manifest.rank) == ("soft_prompt", 5, 0)
+        assert store.manifest("mood", 1)[0] == manifest

@@ -77,10 +77,10 @@ def test_the_task_comes_back_as_what_it_was(
         (json.dumps({k: v for k, v in fields().items() if k != "task"}).encode(), "task: is required"),
         (stored(task={"kind": "translation"}), "task: .*'translation'"),
         (stored(method="ia3"), "method: "),
-        (stored(rank=0), "rank: "),
+        (stored(rank=0), "a LoRA has a rank"),
         (stored(base={"name": "x", "digest": "md5:1"}), "base.digest: "),
         (stored(version=0), "version: "),
-        (stored(target_modules=[]), "target_modules: "),
+        (stored(target_modules=[]), "a LoRA has a rank, an alpha and target_modules"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(content: bytes, reason: str) -> None:

@@ -14,7 +14,7 @@ from adapters.tasks import ClassificationTask, Sampling
 from service.engine.base import Chunk, Engine, EngineDown, EngineRefused, Limits
 from service.engine.fake import FakeEngine
 from service.settings import Settings
-from tests.conftest import MakeAdapter, write_adapter
+from tests.conftest import MakeAdapter, write_adapter, write_prompt
 
 pytestmark = pytest.mark.anyio
 SETTINGS = Settings(max_loras=2, max_cpu_loras=2, max_lora_rank=8, max_model_len=256, kv_cache_gib=0.25)
@@ -121,6 +121,43 @@ async def test_a_request_that_is_left_costs_the_others_nothing(engine: Engine, l
 
     await asyncio.gather(*(leave_early() for _ in range(4)))
     assert (await answer(engine, prompt, Sampling(max_tokens=4), loaded[1])).tokens > 0
+
+
+async def test_a_learnt_prompt_is_served_beside_adapters_and_the_base(
+    engine: Engine, make_adapter: MakeAdapter, tmp_path: Path, prompt, sentiment_task, tiny: Base
+) -> None:
+    learnt, lora = next(NAMES), next(NAMES)
+    folder = write_prompt(tmp_path / "prompt", tokens=3)
+    await engine.load(learnt, folder)
+    await engine.load(lora, make_adapter(seed=0, scale=0.2))
+    sampling = sentiment_task.sampling({})
+    alone = [await answer(engine, prompt, sampling, adapter) for adapter in (learnt, lora, None)]
+    together = await asyncio.gather(*(answer(engine, prompt, sampling, a) for a in (learnt, lora, None) * 3))
+    for one, other in zip(together, alone * 3, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+    assert alone[0].logprobs != pytest.approx(alone[2].logprobs, abs=1e-2)
+    if not isinstance(engine, FakeEngine):
+        assert alone[0].logprobs == pytest.approx(in_front(folder, prompt, sampling, tiny), abs=1e-3)
+    whole = await answer(engine, prompt, Sampling(max_tokens=8), learnt)
+    assert whole.text == (await answer(engine, prompt, Sampling(max_tokens=8), learnt)).text
+    for name in (learnt, lora):
+        await engine.unload(name)
+    with pytest.raises(EngineRefused):
+        await answer(engine, prompt, sampling, learnt)
+
+
+def in_front(folder: Path, prompt: list[int], sampling: Sampling, base: Base) -> dict[int, float]:
+    """Return what transformers says to the vectors of ``folder`` and then ``prompt``."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base.folder)
+    vectors = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"].float()
+    with torch.no_grad():
+        text = model.get_input_embeddings()(torch.tensor(prompt))
+        logprobs = model(inputs_embeds=torch.cat([vectors, text])[None]).logits[0, -1].log_softmax(-1)
+    return {choice: float(logprobs[choice]) for choice in sampling.choices}
 
 
 async def test_an_adapter_that_is_not_resident_is_refused(engine: Engine, prompt, sentiment_task) -> None:

@@ -49,7 +49,7 @@ class TestAMistake:
             ({"training": {"epoch": 2}}, "training.epoch: unknown key; did you mean 'epochs'?"),
             ({"training": {"lerning_rate": 1}}, "training.lerning_rate: unknown key; did you mean 'learning_rate'?"),
             ({"lora": {"dropuot": 1}}, "lora.dropuot: unknown key; did you mean 'dropout'?"),
-            ({"lora": {"xyz": 1}}, "lora.xyz: unknown key; known keys: alpha, dropout, plus, rank, rslora, target_modules"),
+            ({"lora": {"xyz": 1}}, "lora.xyz: unknown key; known keys: alpha, dropout, plus, rank, rslora, target_"),
             (
                 {"data": {"path": "x.csv", "valdiation": 0.1}},
                 "data.valdiation: unknown key; did you mean 'validation'?",

@@ -94,6 +94,27 @@ def test_a_version_released_meanwhile_takes_over_without_a_restart(
     assert server.predict("reviews@1", "moving film")["adapter"]["version"] == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "rate", "served_as"), [("full", 1e-3, "lora"), ("ia3", 0.1, "lora"), ("p_tuning", 1e-2, "soft_prompt")]
+)
+def test_what_other_methods_made_takes_over_too(
+    server: Server, workplace: Path, tiny_folder: Path, method: str, rate: float, served_as: str
+) -> None:
+    changes = [f"method={method}", f"training.learning_rate={rate}", f"output={workplace}/{method}"]
+    arguments = [part for change in (*changes, "convert.max_rank=16", "gate={}") for part in ("--set", change)]
+    recipe = str(workplace / "recipe.yaml")
+    for command in ("train", "evaluate"):
+        run(workplace, tiny_folder, "trainer", command, recipe, *arguments)
+    made = json.loads(run(workplace, tiny_folder, "trainer", "publish", recipe, *arguments, "--json"))
+    used: dict = {}
+    while used.get("version") != made["version"]:  # bounded by the test's timeout
+        answer = server.predict("reviews", "moving film beautifully acted", "slow dull plot")
+        used = answer["adapter"]
+    assert [output["label"] for output in answer["outputs"]] == ["positive", "negative"]
+    versions = json.loads(run(workplace, tiny_folder, "adapters", "show", f"reviews@{made['version']}", "--json"))
+    assert versions["method"] == served_as
+
+
 def test_a_killed_engine_is_reported_at_once_and_comes_back_with_what_was_released(server: Server) -> None:
     before = server.predict("reviews", "moving film")
     children = Path(f"/proc/{server.process.pid}/task").glob("*/children")

@@ -19,6 +19,7 @@ from peft import (
     prepare_model_for_kbit_training,
 )
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils.logging import disable_progress_bar
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
@@ -31,6 +32,7 @@ LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 def load_base(base: Base, recipe: Recipe) -> Any:
     """Return the base model in float32; for QLoRA (Dettmers et al. 2023, arXiv:2305.14314) with its matrices in 4-bit
     NormalFloat, quantized twice."""
+    disable_progress_bar()  # its bar of a second would stand between ours
     options: dict[str, Any] = {}
     if recipe.method == "qlora":
         options = {"quantization_config": _four_bit(), "device_map": "cuda:0" if torch.cuda.is_available() else "cpu"}

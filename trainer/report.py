@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from adapters.base_model import Base
-from trainer.config import Recipe
+from trainer.config import PROMPTS, Recipe
 from trainer.sources import SOURCES
 
 
@@ -32,7 +32,8 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
         "",
         recipe.description,
         "",
-        f"A LoRA adapter for {base.name} (`{base.digest}`).",
+        f"{_made_by(recipe)} for {base.name} (`{base.digest}`).",
+        *_conversion_lines(run),
         "",
         "## Data",
         "",
@@ -63,6 +64,24 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
         "English only; scores hold for text like the test rows. The base is a small model: check answers that matter.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _made_by(recipe: Recipe) -> str:
+    if recipe.method in PROMPTS:
+        return f"{recipe.soft_prompt.tokens} learnt vectors in front of the prompt ({recipe.method})"
+    return "A LoRA adapter" if recipe.method == "lora" else f"A LoRA adapter, trained with {recipe.method},"
+
+
+def _conversion_lines(run: dict[str, Any]) -> list[str]:
+    """What was lost where vLLM cannot load what was trained; the table's scores are those of what is served."""
+    if (made := run.get("converted")) is None:
+        return []
+    scores = [f"{name} {_figure(v)}" for name, v in made["as_trained"].items() if isinstance(v, float)]
+    return [
+        "",
+        f"The change was made into a LoRA of rank {made['rank']}, which loses {made['error']:.2%} of its squared size. "
+        f"Before that, on the test rows: {', '.join(scores)}.",
+    ]
 
 
 def _figure(value: float) -> str:

@@ -338,6 +338,25 @@ class TestPublishing:
         again = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
         assert again["training"] == manifest.lineage["recipe"]["training"], "the card's recipe can be used"
 
+    def test_of_what_was_made_into_a_lora_says_what_that_cost(self, place: Workplace) -> None:
+        changes = ("--set", "method=dora", "--set", "convert.error=0.2", "--set", "gate={}")
+        for command in ("train", "publish"):
+            assert place.run(command, "mood.yaml", *changes).status == 0
+        card = (place.folder / "store/mood/versions/1/README.md").read_text()
+        assert "A LoRA adapter, trained with dora, for" in card
+        assert "The change was made into a LoRA of rank" in card
+        assert "Before that, on the test rows: accuracy" in card
+
+    @pytest.mark.parametrize(("method", "served"), [("prompt_tuning", True), ("prefix_tuning", False)])
+    def test_of_a_learnt_prompt_works_and_of_a_prefix_says_what_would(
+        self, place: Workplace, method: str, served: bool
+    ) -> None:
+        changes = ("--set", f"method={method}", "--set", "gate={}")
+        assert place.run("train", "mood.yaml", *changes).status == 0
+        published = place.run("publish", "mood.yaml", *changes)
+        assert (published.status == 0) is served
+        assert served or "train with prompt_tuning, p_tuning or lora" in published.err
+
     def test_again_makes_the_next_version(self, published: Workplace) -> None:
         result = published.run("publish", "mood.yaml", "--json")
         assert json.loads(result.out) == {"name": "mood", "version": 2, "generation": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import sys
@@ -16,7 +17,7 @@ from adapters import cli
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
-from adapters.store import open_store
+from adapters.store import Store, open_store
 from adapters.tasks import Task
 from trainer.config import IDENTITY, Recipe, load_recipe
 from trainer.data import load_splits
@@ -26,6 +27,7 @@ RUN, EVALUATION, TASK = "run.json", "evaluation.json", "adapter/task.json"
 
 
 def main() -> int:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a kernel that nobody asked for
     return cli.run(_parser())
 
 
@@ -44,6 +46,8 @@ def train(options: argparse.Namespace) -> None:
         run = _read(recipe, RUN)
     else:
         run = training.train(recipe, splits, task, base)
+        if run["temperature"] != 1.0:
+            task = task.model_copy(update={"temperature": run["temperature"]})
         _write(recipe.run_folder / TASK, json.loads(task.model_dump_json()))
         _write(recipe.run_folder / RUN, run)  # last: its presence says that the run is finished
     if options.json:
@@ -58,12 +62,17 @@ def train(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     recipe = _recipe(options)
-    evaluation = _evaluate(recipe)
+    evaluation = _evaluate(recipe, _store(options))
     rows = score_rows(evaluation["scores"])
     if options.json:
         print(json.dumps(evaluation["scores"]))
     else:
-        cli.show(rows, as_json=False, columns=("test", "metric", "base", "adapter"))
+        cli.show(rows, as_json=False, columns=("test", "metric", "base", "adapter", "interval"))
+        if against := evaluation["released"]:
+            print(
+                f"released is version {against['version']}: {against['released']:.4f} on the same test rows, "
+                f"this one {against['candidate']:.4f} (p = {against['p_value']:.2g})"
+            )
         print(_next("publish", options))
 
 
@@ -71,10 +80,12 @@ def publish(options: argparse.Namespace) -> None:
     recipe, signer = _recipe(options), cli.signer_of(options)
     run, base = _trained(recipe)
     done = recipe.run_folder / EVALUATION
-    evaluation = _read(recipe, EVALUATION) if done.is_file() else _evaluate(recipe)
+    store = _store(options)
+    evaluation = _read(recipe, EVALUATION) if done.is_file() else None
+    if evaluation is None or _compared_with(evaluation) != _stable(store, recipe.name):
+        evaluation = _evaluate(recipe, store)
     from trainer import publish as publishing
 
-    store = open_store(options.store or os.environ.get("HOTSWAP_STORE"))
     manifest = publishing.publish(recipe, store, _task(recipe), base, run, evaluation, signer)
     release = None if options.no_release else store.release(recipe.name, manifest.version, why=options.why)
     generation = release.generation if release else None
@@ -85,14 +96,40 @@ def publish(options: argparse.Namespace) -> None:
         print(f"{manifest.name}@{manifest.version} published to {store.place}, {served}")
 
 
-def _evaluate(recipe: Recipe) -> dict[str, Any]:
+def _store(options: argparse.Namespace) -> Store:
+    return open_store(getattr(options, "store", None) or os.environ.get("HOTSWAP_STORE"))
+
+
+def _stable(store: Store, name: str) -> int | None:
+    release = store.released(name)
+    return release.stable if release else None
+
+
+def _compared_with(evaluation: dict[str, Any]) -> int | None:
+    return (evaluation.get("released") or {}).get("version")
+
+
+def _released(recipe: Recipe, store: Store, base: Base) -> Any:
+    """Return the version that is served now, if it does the same on the same base."""
+    from trainer.evaluate import Released
+
+    if (version := _stable(store, recipe.name)) is None:
+        return None
+    manifest, _ = store.manifest(recipe.name, version)
+    if manifest.base.digest != base.digest or manifest.task.kind != recipe.task.kind:
+        return None
+    return Released(version, store.fetch(recipe.name, version, cache_folder()), manifest.task)
+
+
+def _evaluate(recipe: Recipe, store: Store) -> dict[str, Any]:
     run, base = _trained(recipe)
     splits = load_splits(recipe, cache_folder())
     if splits.fingerprint != run["data"]:
         raise HotswapError("the data is not what the adapter was trained on; train again, then evaluate.")
     from trainer import evaluate as evaluation
 
-    result = evaluation.evaluate(recipe.run_folder / "adapter", splits, _task(recipe), base)
+    released = _released(recipe, store, base)
+    result = evaluation.evaluate(recipe.run_folder / "adapter", splits, _task(recipe), base, released)
     _write(recipe.run_folder / EVALUATION, result)
     return result
 

@@ -143,6 +143,10 @@ class Gate(Strict):
     """What a candidate must reach on held-out rows before it may be published: metric → least value."""
 
     test: dict[str, float] = Field(default_factory=dict)
+    released: Literal["any", "not_worse", "better"] = Field(
+        default="not_worse",
+        description="against what is served now, on the test rows; worse and better are so at the 5 % level",
+    )
     extra_tests: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 

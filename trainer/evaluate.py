@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,31 @@ from adapters.errors import HotswapError
 from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
 from adapters.tasks import ClassificationTask, Completion
 from adapters.tasks.base import BaseTask
+from trainer import statistics
 from trainer.data import Row, Splits
 from trainer.soft_prompts import spelled
 
 BATCH = 16
 
 
-def evaluate(adapter: Path, splits: Splits, task: BaseTask, base: Base) -> dict[str, Any]:
-    """Return ``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter; and
-    ``references``: what it answers to the texts that the service asks it before it is served."""
+@dataclass(frozen=True)
+class Released:
+    """The version that is served now, to be compared with."""
+
+    version: int
+    folder: Path
+    task: BaseTask
+
+
+def evaluate(
+    adapter: Path, splits: Splits, task: BaseTask, base: Base, released: Released | None = None
+) -> dict[str, Any]:
+    """Return ``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter;
+    ``references``: what it answers to the texts that the service asks it before it is served; and ``released``: how it
+    compares with what is served now, on the test rows."""
     if not (adapter / "adapter_config.json").is_file():
         raise HotswapError(f"{adapter} holds no adapter; run train first.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device)
-    model = PeftModel.from_pretrained(model, adapter).eval()
+    model = _adapted(adapter, base)
     scores: dict[str, Any] = {}
     profile: dict[str, Any] = {}
     for name, rows in {"test": splits.test, **splits.extra_tests}.items():
@@ -40,9 +52,28 @@ def evaluate(adapter: Path, splits: Splits, task: BaseTask, base: Base) -> dict[
             zero_shot = predict(model, rows, task, base, f"{name}: base")
         adapted = predict(model, rows, task, base, f"{name}: adapter")
         scores[name] = {"base": task.score(zero_shot, answers), "adapter": task.score(adapted, answers)}
+        scores[name]["adapter"]["intervals"] = statistics.intervals(task, adapted, answers)
         if name == "test":
+            tested = adapted
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
-    return {"scores": scores, "profile": profile, "references": references_of(model, task, base)}
+    references = references_of(model, task, base)
+    del model
+    against = _against(released, tested, splits.test, task, base) if released else None
+    return {"scores": scores, "profile": profile, "references": references, "released": against}
+
+
+def _adapted(adapter: Path, base: Base) -> Any:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device)
+    return PeftModel.from_pretrained(model, adapter).eval()
+
+
+def _against(
+    released: Released, tested: list[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
+) -> dict[str, Any]:
+    theirs = predict(_adapted(released.folder, base), rows, released.task, base, f"test: version {released.version}")
+    compared = statistics.compare(task, tested, theirs, [row.answer for row in rows])
+    return {"version": released.version, **compared}
 
 
 @torch.inference_mode()

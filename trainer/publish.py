@@ -20,8 +20,13 @@ from trainer.report import card
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
 
 
-def check_gate(recipe: Recipe, scores: dict[str, Any]) -> None:
-    """Raise :class:`HotswapError` naming every metric that is below what the recipe asks for."""
+SIGNIFICANT = 0.05
+
+
+def check_gate(recipe: Recipe, evaluation: dict[str, Any]) -> None:
+    """Raise :class:`HotswapError` naming every metric that is below what the recipe asks for, and the released version
+    where the candidate does not stand up to it."""
+    scores = evaluation["scores"]
     wanted = {"test": recipe.gate.test, **recipe.gate.extra_tests}
     missed = []
     for test, thresholds in wanted.items():
@@ -32,8 +37,22 @@ def check_gate(recipe: Recipe, scores: dict[str, Any]) -> None:
                 missed.append(f"{test} has no {metric}")
             elif value < least:
                 missed.append(f"{test} {metric} is {value:.4f}, the gate asks for {least}")
+    missed += _beaten_by_released(recipe, evaluation.get("released"))
     if missed:
         raise HotswapError("the gate is closed, nothing is published: " + "; ".join(missed))
+
+
+def _beaten_by_released(recipe: Recipe, against: dict[str, Any] | None) -> list[str]:
+    wanted = recipe.gate.released
+    if against is None or wanted == "any":
+        return []
+    ours, theirs, p = against["candidate"], against["released"], against["p_value"]
+    told = f"version {against['version']}, which is served, scores {theirs:.4f} and this one {ours:.4f} (p = {p:.2g})"
+    if p < SIGNIFICANT and ours < theirs:
+        return [f"{told}; gate.released: any lets it pass"]
+    if wanted == "better" and not (p < SIGNIFICANT and ours > theirs):
+        return [f"{told}, and gate.released asks for a better one"]
+    return []
 
 
 def publish(
@@ -46,7 +65,7 @@ def publish(
     signer: Signer | None = None,
 ) -> Manifest:
     """Write the run's adapter as the next version and return its manifest. Raises where gate or lint refuse."""
-    check_gate(recipe, evaluation["scores"])
+    check_gate(recipe, evaluation)
     folder: Path = recipe.run_folder / "adapter"
     (folder / CARD).write_text(card(recipe, base, run, evaluation["scores"]), encoding="utf-8")
     lineage = {

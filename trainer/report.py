@@ -12,9 +12,16 @@ from trainer.sources import SOURCES
 
 
 def score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row per test set and metric, base beside adapter; nested details are left out."""
+    """Return one row per test set and metric, base beside adapter, with the 95 % interval where there is one; nested
+    details are left out."""
     return [
-        {"test": test, "metric": metric, "base": both["base"][metric], "adapter": value}
+        {
+            "test": test,
+            "metric": metric,
+            "base": both["base"][metric],
+            "adapter": value,
+            "interval": _span(both, metric),
+        }
         for test, both in scores.items()
         for metric, value in both["adapter"].items()
         if isinstance(value, int | float)
@@ -42,10 +49,10 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
         "",
         "## Held-out scores",
         "",
-        "| test | metric | base, zero-shot | this adapter |",
-        "|---|---|---|---|",
+        "| test | metric | base, zero-shot | this adapter | 95 % interval |",
+        "|---|---|---|---|---|",
         *(
-            f"| {r['test']} | {r['metric']} | {_figure(r['base'])} | {_figure(r['adapter'])} |"
+            f"| {r['test']} | {r['metric']} | {_figure(r['base'])} | {_figure(r['adapter'])} | {r['interval']} |"
             for r in score_rows(scores)
         ),
         *_confusion_lines(scores),
@@ -64,6 +71,11 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
         "English only; scores hold for text like the test rows. The base is a small model: check answers that matter.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _span(both: dict[str, Any], metric: str) -> str:
+    low, high = both["adapter"].get("intervals", {}).get(metric, (None, None))
+    return "" if low is None else f"{_figure(low)}–{_figure(high)}"
 
 
 def _made_by(recipe: Recipe) -> str:

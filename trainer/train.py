@@ -33,7 +33,7 @@ from adapters.errors import HotswapError
 from adapters.store import WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
-from trainer import methods
+from trainer import methods, statistics
 from trainer.batches import IGNORED, Encoded, LengthGrouped, collate
 from trainer.config import CONVERTED, IDENTITY, ClassificationRecipe, Recipe
 from trainer.conversion import changes_of, to_lora
@@ -83,6 +83,7 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
         raise HotswapError("the training diverged into infinite weights; set a lower training.learning_rate.")
     weights_count = sum(w.numel() for w in weights)
     shrunk = shrink(model, recipe.training.shrink, splits.validation, task, base)
+    calibration = _temperature(model, splits.validation, task, base)
     converted = _save(model, recipe, folder / "adapter", splits, task, base)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
@@ -98,6 +99,7 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
         "train_loss": result.training_loss,
         "best_validation_loss": best,
         "shrunk_to": shrunk,
+        "temperature": calibration,
         "trainable_parameters": weights_count,
         **({"converted": converted} if converted else {}),
         "history": history,
@@ -191,6 +193,14 @@ def shrink(model: Any, shares: Sequence[float], rows: list[Row], task: BaseTask,
     scale(chosen)
     model.peft_config["default"].lora_alpha *= chosen
     return chosen
+
+
+def _temperature(model: Any, rows: list[Row], task: BaseTask, base: Base) -> float:
+    if not isinstance(task, ClassificationTask) or len(rows) < statistics.CALIBRATION_ROWS:
+        return 1.0
+    model.eval()
+    outputs = predict(model, rows, task, base, "validation: confidence")
+    return statistics.temperature(outputs, [row.answer for row in rows])
 
 
 def _bfloat16(precision: str) -> bool:

@@ -203,7 +203,7 @@ class TestEvaluating:
         result = trained[1][1]
         assert result.status == 0
         heading, *rows, following = result.out.splitlines()
-        assert heading.split() == ["TEST", "METRIC", "BASE", "ADAPTER"]
+        assert heading.split() == ["TEST", "METRIC", "BASE", "ADAPTER", "INTERVAL"]
         assert [row.split()[1] for row in rows] == ["rows", "accuracy", "macro_f1", "calibration_error"]
         assert rows[1].split()[3] == "1.000", "one word decides; a two-layer model learns it"
         assert following == "next: python -m trainer publish mood.yaml"
@@ -393,6 +393,33 @@ class TestPublishing:
         line = refused("publish", "mood.yaml", "--set", "gate.test.macro_f1=0.75")
         assert "the gate is closed, nothing is published: " in line
         assert "test accuracy is 0.8125, the gate asks for 0.9; test macro_f1 is 0.7000, the gate asks for 0.75" in line
+
+    def test_of_what_is_worse_than_what_is_served_stores_nothing(
+        self, place: Workplace, refused: Callable[..., str]
+    ) -> None:
+        assert place.run("publish", "mood.yaml").status == 0
+        worse = ("mood.yaml", "--set", "gate={}", "--set", "training.learning_rate=1.0e-6")
+        assert place.run("train", *worse).status == 0
+        evaluated = place.run("evaluate", *worse)
+        assert "released is version 1: 1.0000 on the same test rows" in evaluated.out
+        line = refused("publish", *worse)
+        assert "version 1, which is served, scores 1.0000 and this one" in line
+        assert place.store.versions("mood") == [1]
+        assert place.run("publish", *worse, "--set", "gate.released=any").status == 0
+
+    def test_of_what_is_no_better_is_refused_where_better_is_asked_for(
+        self, place: Workplace, refused: Callable[..., str]
+    ) -> None:
+        assert place.run("publish", "mood.yaml").status == 0
+        assert place.run("publish", "mood.yaml").status == 0
+        assert "asks for a better one" in refused("publish", "mood.yaml", "--set", "gate.released=better")
+
+    def test_compares_with_what_is_served_now_not_when_it_was_evaluated(self, place: Workplace) -> None:
+        assert place.run("publish", "mood.yaml").status == 0
+        before = json.loads((place.run_folder / "evaluation.json").read_text())
+        assert place.run("publish", "mood.yaml").status == 0
+        after = json.loads((place.run_folder / "evaluation.json").read_text())
+        assert (before["released"], after["released"]["version"]) == (None, 1)
 
     def test_exactly_at_the_gate_is_good_enough(self, place: Workplace) -> None:
         assert place.run("publish", "mood.yaml", "--set", "gate.test.accuracy=1.0").status == 0

@@ -86,6 +86,11 @@ def _together(owners: Sequence[int], rows: Sequence[int]) -> Iterator[Part]:
         )
 
 
+def _copy(b: torch.Tensor) -> torch.Tensor:
+    """Not ``contiguous()``: where a side is 1 it hands out the slot itself, into which the next adapter is written."""
+    return b.clone(memory_format=torch.contiguous_format)
+
+
 def _rows(owners: Sequence[int], start: int, end: int) -> slice | None:
     """Return those rows, as a slice only if it is not of everything: slicing takes as long as a small product."""
     return None if end - start == len(owners) else slice(start, end)
@@ -160,7 +165,7 @@ class Layer:
             a_used += [a[slot, 0, :rank] for slot, rank in zip(chosen, used, strict=True)]
             parts = [b[slot, 0, :, :rank].T for slot, rank in zip(chosen, used, strict=True)]
             b_used.append(torch.cat(parts) if len(parts) > 1 else parts[0])
-        bs = [torch.block_diag(*b_used)] if total <= FUSED else [b.contiguous() for b in b_used]
+        bs = [torch.block_diag(*b_used)] if total <= FUSED else [_copy(b) for b in b_used]
         pack = Pack(torch.cat(a_used).T, ranks, bs, [len(b) for b in bs], [b.shape[1] for b in bs])
         if len(adapters) == 1:
             self._kept = min(self._kept, max(len(self._a[0]), KEPT_BYTES // pack.bytes))

@@ -174,7 +174,8 @@ def promote(options: argparse.Namespace) -> int:
         )
     if options.version is None and current.canary is None:
         raise HotswapError(f"{options.name} has no canary to promote; name a version.")
-    version = options.version or (current.canary.version if current.canary else 0)
+    canary = current.canary.version if current.canary else 0
+    version = canary if options.version is None else options.version
     if not options.guard:
         record = store.release(options.name, version, expected_generation=current.generation, why=options.why)
         _released(options, record)

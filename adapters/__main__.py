@@ -22,7 +22,7 @@ from adapters.manifest import NAME_PATTERN
 from adapters.releases import Guard, Release, Share
 from adapters.server import ask_server
 from adapters.signing import TrustedKeys
-from adapters.store import ANY, Store, open_store
+from adapters.store import Store, open_store
 from adapters.tasks import ClassificationTask, SummarizationTask, Task
 from adapters.validation import explained
 
@@ -60,6 +60,9 @@ def add(options: argparse.Namespace) -> None:
         print(json.dumps({"name": manifest.name, "version": manifest.version}))
     else:
         print(manifest.version)
+    if options.task and not options.template:
+        prompt = TEMPLATES[options.task].replace("\n", "\\n")
+        print(f"No --template: taken to be trained with the prompt '{prompt}'", file=sys.stderr)
     print(f"Not served yet: python -m adapters release {manifest.name} {manifest.version}", file=sys.stderr)
 
 
@@ -82,23 +85,23 @@ def _task(options: argparse.Namespace, base: Base) -> ClassificationTask | Summa
 def list_(options: argparse.Namespace) -> None:
     store, rows = _store(options), []
     for name in store.names():
-        versions = store.versions(name)
+        versions, release, newest = store.versions(name), None, None
         try:
-            release, (newest, _) = store.released(name), store.manifest(name, versions[-1])
-        except InvalidAdapter as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            continue
+            release = store.released(name)
+            newest, _ = store.manifest(name, versions[-1])
+        except InvalidAdapter as error:  # the rest is shown all the same
+            print(error, file=sys.stderr)
         rows.append(
             {
                 "name": name,
-                "task": newest.task.kind,
+                "task": newest.task.kind if newest else None,
                 "stable": release.stable if release else None,
                 "canary": f"{release.canary.version} ({release.canary.percent} %)"
                 if release and release.canary
                 else None,
                 "versions": versions,
-                "base": newest.base.name,
-                "description": newest.description,
+                "base": newest.base.name if newest else None,
+                "description": newest.description if newest else None,
             }
         )
     cli.show(rows, as_json=options.json, columns=("name", "task", "stable", "canary", "versions", "base"))
@@ -155,7 +158,7 @@ def release(options: argparse.Namespace) -> None:
     elif options.percent is not None:
         raise HotswapError("--percent is for --channel canary; without it every caller gets the version.")
     else:
-        canary, stable, expected = None, options.version, ANY
+        canary, stable, expected = None, options.version, None
     if options.expected_generation is not None:
         expected = options.expected_generation
     shadow = _share(*options.shadow) if options.shadow else None
@@ -230,8 +233,8 @@ def retire(options: argparse.Namespace) -> None:
 
 
 def rollback(options: argparse.Namespace) -> None:
-    expected = ANY if options.expected_generation is None else options.expected_generation
-    _released(options, _store(options).rollback(options.name, expected_generation=expected, why=options.why))
+    record = _store(options).rollback(options.name, expected_generation=options.expected_generation, why=options.why)
+    _released(options, record)
 
 
 def _released(options: argparse.Namespace, record: Release) -> None:
@@ -249,6 +252,9 @@ def history(options: argparse.Namespace) -> None:
     records = _store(options).history(options.name)
     if not records:
         raise NotInStore(f"'{options.name}' has no releases.")
+    missing = set(range(1, records[-1].generation)) - {record.generation for record in records}
+    if missing:
+        print(f"not shown, as damaged: generation {', '.join(map(str, sorted(missing)))}", file=sys.stderr)
     rows = [{"generation": r.generation, **r.model_dump(mode="json")} for r in records]
     if not options.json:
         for row in rows:
@@ -274,6 +280,17 @@ def _store(options: argparse.Namespace, trusted: TrustedKeys | None = None) -> S
     if place and "://" not in place and options.command is not add and not Path(place).expanduser().is_dir():
         raise HotswapError(f"there is no store at {place}.")
     return open_store(place, trusted=trusted)
+
+
+def _generation(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is no generation: history shows them, from 1 on")
+    return int(text)
+
+
+def _add_expected_generation(parser: argparse.ArgumentParser) -> None:
+    text = "refuse if someone released in the meantime"
+    parser.add_argument("--expected-generation", type=_generation, metavar="N", help=text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -324,12 +341,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("version", type=int, metavar="VERSION")
     sub.add_argument("--channel", choices=("stable", "canary"), default="stable")
     sub.add_argument("--percent", type=int, help="share of callers that get the canary")
-    sub.add_argument("--expected-generation", type=int, help="refuse if someone released in the meantime")
+    _add_expected_generation(sub)
     sub.add_argument("--shadow", nargs=2, metavar=("VERSION", "PERCENT"), help="copy a share of the texts to a version")
     sub.add_argument("--why", default="")
     sub = command("rollback", rollback, "release again what was served before", "rollback sentiment --why 'worse'")
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--expected-generation", type=int, help="refuse if someone released in the meantime")
+    _add_expected_generation(sub)
     sub.add_argument("--why", default="")
     sub = command("history", history, "every release, oldest first", "history sentiment")
     sub.add_argument("name", metavar="NAME")

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 
 from adapters.manifest import Strict
 
+# Who releases the steps of a guarded promotion but the first.
+GUARD = "guard"
+
 
 class Share(Strict):
     """A version, and the share of the callers (a canary) or of their texts (a shadow) that it gets."""
@@ -36,8 +39,8 @@ class Guard(Strict):
     wrong: float = Field(default=0.05, gt=0, lt=1)
     disagreement: float | None = Field(default=None, gt=0, lt=1)
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
-    samples: int = Field(default=200, ge=1, description="answers of each version before a step is taken")
-    seconds: float = Field(default=60, ge=0, description="least time at each step")
+    samples: int = Field(default=200, ge=1, le=10**9, description="answers of each version before a step is taken")
+    seconds: float = Field(default=60, ge=0, le=10**7, description="least time at each step")
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -77,3 +80,14 @@ class Release(Strict):
         """What must be resident for it: the stable version first."""
         others = [share.version for share in (self.canary, self.shadow) if share]
         return tuple(dict.fromkeys((self.stable, *others)))
+
+
+class NewRelease(Release):
+    """A record about to be written: held to more than those that are read, so that every old one stays readable."""
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        for what, share in {"canary": self.canary, "shadow": self.shadow}.items():
+            if share is not None and share.version == self.stable:
+                raise ValueError(f"version {share.version} is the stable one; a {what} is another version")
+        return self

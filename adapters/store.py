@@ -34,13 +34,12 @@ from adapters.errors import Damaged, GenerationConflict, HotswapError, InvalidAd
 from adapters.manifest import NAME_PATTERN, Manifest, digest_of
 from adapters.objects import open_objects, reachable
 from adapters.packages import file_digest, move_into_place
-from adapters.releases import Guard, Release, Share
+from adapters.releases import GUARD, Guard, NewRelease, Release, Share
 from adapters.signing import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Signer, TrustedKeys
 from adapters.validation import explained
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PULSE = ".pulse"
-ANY = -1
 STARTER = Path(__file__).parent / "starter"
 DEFAULT_STORE = Path(__file__).parents[1] / "var" / "store"
 SEEDING = ".seeding-"
@@ -76,7 +75,10 @@ class Store:
             content = self._get(_version_path(name, version, MANIFEST))
             if content is None:
                 raise NotInStore(f"{name}@{version} is not in the store {self.place}.")
-            manifest = Manifest.from_bytes(content)
+            try:
+                manifest = Manifest.from_bytes(content)
+            except InvalidAdapter as error:
+                raise InvalidAdapter(f"{name}@{version}: {error}") from error
             if (manifest.name, manifest.version) != (name, version):
                 raise InvalidAdapter(f"{name}@{version} carries the manifest of {manifest.name}@{manifest.version}.")
             self._manifests[name, version] = manifest, digest_of(content)
@@ -147,7 +149,7 @@ class Store:
         *,
         shadow: Share | None = None,
         guard: Guard | None = None,
-        expected_generation: int = ANY,
+        expected_generation: int | None = None,
         by: str | None = None,
         why: str = "",
     ) -> Release:
@@ -156,12 +158,14 @@ class Store:
         writer was first."""
         retired = self.retired(name)
         for version in {stable, *(share.version for share in (canary, shadow) if share)}:
+            if not self._exists(_version_path(name, version, MANIFEST)):  # whatever was there a moment ago
+                raise NotInStore(f"{name}@{version} is not in the store.")
             self.manifest(name, version)
             if version in retired:
                 raise NotInStore(f"{name}@{version} was retired; release another version, or add it anew.")
         newest = max(self._generations(name), default=0)
-        with explained(Release, "nothing is released"):
-            record = Release(
+        with explained(NewRelease, "nothing is released"):
+            wished = NewRelease(
                 stable=stable,
                 canary=canary,
                 shadow=shadow,
@@ -171,6 +175,7 @@ class Store:
                 why=why,
                 generation=newest + 1,
             )
+        record = Release.model_construct(**dict(wished))
         _expect(name, newest, expected_generation)
         if not self._create(_release_path(name, record.generation), record.model_dump_json().encode() + b"\n"):
             raise GenerationConflict(
@@ -179,16 +184,15 @@ class Store:
         self._beat()
         return record
 
-    def rollback(self, name: str, *, expected_generation: int = ANY, by: str | None = None, why: str = "") -> Release:
+    def rollback(
+        self, name: str, *, expected_generation: int | None = None, by: str | None = None, why: str = ""
+    ) -> Release:
         """Release again what was served before the newest release; of a guarded promotion, before its first step.
 
         Raises :class:`NotInStore` if nothing was, and :class:`GenerationConflict` as :meth:`release` does.
         """
-        generations = self._generations(name)
-        _expect(name, max(generations, default=0), expected_generation)
-        if len(generations) < 2:
-            raise NotInStore(f"{name} has no release to go back to.")
-        newest, previous = generations[-1], self._before(name, generations)
+        newest, previous = self.before(name)
+        _expect(name, newest, expected_generation)
         return self.release(
             name,
             previous.stable,
@@ -199,6 +203,24 @@ class Store:
             by=by,
             why=why or f"rollback of generation {newest}",
         )
+
+    def before(self, name: str) -> tuple[int, Release]:
+        """Return the newest generation, and what a rollback of it would release again: what was served before it, all
+        steps of one guarded promotion being one release. Raises :class:`NotInStore` if nothing was."""
+        generations = self._generations(name)
+        if len(generations) < 2:
+            raise NotInStore(f"{name} has no release to go back to.")
+        earlier = reversed(generations)
+        for generation in earlier:
+            with suppress(InvalidAdapter):  # a damaged record is reason enough to go back
+                if self._release(name, generation).by == GUARD:
+                    continue
+            break
+        previous = next(earlier, None)
+        if previous is None:  # the promotion was the first release of all
+            first = self._release(name, generations[0])
+            return generations[-1], first.model_copy(update={"canary": None, "shadow": None, "guard": None})
+        return generations[-1], self._release(name, previous)
 
     def retire(self, name: str, version: int, *, by: str | None = None, why: str = "") -> None:
         """Have a version served to nobody any more, not even to those who ask for it by number. For ever; its files
@@ -238,19 +260,27 @@ class Store:
             return None
 
     def history(self, name: str) -> list[Release]:
-        """Return every release of ``name``, oldest first."""
-        return [self._release(name, generation) for generation in self._generations(name)]
+        """Return every release of ``name``, oldest first, but for damaged records: :meth:`problems` names those."""
+        found = []
+        for generation in self._generations(name):
+            with suppress(InvalidAdapter):
+                found.append(self._release(name, generation))
+        return found
 
     def problems(self) -> Iterator[tuple[str, int, str]]:
-        """Yield (name, version, what is wrong) for every version whose files differ from its manifest, and, as
-        version 0, for every release record that cannot be read."""
-        for name in self.names():
+        """Yield (name, version, what is wrong) for every version whose files differ from its manifest or that is
+        released and not there, and, as version 0, for every release record that cannot be read."""
+        for name in filter(re.compile(NAME_PATTERN).fullmatch, self._children("")):
+            versions, release = self.versions(name), None
             for generation in self._generations(name):
                 try:
-                    self._release(name, generation)
+                    release = self._release(name, generation)
                 except InvalidAdapter as error:
                     yield name, 0, str(error)
-            for version in self.versions(name):
+            for version in release.versions if release else ():
+                if version not in versions:
+                    yield name, version, "it is released and not in the store; release another version"
+            for version in versions:
                 try:
                     manifest, digest = self.manifest(name, version)
                 except InvalidAdapter as error:
@@ -296,17 +326,6 @@ class Store:
             return Release.model_validate_json(content or b"").model_copy(update={"generation": generation})
         except ValidationError as error:
             raise InvalidAdapter(f"release {generation} of {name} is damaged; release again.") from error
-
-    def _before(self, name: str, generations: list[int]) -> Release:
-        """Return what was served before the newest release, all steps of one guarded promotion being one release."""
-        try:
-            guard = self._release(name, generations[-1]).guard
-        except InvalidAdapter:  # the newest record is damaged: reason enough to go back
-            guard = None
-        earlier = (self._release(name, generation) for generation in reversed(generations[:-1]))
-        return next((r for r in earlier if guard is None or r.guard != guard), None) or self._release(
-            name, generations[0]
-        )
 
     def _claimed(self, name: str) -> list[int]:
         return sorted(int(child) for child in self._children(f"{_checked(name)}/versions") if child.isdecimal())
@@ -398,8 +417,8 @@ def _release_path(name: str, generation: int) -> str:
     return f"{_checked(name)}/releases/{generation}.json"
 
 
-def _expect(name: str, newest: int, expected: int) -> None:
-    if expected not in (ANY, newest):
+def _expect(name: str, newest: int, expected: int | None) -> None:
+    if expected not in (None, newest):
         raise GenerationConflict(f"{name} is at generation {newest}, not {expected}; look, then retry.")
 
 

@@ -13,31 +13,37 @@ from service.metrics import Metrics
 
 # English has about four characters to a token; the instructions and the answer come on top.
 CHARS_PER_TOKEN, TOKENS_AROUND = 4, 16
-# What was measured so long ago counts half: the mix of texts changes.
-HALF_LIFE_SECONDS = 10.0
+# What was measured so long ago counts half, or not at all: the mix of texts changes.
+HALF_LIFE_SECONDS, FORGOTTEN_SECONDS = 10.0, 60.0
 
 
 class Throughput:
-    """Estimated tokens a second while there is work: a mean over the busy time, the recent counting more."""
+    """Estimated tokens a second of a busy engine: a mean over the busy time, the recent counting more.
+
+    Only what is measured with enough work in the engine says what it can do; a text alone takes as long as it takes
+    (as with the samples that are limited by their sender in BBR, Cardwell et al. 2016).
+    """
 
     def __init__(self) -> None:
         self._tokens = self._seconds = 0.0
-        self._last = time.monotonic()
+        self._last = self._measured = time.monotonic()
 
     def resume(self) -> None:
-        """Begin to count time: there is work."""
+        """Begin to count time: there is enough work."""
         self._last = time.monotonic()
 
     def done(self, tokens: float) -> None:
         """Count finished work."""
         now = time.monotonic()
-        passed, self._last = now - self._last, now
+        passed, self._last, self._measured = now - self._last, now, now
         kept = 0.5 ** (passed / HALF_LIFE_SECONDS)
         self._tokens, self._seconds = self._tokens * kept + tokens, self._seconds * kept + passed
 
     @property
     def rate(self) -> float:
-        """Tokens a second; infinite while nothing is known."""
+        """Tokens a second; infinite while nothing is known, or not any more."""
+        if time.monotonic() - self._measured > FORGOTTEN_SECONDS:
+            self._tokens = self._seconds = 0.0
         return self._tokens / self._seconds if self._seconds > 0 and self._tokens > 0 else math.inf
 
 
@@ -64,6 +70,7 @@ class Admission:
         tokens, rate = estimated_tokens(texts), self._throughput.rate
         if not self._texts:
             self._tokens = 0.0
+        if self.has_time:
             self._throughput.resume()
         crowd = self._texts + len(texts) - self._capacity
         excess = self._tokens + tokens - self._max_wait * rate
@@ -72,7 +79,7 @@ class Admission:
             # Whatever is over must be done first; beyond an empty queue there is nothing to wait for.
             share = min(1.0, max(crowd / max(self._texts, 1), excess / max(self._tokens, 1.0)))
             wait = max(1, min(60, math.ceil(share * self._tokens / rate)))
-            raise Overloaded(f"{self._texts} texts are being answered or wait; send fewer.", retry_after=wait)
+            raise Overloaded(self._why(crowd, rate), retry_after=wait)
         self._texts += len(texts)
         self._tokens += tokens
         try:
@@ -80,6 +87,11 @@ class Admission:
         finally:
             self._texts -= len(texts)
             self._tokens -= tokens
+
+    def _why(self, crowd: int, rate: float) -> str:
+        if crowd > 0:
+            return f"{self._texts} texts are being answered or wait, and {self._capacity} may; send fewer."
+        return f"What was sent before takes about {self._tokens / rate:.1f} s to answer; send fewer, or come back."
 
     @asynccontextmanager
     async def turn(self, text: str) -> AsyncIterator[None]:
@@ -94,7 +106,10 @@ class Admission:
         self._metrics.in_flight.inc()
         try:
             yield
-            self._throughput.done(estimated_tokens([text]))
+            if self.has_time:
+                self._throughput.resume()
+            else:
+                self._throughput.done(estimated_tokens([text]))
         finally:
             self._metrics.in_flight.dec()
             self._turns.release()

@@ -65,6 +65,8 @@ class PredictionNotFound(ServiceError):
 
 def no_such_adapter(name: str) -> AdapterNotFound:
     """Return the same for what does not exist and for what a key may not know of."""
+    if "@" in name:
+        return AdapterNotFound("Here a name is given without a version: all of its versions are shown.")
     return AdapterNotFound(f"No adapter is called '{name}'; GET /v1/adapters lists them.")
 
 

@@ -11,7 +11,7 @@ import logging
 import time
 
 from adapters.errors import GenerationConflict, HotswapError
-from adapters.releases import Guard, Release, Share
+from adapters.releases import GUARD, Guard, Release, Share
 from adapters.store import Store
 from service.evidence import Tally, verdict
 from service.reconciler import Reconciler
@@ -78,7 +78,7 @@ class Promotion:
             shadow=before.shadow if guard else None,
             guard=guard,
             expected_generation=before.generation,
-            by="guard",
+            by=GUARD,
             why=why,
         )
         logger.info("%s: generation %d, stable %d, by its guard: %s", name, record.generation, stable, why)

@@ -15,6 +15,7 @@ from functools import partial
 from adapters.errors import HotswapError
 from adapters.store import Release, Store
 from service.desired import Desired
+from service.errors import AdapterFailed
 from service.metrics import Metrics
 from service.registry import Registry
 from service.watch import watch
@@ -119,12 +120,34 @@ class Reconciler:
             if self._settled or self._registry.is_warm(name) or self._registry.has_room():
                 await self._prepare(name, release)
         except Exception as error:
-            if served is not None:
+            kept = served or await self._earlier(name, release, error)
+            if kept is not None:
                 # Said when it is tried, not at every poll in between.
                 if self._said.get(name) is not error:
-                    logger.error("%s stays at generation %d: %s", name, served.generation, error)
+                    logger.error("%s stays at generation %d: %s", name, kept.generation, error)
                 self._said[name] = error
+                if served is None:
+                    self._registry.flip(name, kept)
                 return
         self._registry.flip(name, release)
         self._metrics.swap_seconds.observe(time.monotonic() - started)
         logger.info("%s: generation %d, stable %d", name, release.generation, release.stable)
+
+    async def _earlier(self, name: str, release: Release, error: Exception) -> Release | None:
+        """Return the newest earlier release that can be served: what a replica that was not restarted still serves.
+
+        None where the version is not at fault: then it is waited for.
+        """
+        if not isinstance(error, AdapterFailed):
+            return None
+        try:
+            history = await asyncio.to_thread(self._store.history, name)
+            retired = await asyncio.to_thread(self._store.retired, name)
+        except HotswapError:
+            return None
+        for earlier in reversed(history):
+            if earlier.generation < release.generation and retired.isdisjoint(earlier.versions):
+                with suppress(Exception):
+                    await self._prepare(name, earlier)
+                    return earlier.model_copy(update={"guard": None})  # nobody judges what is served for want of better
+        return None

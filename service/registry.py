@@ -29,7 +29,7 @@ from service.metrics import Metrics
 
 logger = logging.getLogger("hotswap")
 
-REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<which>[0-9]{1,9}|stable|canary))?")
+REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<which>0|[1-9][0-9]{0,8}|stable|canary))?")
 # What is told to come back for a version that only a person can mend.
 MENDED_BY_HAND_SECONDS = 300
 ASKED_FOR_SECONDS = 60.0

@@ -11,6 +11,7 @@ from service.errors import EngineUnavailable, NotReady
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def livez(request: Request) -> dict[str, str]:
     """503 once the engine has died too often: restart me."""
@@ -19,6 +20,7 @@ async def livez(request: Request) -> dict[str, str]:
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(request: Request) -> JSONResponse:
     """503 while starting, stopping, or starting the engine again: send me no traffic."""

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 
 from adapters.errors import NotInStore
-from adapters.releases import Release
-from adapters.store import ANY
+from adapters.releases import NewRelease, Release
 from adapters.validation import explain
 from service.errors import InvalidRequest, VersionNotFound, no_such_adapter
 from service.keys import Caller
@@ -35,14 +34,10 @@ async def release(request: Request, name: str, asked: ReleaseRequest) -> Release
     await _known(request, name)
     try:
         # As a record first: what it names is then said in one place.
-        wished = Release(**wanted, by=caller.name, at=datetime.now(UTC))
+        wished = NewRelease(**wanted, by=caller.name, at=datetime.now(UTC))
     except ValidationError as error:
-        raise InvalidRequest(explain(error, Release)) from None
-    for version in wished.versions:
-        try:
-            await state.registry.check(name, version)
-        except NotInStore:
-            raise VersionNotFound(f"'{name}' has no version {version}; GET /v1/adapters/{name}.") from None
+        raise InvalidRequest(explain(error, NewRelease)) from None
+    await _servable(request, name, wished)
     try:
         record = await asyncio.to_thread(
             state.store.release,
@@ -51,7 +46,7 @@ async def release(request: Request, name: str, asked: ReleaseRequest) -> Release
             wished.canary,
             shadow=wished.shadow,
             guard=wished.guard,
-            expected_generation=ANY if asked.expected_generation is None else asked.expected_generation,
+            expected_generation=asked.expected_generation,
             by=caller.name,
             why=asked.why,
         )
@@ -62,19 +57,26 @@ async def release(request: Request, name: str, asked: ReleaseRequest) -> Release
 
 @router.post("/v1/adapters/{name}/rollback", status_code=201, response_model_exclude_none=True)
 async def rollback(request: Request, name: str, asked: RollbackRequest | None = None) -> ReleaseView:
-    """Serve again what was served before the newest release, as a new generation."""
+    """Serve again what was served before the newest release, as a new generation. It is checked as a release is."""
     asked, caller = asked or RollbackRequest(), _allowed(request, name)
+    store = request.app.state.store
     await _known(request, name)
     try:
+        newest, previous = await asyncio.to_thread(store.before, name)
+    except NotInStore:
+        raise VersionNotFound(f"'{name}' has no earlier release to go back to.") from None
+    if asked.expected_generation in (None, newest):
+        await _servable(request, name, previous)
+    try:
         record = await asyncio.to_thread(
-            request.app.state.store.rollback,
+            store.rollback,
             name,
-            expected_generation=ANY if asked.expected_generation is None else asked.expected_generation,
+            expected_generation=newest if asked.expected_generation is None else asked.expected_generation,
             by=caller.name,
             why=asked.why,
         )
-    except NotInStore:
-        raise VersionNotFound(f"'{name}' has no earlier release whose versions are still there.") from None
+    except NotInStore as error:  # a version of it was retired, and the message says which
+        raise VersionNotFound(str(error)) from None
     return _told(request, name, record)
 
 
@@ -91,6 +93,14 @@ async def _known(request: Request, name: str) -> None:
         versions = []
     if not versions:
         raise no_such_adapter(name)
+
+
+async def _servable(request: Request, name: str, release: Release) -> None:
+    for version in release.versions:
+        try:
+            await request.app.state.registry.check(name, version)
+        except NotInStore:
+            raise VersionNotFound(f"'{name}' has no version {version}; GET /v1/adapters/{name}.") from None
 
 
 def _told(request: Request, name: str, record: Release) -> ReleaseView:

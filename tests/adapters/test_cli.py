@@ -82,7 +82,10 @@ class TestAdd:
         assert run("add", make_adapter(), "mood", *CLASSIFICATION).out == "1\n"
         again = run("add", make_adapter(), "mood", *CLASSIFICATION)
         assert (again.status, again.out) == (0, "2\n")
-        assert again.err == "Not served yet: python -m adapters release mood 2\n"
+        assert again.err.splitlines() == [
+            "No --template: taken to be trained with the prompt 'Text: {text}\\nLabel:'",
+            "Not served yet: python -m adapters release mood 2",
+        ]
 
     def test_prints_json(self, run: Run, make_adapter: MakeAdapter) -> None:
         result = run("add", make_adapter(), "mood", *CLASSIFICATION, "--json")

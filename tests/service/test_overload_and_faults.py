@@ -55,7 +55,7 @@ async def answer(admission: Admission, clock: Clock, text: str, seconds: float) 
 async def test_work_that_would_wait_too_long_is_refused_though_the_queue_is_short(monkeypatch) -> None:
     clock = Clock()
     monkeypatch.setattr("service.admission.time", clock)
-    admission, text = Admission(64, 1000, 2.0, Metrics()), "x" * (84 * 4)  # 100 tokens, by estimate
+    admission, text = Admission(1, 1000, 2.0, Metrics()), "x" * (84 * 4)  # 100 tokens, by estimate
     for _ in range(20):
         await answer(admission, clock, text, 0.5)  # 200 tokens a second
     async with AsyncExitStack() as admitted:
@@ -67,14 +67,30 @@ async def test_work_that_would_wait_too_long_is_refused_though_the_queue_is_shor
         with pytest.raises(Overloaded) as refused:
             await admitted.enter_async_context(admission.admit([text] * 50))
         assert refused.value.retry_after == 2  # until there is nothing to wait for
+        assert "takes about 2.0 s" in refused.value.detail
     async with admission.admit([text] * 50):
         pass  # alone it is taken, however long it is
+
+
+async def test_what_is_not_known_refuses_nobody(monkeypatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("service.admission.time", clock)
+    text = "x" * (84 * 4)
+    idle, was_slow = Admission(64, 1000, 2.0, Metrics()), Admission(1, 1000, 2.0, Metrics())
+    for _ in range(20):
+        await answer(idle, clock, text, 5)  # one at a time: nothing is known of what many at once take
+        await answer(was_slow, clock, text, 5)
+    clock.now += 61  # and a minute ago is long ago
+    for admission in (idle, was_slow):
+        async with AsyncExitStack() as admitted:
+            for _ in range(60):
+                await admitted.enter_async_context(admission.admit([text]))
 
 
 async def test_what_the_engine_gets_done_is_measured_anew_when_the_texts_change(monkeypatch) -> None:
     clock = Clock()
     monkeypatch.setattr("service.admission.time", clock)
-    admission, text = Admission(64, 1000, 2.0, Metrics()), "x" * (84 * 4)
+    admission, text = Admission(1, 1000, 2.0, Metrics()), "x" * (84 * 4)
     for seconds, rate in ((0.5, 200), (0.05, 2000), (2.0, 50)):
         for _ in range(2000 if seconds < 0.1 else 100):
             await answer(admission, clock, text, seconds)

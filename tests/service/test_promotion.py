@@ -88,9 +88,17 @@ async def test_someone_who_releases_in_between_is_not_overruled(serve: Serve, st
         assert stocked.released("mood").why == "by hand"
 
 
-async def test_rolling_back_a_guarded_promotion_undoes_all_its_steps(serve: Serve, stocked: Store) -> None:
+FINISHED, TAKEN_BACK = 2, 1
+
+
+@pytest.mark.parametrize("end", [None, FINISHED, TAKEN_BACK])
+async def test_rolling_back_a_guarded_promotion_undoes_all_its_steps(
+    serve: Serve, stocked: Store, end: int | None
+) -> None:
     stocked.release("mood", 1, Share(version=2, percent=20), guard=QUICK)
-    stocked.release("mood", 1, Share(version=2, percent=60), guard=QUICK)
+    stocked.release("mood", 1, Share(version=2, percent=60), guard=QUICK, by="guard")
+    if end:
+        stocked.release("mood", end, by="guard")
     async with serve() as service:
         told = (await service.client.post("/v1/adapters/mood/rollback")).json()
         assert (told["stable"], told.get("canary"), told.get("guard")) == (1, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,26 @@ async def test_what_cannot_be_served_is_not_released(serve: Serve, two_briefs: S
         assert len(two_briefs.history("brief")) == 1
 
 
+async def test_nor_is_it_rolled_back_to(serve: Serve, two_briefs: Store, tmp_path: Path) -> None:
+    (tmp_path / "store/brief/versions/2/adapter_model.safetensors").write_bytes(b"rubbish")
+    for version in (2, 1):
+        two_briefs.release("brief", version)
+    async with serve() as service:
+        told = await service.client.post(ROLLBACK)
+        assert (told.status_code, told.json()["code"]) == (422, "invalid_adapter")
+
+
+async def test_what_was_deleted_is_not_released_though_it_was_seen(
+    serve: Serve, two_briefs: Store, tmp_path: Path
+) -> None:
+    async with serve() as service:
+        assert (await service.predict("brief@2")).status_code == 200
+        shutil.rmtree(tmp_path / "store/brief/versions/2")
+        told = await service.client.post(RELEASES, json={"stable": 2})
+        assert (told.status_code, told.json()["code"]) == (404, "version_not_found")
+        assert str(tmp_path) not in told.text
+
+
 async def test_where_keys_are_asked_for_an_unsigned_version_is_not_released_and_the_old_one_serves(
     serve: Serve, stocked: Store, make_adapter: MakeAdapter, summary_task, tiny, tmp_path: Path
 ) -> None:
@@ -96,6 +117,8 @@ async def test_where_keys_are_asked_for_an_unsigned_version_is_not_released_and_
         (RELEASES, {"stable": 9}, 404, "version_not_found"),
         (RELEASES, {"stable": 1, "canary": {"version": 9, "percent": 5}}, 404, "version_not_found"),
         (RELEASES, {"stable": 1, "canary": {"version": 1, "percent": 101}}, 422, "invalid_request"),
+        (RELEASES, {"stable": 1, "canary": {"version": 1, "percent": 5}}, 422, "invalid_request"),
+        (RELEASES, {"stable": 1, "shadow": {"version": 1, "percent": 5}}, 422, "invalid_request"),
         (RELEASES, {"stable": "1"}, 422, "invalid_request"),
         (RELEASES, {"stable": 10**400}, 422, "invalid_request"),
         (RELEASES, {"stable": 1, "expected_generation": -1}, 422, "invalid_request"),

@@ -12,6 +12,7 @@ import pytest
 
 import adapters.store
 from adapters.packages import file_digest
+from adapters.releases import Share
 from adapters.store import MANIFEST, WEIGHTS, Store
 from service.engine.fake import FakeEngine
 from tests import crash
@@ -169,6 +170,18 @@ async def test_a_bit_that_flips_in_the_store_concerns_only_who_has_no_copy(
         assert "is damaged" in refused.json()["detail"]
 
 
+async def test_after_a_restart_a_damaged_release_gives_way_to_the_one_before_it(
+    serve: Serve, stocked: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "store/mood/versions/2/adapter_model.safetensors").write_bytes(b"rubbish")
+    for release in ({"stable": 2}, {"stable": 1, "canary": Share(version=2, percent=50)}):
+        stocked.release("mood", **release)  # past the service, which would not have taken it
+        async with serve() as service:
+            assert (await service.predict("mood")).json()["adapter"]["version"] == 1
+            shown = (await service.client.get("/v1/adapters/mood")).json()
+            assert shown["served_generation"] == 1 < shown["generation"]
+
+
 async def test_a_version_deleted_from_under_a_server_is_served_as_long_as_it_is_resident(
     serve: Serve, two_briefs: Store
 ) -> None:
@@ -181,11 +194,11 @@ async def test_a_version_deleted_from_under_a_server_is_served_as_long_as_it_is_
         assert await asked(service, "brief@1") == (1, "[brief@1]")
     two_briefs._manifests.clear()  # a new process knows none
     async with serve() as again:
-        for reference in ("brief", "brief@2"):
-            refused = await again.predict(reference)
-            assert refused.status_code in (404, 503)
-            assert refused.json()["code"] in ("adapter_failed", "version_not_found")
-            assert "2" in refused.json()["detail"]
+        refused = await again.predict("brief@2")
+        assert refused.status_code in (404, 503)
+        assert refused.json()["code"] in ("adapter_failed", "version_not_found")
+        assert "2" in refused.json()["detail"]
+        assert await asked(again, "brief") == (1, "[brief@1]")  # what was released before
         assert (await again.predict("mood")).status_code == 200
 
 

@@ -13,6 +13,8 @@ from service.metrics import Metrics
 
 # English has about four characters to a token; the instructions and the answer come on top.
 CHARS_PER_TOKEN, TOKENS_AROUND = 4, 16
+# Fewer than these are answered no faster than one by one. More would not be there where only short waits are allowed.
+BUSY_TEXTS = 4
 # What was measured so long ago counts half, or not at all: the mix of texts changes.
 HALF_LIFE_SECONDS, FORGOTTEN_SECONDS = 10.0, 60.0
 
@@ -64,13 +66,18 @@ class Admission:
         """Whether the engine is less than half full: time for what nobody waits for."""
         return 2 * self._texts < self._concurrency
 
+    @property
+    def _busy(self) -> bool:
+        """Whether there is enough in the engine for its rate to say what it can do."""
+        return self._texts >= min(BUSY_TEXTS, self._concurrency)
+
     @asynccontextmanager
     async def admit(self, texts: Sequence[str]) -> AsyncIterator[None]:
         """Count ``texts`` in, or raise :class:`Overloaded` saying when there should be room for them."""
         tokens, rate = estimated_tokens(texts), self._throughput.rate
         if not self._texts:
             self._tokens = 0.0
-        if self.has_time:
+        if not self._busy:
             self._throughput.resume()
         crowd = self._texts + len(texts) - self._capacity
         excess = self._tokens + tokens - self._max_wait * rate
@@ -106,7 +113,7 @@ class Admission:
         self._metrics.in_flight.inc()
         try:
             yield
-            if self.has_time:
+            if not self._busy:
                 self._throughput.resume()
             else:
                 self._throughput.done(estimated_tokens([text]))

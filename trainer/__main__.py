@@ -19,16 +19,49 @@ from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from adapters.store import Store, open_store
 from adapters.tasks import Task
-from trainer.config import IDENTITY, Recipe, load_recipe
+from trainer.checks import Finding, as_records, check_data
+from trainer.config import IDENTITY, Data, Recipe, load_recipe
 from trainer.data import load_splits
 from trainer.report import score_rows
 
-RUN, EVALUATION, TASK = "run.json", "evaluation.json", "adapter/task.json"
+RUN, EVALUATION, TASK, CHECKED = "run.json", "evaluation.json", "adapter/task.json", "data-check.json"
 
 
 def main() -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a kernel that nobody asked for
     return cli.run(_parser())
+
+
+def check(options: argparse.Namespace) -> int:
+    data, kind, seed, limit = _to_check(options)
+    tokenizer = resolve_base(options.base or os.environ.get("HOTSWAP_BASE_MODEL")).tokenizer
+    findings = check_data(
+        data,
+        kind,
+        cache_folder(),
+        seed=seed,
+        max_input_tokens=limit,
+        count_tokens=lambda text: len(tokenizer.encode(text)),
+    )
+    if options.json:
+        print(json.dumps(as_records(findings), indent=1))
+    else:
+        for finding in findings:
+            where = f" (rows {', '.join(map(str, finding.rows))} …)" if finding.rows else ""
+            print(f"{finding.level:8} {finding.check}: {finding.message}{where}")
+    return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _to_check(options: argparse.Namespace) -> tuple[Data, str, int, int]:
+    """Return the data of a recipe, or of a file as the options describe it."""
+    if options.file.suffix.lower() in (".yaml", ".yml"):
+        recipe = load_recipe(options.file, tuple(options.set))
+        return recipe.data, recipe.task.kind, recipe.seed, recipe.task.max_input_tokens
+    if options.set:
+        raise HotswapError("--set changes a recipe's keys; a file's columns are named by --text, --answer and --group.")
+    columns = {"text": options.text, "answer": options.answer, "group": options.group}
+    data = Data(path=options.file, **{key: column for key, column in columns.items() if column})
+    return data, options.task, 0, 512 if options.task == "classification" else 1024
 
 
 def train(options: argparse.Namespace) -> None:
@@ -45,7 +78,9 @@ def train(options: argparse.Namespace) -> None:
         _say(f"already trained; delete {recipe.run_folder} to train it again")
         run = _read(recipe, RUN)
     else:
+        findings = _checked(recipe, base)
         run = training.train(recipe, splits, task, base)
+        _write(recipe.run_folder / CHECKED, as_records(findings))
         if run["temperature"] != 1.0:
             task = task.model_copy(update={"temperature": run["temperature"]})
         _write(recipe.run_folder / TASK, json.loads(task.model_dump_json()))
@@ -58,6 +93,23 @@ def train(options: argparse.Namespace) -> None:
             f"({run['tokens_per_second']:.0f} tokens/s), validation loss {run['best_validation_loss']:.4f}"
         )
         print(_next("evaluate", options))
+
+
+def _checked(recipe: Recipe, base: Base) -> list[Finding]:
+    """Say what is doubtful about the data before the time for training is spent."""
+    limit, tokenizer = recipe.task.max_input_tokens, base.tokenizer
+    findings = check_data(
+        recipe.data,
+        recipe.task.kind,
+        cache_folder(),
+        seed=recipe.seed,
+        max_input_tokens=limit,
+        count_tokens=lambda text: len(tokenizer.encode(text)),
+    )
+    for finding in findings:
+        if finding.level == "warning":
+            _say(f"data: {finding.message}")
+    return findings
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -170,7 +222,7 @@ def _read(recipe: Recipe, name: str) -> dict[str, Any]:
         raise HotswapError(f"{path} is damaged; train again.") from None
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
@@ -211,7 +263,27 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--no-release", action="store_true", help="store the version without serving it")
             sub.add_argument("--why", default="", help="recorded with the release")
             cli.add_sign_option(sub)
+    _add_data(commands)
     return parser
+
+
+def _add_data(commands: Any) -> None:
+    text = "look at the data before it is trained on"
+    data = commands.add_parser("data", help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
+    text = "find what is broken, doubtful, repeated, leaking, personal or unbalanced; 1 if it cannot be trained on"
+    example = "example: python -m trainer data check tickets.csv --text message --answer topic"
+    sub = data.add_parser("check", help=text, description=text, epilog=example)
+    sub.set_defaults(command=check)
+    sub.add_argument(
+        "file", type=Path, metavar="FILE", help="a .jsonl, .json, .csv, .tsv or .parquet file, or a recipe"
+    )
+    sub.add_argument("--task", choices=("classification", "summarization"), default="classification")
+    sub.add_argument("--text", metavar="COLUMN", help="default: text")
+    sub.add_argument("--answer", metavar="COLUMN", help="default: label, or summary")
+    sub.add_argument("--group", metavar="COLUMN", help="rows that share its value stay in one split")
+    sub.add_argument("--base", help="whose tokens are counted; default: HOTSWAP_BASE_MODEL")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of a recipe")
+    sub.add_argument("--json", action="store_true", help="print JSON")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,10 @@ class Data(Origin):
     train_rows: int | None = Field(default=None, ge=1, description="train on at most so many rows")
     validation_rows: int | None = Field(default=None, ge=1)
     test_rows: int | None = Field(default=None, ge=1)
+    near_duplicates: Literal["ignore", "group"] = Field(
+        default="ignore", description="group: texts that are nearly the same stay in one split"
+    )
+    mask: bool = Field(default=False, description="put <EMAIL_ADDRESS> and the like in the place of personal data")
     extra_tests: dict[str, Origin] = Field(default_factory=dict, description="further rows only ever tested on")
 
     @field_validator("extra_tests")

@@ -6,17 +6,20 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adapters.errors import HotswapError
 from adapters.tasks.classification import MAX_LABELS
 from trainer.config import ClassificationRecipe, Data, Origin, Recipe
+from trainer.duplicates import near_duplicates
+from trainer.personal import masked
 from trainer.sources import fetch_rows
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+MAX_LINE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
     data, kind = recipe.data, recipe.task.kind
     rows = read_rows(data, kind, cache)
     extra = {name: read_rows(origin, kind, cache) for name, origin in data.extra_tests.items()}
+    if data.mask:
+        rows = _masked(rows)
+        extra = {name: _masked(part) for name, part in extra.items()}
+    if data.near_duplicates == "group":
+        rows = _grouped(rows)
     train, validation, test = _split(rows, data, recipe.seed)
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         if not part:
@@ -75,6 +83,29 @@ def labels_of(task: ClassificationRecipe, train: list[Row]) -> tuple[str, ...]:
 
 def read_rows(origin: Origin, kind: str, cache: Path) -> list[Row]:
     """Return the usable, distinct rows of one origin, in its order."""
+    return _distinct(open_table(origin, kind, cache))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records as they were written, and which of their columns matter."""
+
+    records: Iterable[Mapping[str, Any]]
+    text: str
+    answer: str
+    group: str | None
+
+    def values(self) -> Iterator[tuple[int, tuple[Any, ...], str | None]]:
+        """Yield each record's number from 1 on, its text, answer and group, and what is wrong with it."""
+        columns = (self.text, self.answer, self.group) if self.group else (self.text, self.answer)
+        for number, record in enumerate(self.records, start=1):
+            values = tuple(record[column] for column in columns)
+            problems = (_problem(column, value) for column, value in zip(columns, values, strict=True))
+            yield number, values, next(filter(None, problems), None)
+
+
+def open_table(origin: Origin, kind: str, cache: Path) -> Table:
+    """Return one origin's records. Raises :class:`HotswapError` where they cannot be read, or lack a column."""
     table: Any
     answer = origin.answer or ("label" if kind == "classification" else "summary")
     if origin.source:
@@ -89,7 +120,15 @@ def read_rows(origin: Origin, kind: str, cache: Path) -> list[Row]:
             raise HotswapError(f"the data has no column '{column}'; it has: {', '.join(sorted(columns))}.")
     if not origin.source and (names := getattr(table.features[answer], "names", None)):
         table = ({**record, answer: _label(names, record[answer])} for record in table)
-    return _distinct(table, origin.text, answer, group)
+    return Table(table, origin.text, answer, group)
+
+
+def _problem(column: str, value: Any) -> str | None:
+    if value is None or not str(value).strip() or value != value:
+        return f"column '{column}' is empty; fill it in or remove the row."
+    if isinstance(value, list | dict):
+        return f"column '{column}' holds several values; a row has one text."
+    return None
 
 
 def _label(names: list[str], number: int | None) -> str | None:
@@ -115,11 +154,12 @@ def _load_table(origin: Origin, cache: Path) -> Any:
             raise HotswapError(f"data.path {origin.path} does not exist.")
         if not origin.path.stat().st_size:
             raise HotswapError(f"{origin.path} is empty.")
+        _check_line_lengths(origin.path, loader)
         options = _csv_options(origin.path) if loader == "csv" else {}
         place = str(cache / "datasets")
         return load_dataset(loader, data_files=str(origin.path), split="train", cache_dir=place, **options)
     except (DatasetGenerationError, DatasetNotFoundError, ValueError, ConnectionError) as error:
-        reason = _broken_line(origin.path) or " ".join(str(error.__cause__ or error).split())
+        reason = next(broken_lines(origin.path), None) or " ".join(str(error.__cause__ or error).split())
         raise HotswapError(f"{origin.path or origin.dataset} could not be read: {reason}") from error
 
 
@@ -134,46 +174,90 @@ def _csv_options(path: Path) -> dict[str, Any]:
     return {"sep": separator, "features": features, "keep_default_na": False, "na_values": [""]}
 
 
-def _broken_line(path: Path | None) -> str | None:
-    """Return which line of a JSONL file is none: pyarrow counts from zero, in each of its blocks."""
-    if path is None or path.suffix.lower() != ".jsonl":
-        return None
+def broken_lines(path: Path | None) -> Iterator[str]:
+    """Say which lines of a text file cannot be read: pyarrow counts from zero, in each of its blocks."""
+    if path is None or LOADERS.get(path.suffix.lower()) not in ("json", "csv"):
+        return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                broken = bool(line.strip()) and not isinstance(json.loads(line), dict)
-            except ValueError:
-                broken = True
-            if broken:
-                return f"line {number} is not a JSON object"
-    return None
+                content = line.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                yield f"line {number} is not UTF-8; save the file as UTF-8, or convert it with iconv"
+                continue
+            if path.suffix.lower() == ".jsonl" and content.strip():
+                try:
+                    broken = not isinstance(json.loads(content), dict)
+                except ValueError:
+                    broken = True
+                if broken:
+                    yield f"line {number} is not a JSON object"
 
 
-def _distinct(table: Iterable[Mapping[str, Any]], text: str, answer: str, group: str | None) -> list[Row]:
+def _check_line_lengths(path: Path, loader: str) -> None:
+    """A line that is a whole file by mistake would be read into memory several times over."""
+    if path.suffix.lower() == ".json" or loader == "parquet":
+        return
+    number, length = 1, 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            for end in block.splitlines(keepends=True):
+                length += len(end)
+                if length > MAX_LINE_BYTES:
+                    raise HotswapError(
+                        f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; is each row a line?"
+                    )
+                if end.endswith((b"\n", b"\r")):
+                    number, length = number + 1, 0
+
+
+def _distinct(table: Table) -> list[Row]:
     rows: dict[str, Row] = {}
-    for number, record in enumerate(table, start=1):
-        columns = (text, answer, group) if group else (text, answer)
-        values = [record[column] for column in columns]
-        for column, value in zip(columns, values, strict=True):
-            if value is None or not str(value).strip() or value != value:
-                raise HotswapError(f"row {number}: column '{column}' is empty; fill it in or remove the row.")
-            if isinstance(value, list | dict):
-                raise HotswapError(f"row {number}: column '{column}' holds several values; a row has one text.")
+    for number, values, problem in table.values():
+        if problem:
+            raise HotswapError(f"row {number}: {problem}")
         said, answered = (str(value).strip() for value in values[:2])
-        key = " ".join(said.lower().split())
-        rows.setdefault(key, Row(said, answered, str(values[2]) if group else key))
+        key = as_compared(said)
+        rows.setdefault(key, Row(said, answered, str(values[2]) if table.group else key))
     if not rows:
         raise HotswapError("the data has no rows.")
     return list(rows.values())
 
 
+def as_compared(text: str) -> str:
+    """Return what two texts share that are the same but for case and white space."""
+    return " ".join(text.lower().split())
+
+
+def _masked(rows: list[Row]) -> list[Row]:
+    return [replace(row, text=masked(row.text), answer=masked(row.answer)) for row in rows]
+
+
+def _grouped(rows: list[Row]) -> list[Row]:
+    """Make one group of all groups that share texts which are nearly the same."""
+    into = {row.group: row.group for row in rows}
+
+    def root(group: str) -> str:
+        while into[group] != group:
+            group = into[group]
+        return group
+
+    for first, *others in near_duplicates([row.text for row in rows]):
+        for other in others:
+            into[root(rows[other].group)] = root(rows[first].group)
+    return [replace(row, group=root(row.group)) for row in rows]
+
+
+def split_of(group: str, data: Data, seed: int) -> Literal["train", "validation", "test"]:
+    """Return where a group's hash falls, so that a row added later moves no other."""
+    point = int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big") / 2**64
+    return "test" if point < data.test else "validation" if point < data.test + data.validation else "train"
+
+
 def _split(rows: list[Row], data: Data, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
-    """Put each group where its hash falls, so that a row added later moves no other."""
     parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
     for row in rows:
-        point = int.from_bytes(hashlib.sha256(f"{seed}:{row.group}".encode()).digest()[:8], "big") / 2**64
-        held_out = "test" if point < data.test else "validation" if point < data.test + data.validation else "train"
-        parts[held_out].append(row)
+        parts[split_of(row.group, data, seed)].append(row)
     limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
     for name, part in parts.items():
         random.Random(seed).shuffle(part)  # noqa: S311  # reproducible, not secret

@@ -1,0 +1,170 @@
+"""What is wrong with rows, and what will be with the adapter that is trained on them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trainer.config import Data
+from trainer.data import as_compared, broken_lines, open_table, split_of
+from trainer.duplicates import near_duplicates
+from trainer.label_noise import suspects
+from trainer.personal import personal
+
+SHOWN = 10
+FEW_OF_A_CLASS, MAJORITY, LONG_SHARE = 10, 0.9, 0.01
+# UTF-8 that was read as Latin-1 or Windows-1252 somewhere, or bytes that could not be read at all.
+MANGLED = re.compile("\ufffd|Ã[\x80-\xbf©¨¼¶¤Ÿ]|â€[™œ\x9d“”˜¦]|Â[\xa0-\xbf]")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``error``: training would refuse it; ``warning``: look at it; ``note``: good to know. Rows count from 1."""
+
+    level: Literal["error", "warning", "note"]
+    check: str
+    message: str
+    rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that can be used, and the number of each in its file."""
+
+    numbers: list[int]
+    texts: list[str]
+    answers: list[str]
+    groups: list[str]
+
+    def numbered(self, positions: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.numbers[position] for position in positions[:SHOWN])
+
+
+def check_data(
+    data: Data,
+    kind: str,
+    cache: Path,
+    *,
+    seed: int = 0,
+    max_input_tokens: int = 512,
+    count_tokens: Callable[[str], int] | None = None,
+) -> list[Finding]:
+    """Return what is found, the worst first. ``count_tokens``, where a base is at hand, measures the texts.
+
+    Raises :class:`HotswapError` where the rows cannot be read at all.
+    """
+    broken = [Finding("error", "lines", line) for line in broken_lines(data.path)] if data.path else []
+    if broken:
+        return broken[:SHOWN]
+    table = open_table(data, kind, cache)
+    unusable, rows = [], _Rows([], [], [], [])
+    for number, values, problem in table.values():
+        if problem:
+            unusable.append(Finding("error", "cells", f"row {number}: {problem}", (number,)))
+            continue
+        rows.numbers.append(number)
+        rows.texts.append(str(values[0]).strip())
+        rows.answers.append(str(values[1]).strip())
+        rows.groups.append(str(values[2]) if table.group else as_compared(rows.texts[-1]))
+    found = [*unusable[:SHOWN], Finding("note", "rows", f"{len(rows.texts)} usable rows")]
+    if len(unusable) > SHOWN:
+        found.append(Finding("error", "cells", f"and {len(unusable) - SHOWN} more rows of that kind"))
+    found += _same(rows)
+    found += _nearly_the_same(rows, data, seed)
+    found += _personal(rows)
+    found += _mangled(rows)
+    if kind == "classification":
+        found += _classes(rows)
+    if count_tokens is not None and rows.texts:
+        found += _lengths(rows, [count_tokens(text) for text in rows.texts], max_input_tokens)
+    return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
+
+
+def _same(rows: _Rows) -> Iterator[Finding]:
+    places: dict[str, list[int]] = defaultdict(list)
+    for position, text in enumerate(rows.texts):
+        places[as_compared(text)].append(position)
+    repeated = [positions for positions in places.values() if len(positions) > 1]
+    differing = [p for p in repeated if len({rows.answers[position] for position in p}) > 1]
+    if repeated:
+        extra = [position for positions in repeated for position in positions[1:]]
+        text = f"{len(extra)} rows repeat the text of another; the first of each is used"
+        yield Finding("note", "duplicates", text, rows.numbered(extra))
+    if differing:
+        text = f"{len(differing)} texts have different answers in different rows; the first one is used"
+        yield Finding("warning", "contradictions", text, rows.numbered([p for ps in differing for p in ps]))
+
+
+def _nearly_the_same(rows: _Rows, data: Data, seed: int) -> Iterator[Finding]:
+    first = {as_compared(text): position for position, text in reversed(list(enumerate(rows.texts)))}
+    kept = sorted(first.values())
+    groups = [[kept[member] for member in group] for group in near_duplicates([rows.texts[p] for p in kept])]
+    if not groups:
+        return
+    members = [position for group in groups for position in group]
+    text = f"{len(members)} rows are nearly the same as another, in {len(groups)} groups"
+    yield Finding("note", "near-duplicates", text, rows.numbered(members))
+    if data.near_duplicates == "group":
+        return
+    crossing = [g for g in groups if len({split_of(rows.groups[position], data, seed) for position in g}) > 1]
+    if crossing:
+        text = f"{len(crossing)} groups of near-duplicates lie in several splits, and scores will be too good: set "
+        text += "data.group to a column that keeps them together, or data.near_duplicates: group"
+        yield Finding("warning", "leakage", text, rows.numbered([p for g in crossing for p in g]))
+
+
+def _personal(rows: _Rows) -> Iterator[Finding]:
+    where: dict[str, list[int]] = defaultdict(list)
+    for position, text in enumerate(rows.texts):
+        for kind in {kind for kind, _, _ in personal(text)}:
+            where[kind].append(position)
+    for kind, positions in sorted(where.items()):
+        text = f"{len(positions)} rows hold {kind.lower().replace('_', ' ')}s; data.mask: true replaces them"
+        yield Finding("warning", "personal data", text, rows.numbered(positions))
+
+
+def _mangled(rows: _Rows) -> Iterator[Finding]:
+    where = [position for position, text in enumerate(rows.texts) if MANGLED.search(text)]
+    if where:
+        text = f"{len(where)} rows look as if UTF-8 was read as something else; read the source as UTF-8"
+        yield Finding("warning", "encoding", text, rows.numbered(where))
+
+
+def _classes(rows: _Rows) -> Iterator[Finding]:
+    counts = Counter(rows.answers)
+    if len(counts) < 2:
+        yield Finding("error", "classes", f"one label only ({', '.join(counts)}); a classifier needs two")
+        return
+    shares = ", ".join(f"{label} {count}" for label, count in counts.most_common(SHOWN))
+    yield Finding("note", "classes", f"{len(counts)} labels: {shares}")
+    if counts.most_common(1)[0][1] > MAJORITY * len(rows.texts):
+        text = "one label has nine rows of ten: accuracy will look good for nothing; gate on macro_f1"
+        yield Finding("warning", "classes", text)
+    for label, count in sorted(counts.items()):
+        if count < FEW_OF_A_CLASS:
+            yield Finding("warning", "classes", f"'{label}' has {count} rows; find more, or merge it with another")
+    doubted = suspects(rows.texts, rows.answers)
+    if doubted:
+        examples = "; ".join(f"row {rows.numbers[p]} {rows.answers[p]} → {likelier}?" for p, likelier in doubted[:5])
+        text = f"{len(doubted)} labels are doubted by a classifier that did not see them; look at the first: {examples}"
+        yield Finding("warning", "label noise", text, rows.numbered([position for position, _ in doubted]))
+
+
+def _lengths(rows: _Rows, lengths: list[int], limit: int) -> Iterator[Finding]:
+    median, most = np.percentile(lengths, [50, 95])
+    yield Finding("note", "length", f"tokens: median {median:.0f}, 95 % below {most:.0f}, longest {max(lengths)}")
+    long = [position for position, length in enumerate(lengths) if length > limit]
+    if len(long) > LONG_SHARE * len(lengths):
+        text = f"{len(long)} texts are longer than task.max_input_tokens ({limit}) and are cut"
+        yield Finding("warning", "length", text, rows.numbered(long))
+
+
+def as_records(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Return the findings as they are printed and kept."""
+    return [{"level": f.level, "check": f.check, "finding": f.message, "rows": list(f.rows)} for f in findings]

@@ -19,7 +19,7 @@ from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from adapters.store import Store, open_store
 from adapters.tasks import Task
-from trainer.checks import Finding, as_records, check_data
+from trainer.checks import SHOWN, Finding, as_records, check_data
 from trainer.config import IDENTITY, Data, Recipe, load_recipe
 from trainer.data import load_splits
 from trainer.report import score_rows
@@ -47,7 +47,8 @@ def check(options: argparse.Namespace) -> int:
         print(json.dumps(as_records(findings), indent=1))
     else:
         for finding in findings:
-            where = f" (rows {', '.join(map(str, finding.rows))} …)" if finding.rows else ""
+            more = " …" if len(finding.rows) == SHOWN else ""
+            where = f" (rows {', '.join(map(str, finding.rows))}{more})" if finding.rows else ""
             print(f"{finding.level:8} {finding.check}: {finding.message}{where}")
     return 1 if any(finding.level == "error" for finding in findings) else 0
 

@@ -15,7 +15,7 @@ from adapters.store import CONFIG, WEIGHTS, Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from adapters.validation import explained
 
-CARD = "README.md"
+CARD, REPORT = "README.md", "report.html"
 
 
 def add_version(
@@ -37,7 +37,7 @@ def add_version(
     _check_label_tokens(task, base)
     files = {
         file: File(bytes=(folder / file).stat().st_size, digest=file_digest(folder / file))
-        for file in (CONFIG, WEIGHTS, CARD)
+        for file in (CONFIG, WEIGHTS, CARD, REPORT)
         if (folder / file).is_file()
     }
 

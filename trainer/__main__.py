@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from adapters import cli
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
+from adapters.intake import REPORT
 from adapters.packages import cache_folder
 from adapters.store import Store, open_store
 from adapters.tasks import Task
@@ -126,6 +127,7 @@ def evaluate(options: argparse.Namespace) -> None:
                 f"released is version {against['version']}: {against['released']:.4f} on the same test rows, "
                 f"this one {against['candidate']:.4f} (p = {against['p_value']:.2g})"
             )
+        _say(f"report: {recipe.run_folder / REPORT}")
         print(_next("publish", options))
 
 
@@ -184,6 +186,9 @@ def _evaluate(recipe: Recipe, store: Store) -> dict[str, Any]:
     released = _released(recipe, store, base)
     result = evaluation.evaluate(recipe.run_folder / "adapter", splits, _task(recipe), base, released)
     _write(recipe.run_folder / EVALUATION, result)
+    from trainer.page import page
+
+    (recipe.run_folder / REPORT).write_text(page(recipe, base, run, result), encoding="utf-8")
     return result
 
 

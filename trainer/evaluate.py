@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,13 @@ from adapters.tasks import ClassificationTask, Completion
 from adapters.tasks.base import BaseTask
 from trainer import statistics
 from trainer.data import Row, Splits
+from trainer.faithfulness import faithfulness
+from trainer.robustness import DISTURBANCES
 from trainer.soft_prompts import spelled
 
 BATCH = 16
+ROBUST_LABELS, ROBUST_SUMMARIES = 200, 40
+EXAMPLES, EXAMPLE_CHARS = 8, 600
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,79 @@ def evaluate(
         with model.disable_adapter():
             zero_shot = predict(model, rows, task, base, f"{name}: base")
         adapted = predict(model, rows, task, base, f"{name}: adapter")
-        scores[name] = {"base": task.score(zero_shot, answers), "adapter": task.score(adapted, answers)}
+        scores[name] = {"base": _score(task, zero_shot, rows), "adapter": _score(task, adapted, rows)}
         scores[name]["adapter"]["intervals"] = statistics.intervals(task, adapted, answers)
         if name == "test":
             tested = adapted
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
     references = references_of(model, task, base)
+    disturbed = robustness_of(model, splits.test, task, base)
     del model
     against = _against(released, tested, splits.test, task, base) if released else None
-    return {"scores": scores, "profile": profile, "references": references, "released": against}
+    return {
+        "scores": scores,
+        "profile": profile,
+        "references": references,
+        "released": against,
+        "robustness": disturbed,
+        "reliability": reliability_of(tested, splits.test),
+        "examples": examples_of(tested, splits.test, task),
+    }
+
+
+def _score(task: BaseTask, outputs: list[dict[str, Any]], rows: list[Row]) -> dict[str, Any]:
+    scores = task.score(outputs, [row.answer for row in rows])
+    if isinstance(task, ClassificationTask):
+        return scores
+    return scores | faithfulness([row.text for row in rows], [output["summary"] for output in outputs])
+
+
+def robustness_of(model: Any, rows: list[Row], task: BaseTask, base: Base) -> dict[str, Any]:
+    """Return the mean merit (accuracy, ROUGE-L) of the first test rows as written, and disturbed in each way."""
+    rows = rows[: ROBUST_LABELS if isinstance(task, ClassificationTask) else ROBUST_SUMMARIES]
+    answers = [row.answer for row in rows]
+    found: dict[str, Any] = {"rows": len(rows)}
+    ways: dict[str, Callable[[str], str]] = {"as written": str, **DISTURBANCES}
+    for name, disturb in ways.items():
+        outputs = predict(model, [replace(row, text=disturb(row.text)) for row in rows], task, base, f"test: {name}")
+        found[name] = float(statistics.merits(task, outputs, answers).mean())
+    return found
+
+
+def reliability_of(outputs: Sequence[dict[str, Any]], rows: list[Row]) -> list[dict[str, float]]:
+    """Return, for each tenth of confidence that occurs: rows, mean confidence, and the share that was right."""
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for output, row in zip(outputs, rows, strict=True):
+        if "score" in output:
+            kept = bins.setdefault(min(9, int(10 * output["score"])), [])
+            kept.append((output["score"], output["label"] == row.answer))
+    return [
+        {
+            "rows": len(pairs),
+            "confidence": sum(score for score, _ in pairs) / len(pairs),
+            "right": sum(right for _, right in pairs) / len(pairs),
+        }
+        for _, pairs in sorted(bins.items())
+    ]
+
+
+def examples_of(outputs: Sequence[dict[str, Any]], rows: list[Row], task: BaseTask) -> dict[str, list[dict[str, Any]]]:
+    """Return the best and the worst answers of the test rows: of labels, those it was surest of."""
+    merits = statistics.merits(task, outputs, [row.answer for row in rows])
+    sureness = [output.get("score", 0.0) for output in outputs]
+    shown = [
+        {
+            "text": row.text[:EXAMPLE_CHARS],
+            "wanted": row.answer,
+            "answered": output.get("label", output.get("summary")),
+            "merit": round(float(merit), 4),
+            "confidence": output.get("score"),
+        }
+        for output, row, merit in zip(outputs, rows, merits, strict=True)
+    ]
+    worst = sorted((i for i in range(len(rows)) if merits[i] < 1), key=lambda i: (merits[i], -sureness[i]))
+    best = sorted((i for i in range(len(rows)) if merits[i] > 0), key=lambda i: (-merits[i], -sureness[i]))
+    return {"wrong": [shown[i] for i in worst[:EXAMPLES]], "right": [shown[i] for i in best[:EXAMPLES]]}
 
 
 def _adapted(adapter: Path, base: Base) -> Any:

@@ -9,12 +9,13 @@ from typing import Any
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.intake import CARD, add_version
+from adapters.intake import CARD, REPORT, add_version
 from adapters.manifest import Manifest, Profile, Reference
 from adapters.signing import Signer
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from trainer.config import Recipe
+from trainer.page import page
 from trainer.report import card
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
@@ -67,6 +68,7 @@ def publish(
     """Write the run's adapter as the next version and return its manifest. Raises where gate or lint refuse."""
     check_gate(recipe, evaluation)
     folder: Path = recipe.run_folder / "adapter"
+    (folder / REPORT).write_text(page(recipe, base, run, evaluation), encoding="utf-8")
     (folder / CARD).write_text(card(recipe, base, run, evaluation["scores"]), encoding="utf-8")
     lineage = {
         "recipe": recipe.model_dump(mode="json", exclude={"output"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -335,6 +336,14 @@ class TestRollback:
 
 
 class TestPromote:
+    def test_takes_only_versions_that_there_are(self, refused: Run, stocked: Store) -> None:
+        stocked.release("mood", 1, Share(version=2, percent=10))
+        assert "mood@0 is not in the store" in refused("promote", "mood", 0).err
+
+    @pytest.mark.parametrize("margin", [("--seconds", "inf"), ("--samples", "1e300"), ("--errors", "nan")])
+    def test_takes_no_margin_that_could_not_be_read_again(self, refused: Run, stocked: Store, margin) -> None:
+        assert margin[0].strip("-") in refused("promote", "mood", 2, "--guard", *margin).err
+
     def test_makes_the_canary_stable(self, run: Run, stocked: Store) -> None:
         stocked.release("mood", 1, Share(version=2, percent=10))
         assert run("promote", "mood").out == "mood: generation 3, stable 2\n"
@@ -464,6 +473,14 @@ class TestHistory:
         shown = json.loads(run("history", "mood", "--json").out)
         assert [(row["generation"], row["stable"], row["canary"]) for row in shown] == [(1, 1, None), (2, 2, None)]
 
+    def test_shows_the_others_where_a_record_is_damaged(self, run: Run, stocked: Store, tmp_path: Path) -> None:
+        for version in (2, 1):
+            run("release", "mood", version)
+        (tmp_path / "store/mood/releases/2.json").write_text('{"stable": ')
+        shown = run("history", "mood", "--json")
+        assert [row["generation"] for row in json.loads(shown.out)] == [1, 3]
+        assert shown.err == "not shown, as damaged: generation 2\n"
+
     def test_of_nobody_is_refused(self, refused: Run, stocked: Store) -> None:
         assert "'nobody' has no releases" in refused("history", "nobody").err
 
@@ -484,6 +501,13 @@ class TestVerify:
         assert shown.status == 1
         assert [(row["name"], row["version"]) for row in json.loads(shown.out)] == [("mood", 2)]
 
+    def test_says_what_is_released_and_not_there(self, run: Run, stocked: Store, tmp_path: Path) -> None:
+        run("release", "mood", 2)
+        shutil.rmtree(tmp_path / "store/mood/versions/2")
+        result = run("verify")
+        assert result.status == 1
+        assert "released and not in the store" in result.out
+
 
 class TestUsage:
     @pytest.mark.parametrize(
@@ -495,6 +519,7 @@ class TestUsage:
             ("release", "mood"),
             ("release", "mood", "two"),
             ("release", "mood", "1", "--channel", "beta"),
+            ("release", "mood", "1", "--expected-generation", "-1"),
             ("list", "--unheard-of"),
             ("add", "dir", "mood", "--task", "translation"),
         ],

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -31,6 +32,7 @@ from trainer.config import load_recipe
 from trainer.data import Row, Splits, load_splits
 from trainer.evaluate import predict, profile_of
 from trainer.report import card
+from trainer.robustness import DISTURBANCES
 
 GATE = {"test": {"accuracy": 0.9}}
 
@@ -207,6 +209,21 @@ class TestEvaluating:
         assert [row.split()[1] for row in rows] == ["rows", "accuracy", "macro_f1", "calibration_error"]
         assert rows[1].split()[3] == "1.000", "one word decides; a two-layer model learns it"
         assert following == "next: python -m trainer publish mood.yaml"
+
+    def test_writes_one_page_that_needs_nothing_else_and_escapes_the_data(self, place: Workplace) -> None:
+        rows = (place.folder / "rows.jsonl").read_text().replace("is dull", "is <b>dull</b>")
+        (place.folder / "rows.jsonl").write_text(rows)
+        shutil.rmtree(place.folder / "runs")
+        for command in ("train", "evaluate"):
+            assert place.run(command, "mood.yaml").status == 0
+        page = (place.run_folder / "report.html").read_text()
+        assert page.count("<svg") == 3
+        assert "&lt;b&gt;dull" in page
+        assert "<b>dull" not in page
+        assert not re.search(r"(src|href)=.http", page)
+        assert "accuracy" in page
+        robustness = json.loads((place.run_folder / "evaluation.json").read_text())["robustness"]
+        assert set(robustness) == {"rows", "as written", *DISTURBANCES}
 
     def test_prints_json_and_nothing_else(self, place: Workplace) -> None:
         scores = json.loads(place.run("evaluate", "mood.yaml", "--json").out)

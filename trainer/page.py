@@ -1,0 +1,89 @@
+"""``report.html``: what a run has to show, in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from adapters.base_model import Base
+from trainer.config import Recipe
+from trainer.report import score_rows
+
+
+def page(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, Any]) -> str:
+    """Return the page: scores, plots, disturbances and examples. Every text of the data is escaped."""
+    # An evaluation of an earlier version of the trainer lacks some parts.
+    parts = {"robustness": {}, "reliability": [], "examples": {"wrong": [], "right": []}, "released": None} | evaluation
+    disturbed = {name: value for name, value in parts["robustness"].items() if name != "rows"}
+    plots = {
+        "Loss": _plot(lambda axes: _curves(axes, run.get("history", []))),
+        "Reliability on the test rows": _plot(lambda axes: _reliability(axes, parts["reliability"]))
+        if parts["reliability"]
+        else None,
+        "Disturbed test rows": _plot(lambda axes: _bars(axes, disturbed)) if disturbed else None,
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        recipe=recipe,
+        base=base,
+        run=run,
+        scores=score_rows(parts["scores"]),
+        confusion=parts["scores"]["test"]["adapter"].get("confusion"),
+        released=parts["released"],
+        robustness=parts["robustness"],
+        examples=parts["examples"],
+        plots={title: plot for title, plot in plots.items() if plot},
+    )
+
+
+def _curves(axes: Any, history: list[dict[str, Any]]) -> None:
+    for key, name in (("loss", "training"), ("eval_loss", "validation")):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+    axes.set(xlabel="step", ylabel="loss")
+    if axes.lines:
+        axes.legend(frameon=False)
+
+
+def _reliability(axes: Any, bins: list[dict[str, float]]) -> None:
+    axes.plot([0, 1], [0, 1], color="#bbb", linewidth=1)
+    most = max(each["rows"] for each in bins)
+    sizes = [20 + 180 * each["rows"] / most for each in bins]
+    axes.scatter([each["confidence"] for each in bins], [each["right"] for each in bins], s=sizes, alpha=0.7)
+    axes.set(xlabel="confidence", ylabel="share that was right", xlim=(0, 1.02), ylim=(0, 1.02))
+
+
+def _bars(axes: Any, disturbed: dict[str, float]) -> None:
+    names = list(disturbed)[::-1]
+    drawn = axes.barh(names, [disturbed[name] for name in names])
+    axes.bar_label(drawn, fmt="%.3f", padding=3)
+    axes.set(xlabel="accuracy, or ROUGE-L", xlim=(0, 1.1))
+
+
+def _plot(draw: Callable[[Any], None]) -> Markup:
+    with _figure() as (figure, axes):
+        draw(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        out = io.StringIO()
+        # Neither a date nor random ids: the same run gives the same page.
+        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return Markup(out.getvalue()[out.getvalue().index("<svg") :])  # noqa: S704  # drawn here, of numbers and our names
+
+
+@contextmanager
+def _figure() -> Iterator[tuple[Any, Any]]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "hotswap", "font.size": 9}):
+        figure = Figure(figsize=(4.6, 3))
+        yield figure, figure.subplots()

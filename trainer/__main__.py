@@ -114,6 +114,31 @@ def _checked(recipe: Recipe, base: Base) -> list[Finding]:
     return findings
 
 
+def sweep(options: argparse.Namespace) -> None:
+    recipe = _recipe(options)
+    if options.trials < 1:
+        raise HotswapError("--trials needs a number from 1 on.")
+
+    def changed(params: dict[str, Any]) -> Recipe:
+        return load_recipe(options.recipe, (*options.set, *sweeping.as_settings(params)))
+
+    for key, space in recipe.sweep.items():  # a misspelt key is said before the first training
+        first = space[0] if isinstance(space, tuple) else int(space.low) if space.whole else space.low
+        load_recipe(options.recipe, (*options.set, f"{key}={json.dumps(first)}"))
+    load_splits(recipe, cache_folder())
+    base = resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
+    from trainer import sweep as sweeping
+
+    study = sweeping.sweep(recipe, changed, lambda tried: load_splits(tried, cache_folder()), base, options.trials)
+    rows = sweeping.table(study)
+    if options.json:
+        print(json.dumps(rows))
+        return
+    cli.show(rows, as_json=False, columns=("trial", "state", "validation_loss", *recipe.sweep))
+    options.set = [*options.set, *sweeping.as_settings(study.best_params)]
+    print(_next("train", options))
+
+
 def evaluate(options: argparse.Namespace) -> None:
     recipe = _recipe(options)
     evaluation = _evaluate(recipe, _store(options))
@@ -258,12 +283,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
         ("train", train, "make the adapter; goes on where a killed run stopped"),
+        ("sweep", sweep, "try the recipe's `sweep` of settings; goes on where it stopped"),
         ("evaluate", evaluate, "score base and adapter on the held-out rows"),
         ("publish", publish, "write a version to the store, if the recipe's gate lets it, and release it"),
     ):
         example = f"example: python -m trainer {name} trainer/recipes/sentiment.yaml"
         sub = commands.add_parser(name, help=text, description=text, epilog=example, parents=[shared])
         sub.set_defaults(command=run)
+        if name == "sweep":
+            sub.add_argument("--trials", type=int, default=20, help="in all, those of earlier sweeps counted (20)")
         if name == "publish":
             sub.add_argument("--store", metavar="URL", help="default: HOTSWAP_STORE, var/store")
             sub.add_argument("--no-release", action="store_true", help="store the version without serving it")

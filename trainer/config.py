@@ -154,6 +154,24 @@ class Gate(Strict):
     extra_tests: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
+class Range(Strict):
+    """What a sweep may try between ``low`` and ``high``: whole numbers only, or evenly in the logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError("low must be below high, and above 0 where log is true")
+        return self
+
+
+Choices = tuple[str | int | float | bool, ...]
+
+
 class Recipe(Strict):
     name: str = Field(pattern=NAME_PATTERN, description="the adapter's name in the store")
     description: str = Field(default="", max_length=2000)
@@ -169,6 +187,11 @@ class Recipe(Strict):
     convert: Conversion = Conversion()
     training: Training = Training()
     gate: Gate = Gate()
+    sweep: dict[str, Range | Choices] = Field(
+        default={"training.learning_rate": Range(low=1e-4, high=5e-3, log=True)},
+        min_length=1,
+        description="what `trainer sweep` tries: key → {low, high, log, whole}, or a list",
+    )
 
     @model_validator(mode="after")
     def _gate_can_open(self) -> Self:
@@ -210,7 +233,7 @@ class Recipe(Strict):
 
         Where the rows lie does not decide anything: a recipe named by another path is the same recipe.
         """
-        recipe = self.model_dump(mode="json", exclude={"gate", "output", "description"})
+        recipe = self.model_dump(mode="json", exclude={"gate", "output", "description", "sweep"})
         for origin in (recipe["data"], *recipe["data"]["extra_tests"].values()):
             origin["path"] = origin["path"] and Path(origin["path"]).name
         identity = {"recipe": recipe, "data": data, "base": base}

@@ -71,7 +71,7 @@ def publish(
     (folder / REPORT).write_text(page(recipe, base, run, evaluation), encoding="utf-8")
     (folder / CARD).write_text(card(recipe, base, run, evaluation["scores"]), encoding="utf-8")
     lineage = {
-        "recipe": recipe.model_dump(mode="json", exclude={"output"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"output", "sweep"}),
         "data": {"fingerprint": run["data"], "rows": run["rows"]},
         "seconds": run["seconds"],
         "libraries": {name: version(name) for name in LIBRARIES},

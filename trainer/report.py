@@ -33,7 +33,7 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
     origin = recipe.data.source or recipe.data.dataset or str(recipe.data.path)
     about = (SOURCES[recipe.data.source].__doc__ or "").strip() if recipe.data.source else "The user's own data."
     rows = ", ".join(f"{count} {name}" for name, count in run["rows"].items())
-    settings = recipe.model_dump(mode="json", exclude={"output", "description", "gate"}, exclude_none=True)
+    settings = recipe.model_dump(mode="json", exclude={"output", "description", "gate", "sweep"}, exclude_none=True)
     lines = [
         f"# {recipe.name}",
         "",

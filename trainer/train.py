@@ -51,7 +51,9 @@ def make_task(recipe: Recipe, splits: Splits, base: Base) -> ClassificationTask 
     return SummarizationTask.of(recipe.task.template, **settings)
 
 
-def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[str, Any]:
+def train(
+    recipe: Recipe, splits: Splits, task: BaseTask, base: Base, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
     """Train and leave the adapter in ``recipe.run_folder / "adapter"``; return what the run was like.
 
     A run that was interrupted goes on from its last checkpoint, with the result it would have had; a run
@@ -70,7 +72,7 @@ def train(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> dict[st
         train_dataset=Encoded(splits.train, task, base),
         eval_dataset=Encoded(splits.validation, task, base),
         data_collator=collate(base.end_id),
-        callbacks=[Progress()],
+        callbacks=[Progress(), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()

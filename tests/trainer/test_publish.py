@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -198,6 +198,43 @@ class TestTraining:
         result = place.run(*([command] if command else []), "--help")
         assert result.status == 0
         assert "example: python -m trainer " in result.out
+
+
+class TestSweeping:
+    SPACE: ClassVar = {"training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.rank": [2, 4]}
+
+    def test_tries_goes_on_and_names_the_command_for_the_best(self, place: Workplace) -> None:
+        place.write_recipe(sweep=self.SPACE)
+        assert place.run("sweep", "mood.yaml", "--trials", 2).status == 0
+        result = place.run("sweep", "mood.yaml", "--trials", 3)
+        heading, *trials, following = result.out.splitlines()
+        assert set(heading.split()) == {"TRIAL", "STATE", "VALIDATION_LOSS", "TRAINING.LEARNING_RATE", "LORA.RANK"}
+        assert sorted(trial.split()[0] for trial in trials) == ["0", "1", "2"], "two were remembered"
+        assert following.startswith("next: python -m trainer train mood.yaml --set ")
+        assert not list((place.run_folder / "sweep").iterdir())
+        rows = json.loads(place.run("sweep", "mood.yaml", "--trials", 3, "--json").out)
+        losses = [row["validation_loss"] for row in rows]
+        assert losses == sorted(losses)
+        assert len({row["training.learning_rate"] for row in rows}) == 3, "nothing is proposed twice"
+        best = shlex.split(following.removeprefix("next: python -m trainer "))
+        shutil.rmtree(place.run_folder)
+        assert place.run(*best, "--json").status == 0
+        trained = json.loads((place.run_folder / "run.json").read_text())
+        assert trained["best_validation_loss"] == losses[0], "the winner trained again is the winner"
+
+    @pytest.mark.parametrize(
+        ("space", "reason"),
+        [
+            ({"lora.rnak": [2, 4]}, "rnak"),
+            ({"training.learning_rate": {"low": 1, "high": 0.1}}, "low must be below high"),
+            ({"lora.rank": ["many"]}, "lora.rank"),
+        ],
+    )
+    def test_of_what_is_no_setting_is_refused_before_anything_is_trained(
+        self, place: Workplace, refused: Callable[..., str], space: dict, reason: str
+    ) -> None:
+        place.write_recipe(sweep=space)
+        assert reason in refused("sweep", "mood.yaml")
 
 
 class TestEvaluating:

@@ -152,6 +152,12 @@ def evaluate(options: argparse.Namespace) -> None:
                 f"released is version {against['version']}: {against['released']:.4f} on the same test rows, "
                 f"this one {against['candidate']:.4f} (p = {against['p_value']:.2g})"
             )
+        untrained = evaluation["baselines"]
+        _say(
+            f"without training, on the first {untrained['rows']} test rows: zero-shot {untrained['zero_shot']:.3f}, "
+            f"{untrained['shots']} examples in the prompt {untrained['few_shot']:.3f}; "
+            f"adapter {untrained['adapter']:.3f}"
+        )
         _say(f"report: {recipe.run_folder / REPORT}")
         print(_next("publish", options))
 

@@ -22,6 +22,7 @@ from adapters.tasks.base import BaseTask
 from trainer import statistics
 from trainer.data import Row, Splits
 from trainer.faithfulness import faithfulness
+from trainer.few_shot import SHOTS, with_examples
 from trainer.robustness import DISTURBANCES
 from trainer.soft_prompts import spelled
 
@@ -62,6 +63,7 @@ def evaluate(
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
     references = references_of(model, task, base)
     disturbed = robustness_of(model, splits.test, task, base)
+    untrained = baselines_of(model, splits, task, base, disturbed["as written"])
     del model
     against = _against(released, tested, splits.test, task, base) if released else None
     return {
@@ -70,6 +72,7 @@ def evaluate(
         "references": references,
         "released": against,
         "robustness": disturbed,
+        "baselines": untrained,
         "reliability": reliability_of(tested, splits.test),
         "examples": examples_of(tested, splits.test, task),
     }
@@ -84,7 +87,7 @@ def _score(task: BaseTask, outputs: list[dict[str, Any]], rows: list[Row]) -> di
 
 def robustness_of(model: Any, rows: list[Row], task: BaseTask, base: Base) -> dict[str, Any]:
     """Return the mean merit (accuracy, ROUGE-L) of the first test rows as written, and disturbed in each way."""
-    rows = rows[: ROBUST_LABELS if isinstance(task, ClassificationTask) else ROBUST_SUMMARIES]
+    rows = _first(rows, task)
     answers = [row.answer for row in rows]
     found: dict[str, Any] = {"rows": len(rows)}
     ways: dict[str, Callable[[str], str]] = {"as written": str, **DISTURBANCES}
@@ -92,6 +95,23 @@ def robustness_of(model: Any, rows: list[Row], task: BaseTask, base: Base) -> di
         outputs = predict(model, [replace(row, text=disturb(row.text)) for row in rows], task, base, f"test: {name}")
         found[name] = float(statistics.merits(task, outputs, answers).mean())
     return found
+
+
+def _first(rows: list[Row], task: BaseTask) -> list[Row]:
+    return rows[: ROBUST_LABELS if isinstance(task, ClassificationTask) else ROBUST_SUMMARIES]
+
+
+def baselines_of(model: Any, splits: Splits, task: BaseTask, base: Base, adapted: float) -> dict[str, Any]:
+    """Return the mean merit of the first test rows without training: zero-shot, and with examples in the prompt; beside
+    ``adapter``, that of the trained on the same rows. Did it need to be trained at all?"""
+    rows = _first(splits.test, task)
+    found: dict[str, Any] = {"rows": len(rows), "shots": SHOTS}
+    asked = {"zero_shot": task, "few_shot": with_examples(task, splits.train, base)}
+    with model.disable_adapter():
+        for name, how in asked.items():
+            outputs = predict(model, rows, how, base, f"test: {name.replace('_', '-')}")
+            found[name] = float(statistics.merits(task, outputs, [row.answer for row in rows]).mean())
+    return {**found, "adapter": adapted}
 
 
 def reliability_of(outputs: Sequence[dict[str, Any]], rows: list[Row]) -> list[dict[str, float]]:

@@ -15,11 +15,19 @@ from adapters.base_model import Base
 from trainer.config import Recipe
 from trainer.report import score_rows
 
+EMPTY: dict[str, Any] = {
+    "robustness": {},
+    "baselines": None,
+    "reliability": [],
+    "examples": {"wrong": [], "right": []},
+    "released": None,
+}
+
 
 def page(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, Any]) -> str:
     """Return the page: scores, plots, disturbances and examples. Every text of the data is escaped."""
     # An evaluation of an earlier version of the trainer lacks some parts.
-    parts = {"robustness": {}, "reliability": [], "examples": {"wrong": [], "right": []}, "released": None} | evaluation
+    parts = EMPTY | evaluation
     disturbed = {name: value for name, value in parts["robustness"].items() if name != "rows"}
     plots = {
         "Loss": _plot(lambda axes: _curves(axes, run.get("history", []))),
@@ -39,6 +47,7 @@ def page(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, 
         confusion=parts["scores"]["test"]["adapter"].get("confusion"),
         released=parts["released"],
         robustness=parts["robustness"],
+        baselines=parts["baselines"],
         examples=parts["examples"],
         plots={title: plot for title, plot in plots.items() if plot},
     )

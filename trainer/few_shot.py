@@ -1,0 +1,33 @@
+"""The same task with examples in its prompt: what the base can do without being trained."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain, islice, zip_longest
+
+from adapters.base_model import Base
+from adapters.tasks import ClassificationTask
+from adapters.tasks.base import SLOT, BaseTask
+from trainer.data import Row
+
+SHOTS, MAX_EXAMPLE_TOKENS = 4, 200
+
+
+def with_examples(task: BaseTask, rows: Sequence[Row], base: Base, shots: int = SHOTS) -> BaseTask:
+    """Return ``task`` with the first ``shots`` fitting rows before its prompt, of every label in turn (Brown et al.
+    2020, arXiv:2005.14165). Each is answered as the task reads answers; long ones do not fit."""
+    by_answer: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if SLOT not in row.text + row.answer and len(base.tokenizer.encode(row.text)) <= MAX_EXAMPLE_TOKENS:
+            by_answer[row.answer if isinstance(task, ClassificationTask) else ""].append(row)
+    in_turn = chain.from_iterable(zip_longest(*(by_answer[answer] for answer in sorted(by_answer))))
+    chosen = list(islice((row for row in in_turn if row is not None), shots))
+    text = task.template.text
+    told = "".join(f"{text.replace(SLOT, row.text)}{_answer(task, row, base)}\n\n" for row in chosen)
+    return task.model_copy(update={"template": task.template.model_copy(update={"text": told + text})})
+
+
+def _answer(task: BaseTask, row: Row, base: Base) -> str:
+    ids = [token for token in task.target(row.answer, base.tokenizer, end=base.end_id) if token != base.end_id]
+    return base.tokenizer.decode(ids)

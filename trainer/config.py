@@ -130,6 +130,13 @@ class Training(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where a GPU has it, float32 on a CPU"
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute activations again instead of keeping them: less memory, more time",
+    )
+    report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        default=("tensorboard",), description="where the curves go; TensorBoard's are in the run's folder"
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     shrink: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
@@ -233,7 +240,8 @@ class Recipe(Strict):
 
         Where the rows lie does not decide anything: a recipe named by another path is the same recipe.
         """
-        recipe = self.model_dump(mode="json", exclude={"gate", "output", "description", "sweep"})
+        aside: Any = {"gate": True, "output": True, "description": True, "sweep": True, "training": {"report_to"}}
+        recipe = self.model_dump(mode="json", exclude=aside)
         for origin in (recipe["data"], *recipe["data"]["extra_tests"].values()):
             origin["path"] = origin["path"] and Path(origin["path"]).name
         identity = {"recipe": recipe, "data": data, "base": base}

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ def train(
     does not fit the base model.
     """
     folder = recipe.run_folder
+    for tracker in recipe.training.report_to:
+        if find_spec(tracker) is None:
+            raise HotswapError(f"training.report_to: {tracker} is not installed; pip install {tracker}.")
     checkpoint = _prepare_folder(folder, recipe.run_identity(splits.fingerprint, base.digest))
     set_seed(recipe.seed)
     steps = _steps(recipe, len(splits.train))
@@ -162,7 +166,9 @@ def _arguments(recipe: Recipe, folder: Path, steps: int) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to=[],
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        report_to=list(training.report_to),
         disable_tqdm=True,  # Progress draws the bar
     )
 

@@ -200,6 +200,28 @@ class TestTraining:
         assert "example: python -m trainer " in result.out
 
 
+class TestTrainingSettings:
+    def test_less_memory_for_more_time_changes_no_result(self, place: Workplace) -> None:
+        kept = json.loads((place.run_folder / "run.json").read_text())
+        settings = ("--set", "training.gradient_checkpointing=true")
+        again = json.loads(place.run("train", "mood.yaml", *settings, "--json").out)
+        assert again["best_validation_loss"] == pytest.approx(kept["best_validation_loss"], rel=1e-4)
+
+    def test_curves_are_kept_for_tensorboard_unless_nobody_wants_them(self, place: Workplace) -> None:
+        assert list(place.run_folder.rglob("events.out.tfevents*"))
+        shutil.rmtree(place.run_folder)
+        assert place.run("train", "mood.yaml", "--set", "training.report_to=[]").status == 0
+        assert not list(place.run_folder.rglob("events.out.tfevents*"))
+
+    def test_a_tracker_that_is_not_installed_is_named_before_training(
+        self, refused: Callable[..., str], place: Workplace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("trainer.train.find_spec", lambda name: None)
+        place.write_recipe(seed=8)
+        told = refused("train", "mood.yaml", "--set", "training.report_to=[wandb]")
+        assert "pip install wandb" in told
+
+
 class TestSweeping:
     SPACE: ClassVar = {"training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.rank": [2, 4]}
 

@@ -32,6 +32,10 @@ class Origin(Strict):
     answer: str | None = Field(default=None, description="the column with the answer; default: label or summary")
     group: str | None = Field(default=None, description="rows that share this column's value stay in one split")
 
+    slices: tuple[str, ...] = Field(
+        default=(), description="columns by whose values the test rows are scored apart: source, language, sex …"
+    )
+
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if sum(place is not None for place in (self.path, self.dataset, self.source)) != 1:

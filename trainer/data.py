@@ -27,6 +27,7 @@ class Row:
     text: str
     answer: str
     group: str
+    slices: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,15 @@ class Table:
     text: str
     answer: str
     group: str | None
+    slices: tuple[str, ...] = ()
 
     def values(self) -> Iterator[tuple[int, tuple[Any, ...], str | None]]:
-        """Yield each record's number from 1 on, its text, answer and group, and what is wrong with it."""
+        """Yield each record's number from 1 on, its text, answer, group if there is one, and slices; and what is wrong
+        with it. A slice may be empty."""
         columns = (self.text, self.answer, self.group) if self.group else (self.text, self.answer)
         for number, record in enumerate(self.records, start=1):
-            values = tuple(record[column] for column in columns)
-            problems = (_problem(column, value) for column, value in zip(columns, values, strict=True))
+            values = tuple(record[column] for column in (*columns, *self.slices))
+            problems = (_problem(column, value) for column, value in zip(columns, values, strict=False))
             yield number, values, next(filter(None, problems), None)
 
 
@@ -115,12 +118,12 @@ def open_table(origin: Origin, kind: str, cache: Path) -> Table:
     else:
         table, group = _load_table(origin, cache), origin.group
         columns = set(table.column_names)
-    for column in (origin.text, answer, *([group] if group else [])):
+    for column in (origin.text, answer, *([group] if group else []), *origin.slices):
         if column not in columns:
             raise HotswapError(f"the data has no column '{column}'; it has: {', '.join(sorted(columns))}.")
     if not origin.source and (names := getattr(table.features[answer], "names", None)):
         table = ({**record, answer: _label(names, record[answer])} for record in table)
-    return Table(table, origin.text, answer, group)
+    return Table(table, origin.text, answer, group, origin.slices)
 
 
 def _problem(column: str, value: Any) -> str | None:
@@ -218,7 +221,9 @@ def _distinct(table: Table) -> list[Row]:
             raise HotswapError(f"row {number}: {problem}")
         said, answered = (str(value).strip() for value in values[:2])
         key = as_compared(said)
-        rows.setdefault(key, Row(said, answered, str(values[2]) if table.group else key))
+        about = zip(table.slices, values[len(values) - len(table.slices) :], strict=True)
+        slices = tuple((column, "" if value is None else str(value)) for column, value in about)
+        rows.setdefault(key, Row(said, answered, str(values[2]) if table.group else key, slices))
     if not rows:
         raise HotswapError("the data has no rows.")
     return list(rows.values())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from tqdm import tqdm
@@ -29,6 +30,7 @@ from trainer.soft_prompts import spelled
 BATCH = 16
 ROBUST_LABELS, ROBUST_SUMMARIES = 200, 40
 EXAMPLES, EXAMPLE_CHARS = 8, 600
+SLICE_ROWS = 20  # fewer say too little to be compared
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def evaluate(
         "released": against,
         "robustness": disturbed,
         "baselines": untrained,
+        "slices": slices_of(tested, splits.test, task, base),
         "reliability": reliability_of(tested, splits.test),
         "examples": examples_of(tested, splits.test, task),
     }
@@ -112,6 +115,31 @@ def baselines_of(model: Any, splits: Splits, task: BaseTask, base: Base, adapted
             outputs = predict(model, rows, how, base, f"test: {name.replace('_', '-')}")
             found[name] = float(statistics.merits(task, outputs, [row.answer for row in rows]).mean())
     return {**found, "adapter": adapted}
+
+
+def slices_of(
+    outputs: Sequence[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
+) -> dict[str, dict[str, Any]]:
+    """Return the mean merit (accuracy, ROUGE-L) of the test rows apart, by thirds of their length and by each column of
+    ``data.slices``; ``gap`` is the largest difference between those of at least 20 rows, where there are two."""
+    merits = statistics.merits(task, outputs, [row.answer for row in rows])
+    lengths = [len(base.tokenizer.encode(row.text)) for row in rows]
+    low, high = np.percentile(lengths, [100 / 3, 200 / 3])
+    names = (f"to {low:.0f} tokens", f"to {high:.0f} tokens", "longer")
+    by: dict[str, dict[str, list[float]]] = {"length": {}}
+    for row, length, merit in zip(rows, lengths, merits, strict=True):
+        third = names[0 if length <= low else 1 if length <= high else 2]
+        for column, value in (("length", third), *row.slices):
+            by.setdefault(column, {}).setdefault(value, []).append(float(merit))
+    return {column: _apart(values) for column, values in by.items()}
+
+
+def _apart(values: dict[str, list[float]]) -> dict[str, Any]:
+    found = {
+        value: {"rows": len(merits), "score": sum(merits) / len(merits)} for value, merits in sorted(values.items())
+    }
+    compared = [each["score"] for each in found.values() if each["rows"] >= SLICE_ROWS]
+    return {"values": found, "gap": max(compared) - min(compared) if len(compared) > 1 else None}
 
 
 def reliability_of(outputs: Sequence[dict[str, Any]], rows: list[Row]) -> list[dict[str, float]]:

@@ -18,6 +18,7 @@ from trainer.report import score_rows
 EMPTY: dict[str, Any] = {
     "robustness": {},
     "baselines": None,
+    "slices": {},
     "reliability": [],
     "examples": {"wrong": [], "right": []},
     "released": None,
@@ -48,6 +49,7 @@ def page(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, 
         released=parts["released"],
         robustness=parts["robustness"],
         baselines=parts["baselines"],
+        slices=parts["slices"],
         examples=parts["examples"],
         plots={title: plot for title, plot in plots.items() if plot},
     )

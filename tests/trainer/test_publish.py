@@ -284,6 +284,23 @@ class TestEvaluating:
         robustness = json.loads((place.run_folder / "evaluation.json").read_text())["robustness"]
         assert set(robustness) == {"rows", "as written", *DISTURBANCES}
 
+    def test_scores_the_test_rows_apart_by_length_and_by_the_columns_asked_for(self, place: Workplace) -> None:
+        rows = [{**row, "source": None if n % 5 == 0 else "ab"[n % 2]} for n, row in enumerate(reviews(300))]
+        (place.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        place.write_recipe(data={"path": "rows.jsonl", "validation": 0.2, "test": 0.2, "slices": ["source"]})
+        shutil.rmtree(place.run_folder)
+        for command in ("train", "evaluate"):
+            assert place.run(command, "mood.yaml").status == 0
+        evaluation = json.loads((place.run_folder / "evaluation.json").read_text())
+        apart, scores = evaluation["slices"], evaluation["scores"]["test"]["adapter"]
+        assert set(apart) == {"length", "source"}
+        assert set(apart["source"]["values"]) == {"", "a", "b"}
+        for column in apart.values():
+            assert sum(each["rows"] for each in column["values"].values()) == scores["rows"]
+            right = sum(each["rows"] * each["score"] for each in column["values"].values())
+            assert right == pytest.approx(scores["rows"] * scores["accuracy"])
+        assert apart["source"]["gap"] is not None
+
     def test_prints_json_and_nothing_else(self, place: Workplace) -> None:
         scores = json.loads(place.run("evaluate", "mood.yaml", "--json").out)
         assert scores == json.loads((place.run_folder / "evaluation.json").read_text())["scores"]

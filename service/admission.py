@@ -13,7 +13,7 @@ from service.metrics import Metrics
 
 # English has about four characters to a token; the instructions and the answer come on top.
 CHARS_PER_TOKEN, TOKENS_AROUND = 4, 16
-# Fewer than these are answered no faster than one by one. More would not be there where only short waits are allowed.
+# What fewer get done says little of what many would; more are never there where only short waits are allowed.
 BUSY_TEXTS = 4
 # What was measured so long ago counts half, or not at all: the mix of texts changes.
 HALF_LIFE_SECONDS, FORGOTTEN_SECONDS = 10.0, 60.0
@@ -113,10 +113,10 @@ class Admission:
         self._metrics.in_flight.inc()
         try:
             yield
-            if not self._busy:
-                self._throughput.resume()
-            else:
+            if self._busy:
                 self._throughput.done(estimated_tokens([text]))
+            else:
+                self._throughput.resume()
         finally:
             self._metrics.in_flight.dec()
             self._turns.release()

@@ -35,15 +35,8 @@ def main() -> int:
 
 def check(options: argparse.Namespace) -> int:
     data, kind, seed, limit = _to_check(options)
-    tokenizer = resolve_base(options.base or os.environ.get("HOTSWAP_BASE_MODEL")).tokenizer
-    findings = check_data(
-        data,
-        kind,
-        cache_folder(),
-        seed=seed,
-        max_input_tokens=limit,
-        count_tokens=lambda text: len(tokenizer.encode(text)),
-    )
+    base = resolve_base(options.base or os.environ.get("HOTSWAP_BASE_MODEL"))
+    findings = _findings(data, kind, seed, limit, base)
     if options.json:
         print(json.dumps(as_records(findings), indent=1))
     else:
@@ -52,6 +45,13 @@ def check(options: argparse.Namespace) -> int:
             where = f" (rows {', '.join(map(str, finding.rows))}{more})" if finding.rows else ""
             print(f"{finding.level:8} {finding.check}: {finding.message}{where}")
     return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _findings(data: Data, kind: str, seed: int, limit: int, base: Base) -> list[Finding]:
+    def count(text: str) -> int:
+        return len(base.tokenizer.encode(text))
+
+    return check_data(data, kind, cache_folder(), seed=seed, max_input_tokens=limit, count_tokens=count)
 
 
 def _to_check(options: argparse.Namespace) -> tuple[Data, str, int, int]:
@@ -99,15 +99,7 @@ def train(options: argparse.Namespace) -> None:
 
 def _checked(recipe: Recipe, base: Base) -> list[Finding]:
     """Say what is doubtful about the data before the time for training is spent."""
-    limit, tokenizer = recipe.task.max_input_tokens, base.tokenizer
-    findings = check_data(
-        recipe.data,
-        recipe.task.kind,
-        cache_folder(),
-        seed=recipe.seed,
-        max_input_tokens=limit,
-        count_tokens=lambda text: len(tokenizer.encode(text)),
-    )
+    findings = _findings(recipe.data, recipe.task.kind, recipe.seed, recipe.task.max_input_tokens, base)
     for finding in findings:
         if finding.level == "warning":
             _say(f"data: {finding.message}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,11 @@ def evaluate(
         scores[name] = {"base": _score(task, zero_shot, rows), "adapter": _score(task, adapted, rows)}
         scores[name]["adapter"]["intervals"] = statistics.intervals(task, adapted, answers)
         if name == "test":
-            tested = adapted
+            tested, untrained = adapted, zero_shot
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
     references = references_of(model, task, base)
-    disturbed = robustness_of(model, splits.test, task, base)
-    untrained = baselines_of(model, splits, task, base, disturbed["as written"])
+    disturbed = robustness_of(model, tested, splits.test, task, base)
+    baselines = baselines_of(model, untrained, splits, task, base, disturbed["as written"])
     del model
     against = _against(released, tested, splits.test, task, base) if released else None
     return {
@@ -74,7 +74,7 @@ def evaluate(
         "references": references,
         "released": against,
         "robustness": disturbed,
-        "baselines": untrained,
+        "baselines": baselines,
         "slices": slices_of(tested, splits.test, task, base),
         "reliability": reliability_of(tested, splits.test),
         "examples": examples_of(tested, splits.test, task),
@@ -88,33 +88,42 @@ def _score(task: BaseTask, outputs: list[dict[str, Any]], rows: list[Row]) -> di
     return scores | faithfulness([row.text for row in rows], [output["summary"] for output in outputs])
 
 
-def robustness_of(model: Any, rows: list[Row], task: BaseTask, base: Base) -> dict[str, Any]:
-    """Return the mean merit (accuracy, ROUGE-L) of the first test rows as written, and disturbed in each way."""
+def robustness_of(
+    model: Any, outputs: list[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
+) -> dict[str, Any]:
+    """Return the mean merit (accuracy, ROUGE-L) of the first test rows as written, whose ``outputs`` are known, and
+    disturbed in each way."""
     rows = _first(rows, task)
-    answers = [row.answer for row in rows]
-    found: dict[str, Any] = {"rows": len(rows)}
-    ways: dict[str, Callable[[str], str]] = {"as written": str, **DISTURBANCES}
-    for name, disturb in ways.items():
-        outputs = predict(model, [replace(row, text=disturb(row.text)) for row in rows], task, base, f"test: {name}")
-        found[name] = float(statistics.merits(task, outputs, answers).mean())
+    found: dict[str, Any] = {"rows": len(rows), "as written": _mean_merit(task, outputs[: len(rows)], rows)}
+    for name, disturb in DISTURBANCES.items():
+        disturbed = [replace(row, text=disturb(row.text)) for row in rows]
+        found[name] = _mean_merit(task, predict(model, disturbed, task, base, f"test: {name}"), rows)
     return found
+
+
+def _mean_merit(task: BaseTask, outputs: list[dict[str, Any]], rows: list[Row]) -> float:
+    return float(statistics.merits(task, outputs, [row.answer for row in rows]).mean())
 
 
 def _first(rows: list[Row], task: BaseTask) -> list[Row]:
     return rows[: ROBUST_LABELS if isinstance(task, ClassificationTask) else ROBUST_SUMMARIES]
 
 
-def baselines_of(model: Any, splits: Splits, task: BaseTask, base: Base, adapted: float) -> dict[str, Any]:
-    """Return the mean merit of the first test rows without training: zero-shot, and with examples in the prompt; beside
-    ``adapter``, that of the trained on the same rows. Did it need to be trained at all?"""
+def baselines_of(
+    model: Any, zero_shot: list[dict[str, Any]], splits: Splits, task: BaseTask, base: Base, adapted: float
+) -> dict[str, Any]:
+    """Return the mean merit of the first test rows without training: of the ``zero_shot`` answers, and with examples in
+    the prompt; beside ``adapter``, that of the trained on the same rows. Did it need to be trained at all?"""
     rows = _first(splits.test, task)
-    found: dict[str, Any] = {"rows": len(rows), "shots": SHOTS}
-    asked = {"zero_shot": task, "few_shot": with_examples(task, splits.train, base)}
     with model.disable_adapter():
-        for name, how in asked.items():
-            outputs = predict(model, rows, how, base, f"test: {name.replace('_', '-')}")
-            found[name] = float(statistics.merits(task, outputs, [row.answer for row in rows]).mean())
-    return {**found, "adapter": adapted}
+        few_shot = predict(model, rows, with_examples(task, splits.train, base), base, "test: few-shot")
+    return {
+        "rows": len(rows),
+        "shots": SHOTS,
+        "zero_shot": _mean_merit(task, zero_shot[: len(rows)], rows),
+        "few_shot": _mean_merit(task, few_shot, rows),
+        "adapter": adapted,
+    }
 
 
 def slices_of(

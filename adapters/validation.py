@@ -47,7 +47,9 @@ def _keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     level: list[type[BaseModel]] = [model]
     for part in path:
         below = [m for at in level if part in at.model_fields for m in _models(at.model_fields[part].annotation)]
-        level = below or level
+        # Of a union, pydantic puts into the path which member's tag was given.
+        tagged = [at for at in level if any(part in get_args(field.annotation) for field in at.model_fields.values())]
+        level = below or tagged or level
     return sorted({name for at in level for name in at.model_fields})
 
 

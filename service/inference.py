@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from ulid import ULID
 from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
 from adapters.tasks import ClassificationTask, Completion, SummarizationTask
+from adapters.tasks.summarization import ROUNDS
 from service.admission import Admission
 from service.engine.base import Chunk, Engine
 from service.errors import (
@@ -32,13 +33,25 @@ from service.feedback import Feedback
 from service.keys import Caller
 from service.metrics import Metrics
 from service.registry import Lease, Registry, parse
-from service.schemas import AdapterUsed, Classification, Inputs, ItemError, Prediction, Problem, Summary, Usage
+from service.schemas import (
+    AdapterUsed,
+    Classification,
+    Inputs,
+    ItemError,
+    Parameters,
+    Prediction,
+    Problem,
+    Summary,
+    Usage,
+)
 from service.settings import Settings
 from service.shadow import Shadow
 
 logger = logging.getLogger("hotswap")
 # A request with more than this is made into tokens in a thread: it would keep the event loop, and the probes, waiting.
 INLINE_CHARS = 4000
+# Of one long text; more would keep others' short ones waiting.
+PARTS_AT_ONCE = 4
 Kind = Literal["classification", "summarization"]
 AnyTask = ClassificationTask | SummarizationTask
 
@@ -77,7 +90,7 @@ class Inference:
         self._engine, self._registry, self._admission = engine, registry, admission
         self._base, self._settings, self._metrics = base, settings, metrics
         self.tally = Tally()
-        self.feedback = Feedback(metrics, self.tally)
+        self.feedback = Feedback(metrics, self.tally, settings.feedback_log)
         self._shadow = Shadow(registry, admission, metrics, self.tally, self._shadowed)
         self.open = False
 
@@ -117,7 +130,7 @@ class Inference:
                     if len(output.summary) > len(sent):
                         yield "delta", output.summary[len(sent) :]
                         sent = output.summary
-            yield "done", self._prediction(work, [output], usage)
+            yield "done", self._prediction(work, asked, [output], usage)
 
     @asynccontextmanager
     async def _request(self, route: str, asked: Inputs) -> AsyncIterator[_Seen]:
@@ -165,17 +178,12 @@ class Inference:
     async def _answer_all(self, work: Work, asked: Inputs) -> Prediction:
         """Answer every text; one that cannot be answered is reported in its place and costs the others nothing."""
         usage = Usage()
-        return self._prediction(work, await self._outputs(work, asked, usage), usage)
+        return self._prediction(work, asked, await self._outputs(work, asked, usage), usage)
 
     async def _outputs(self, work: Work, asked: Inputs, usage: Usage) -> list[Any]:
         if asked.input is not None:
             return [await self._answer(work, asked.input, asked, usage)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._answer_or_error(work, text, asked, usage)) for text in asked.texts]
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return await _together(self._answer_or_error(work, text, asked, usage) for text in asked.texts)
 
     async def _answer_or_error(self, work: Work, text: str, asked: Inputs, usage: Usage) -> Any:
         try:
@@ -205,14 +213,42 @@ class Inference:
     ) -> AsyncGenerator[Summary]:
         """Yield the summary as it grows. It stops where the caller's word limit does."""
         parameters, grown = asked.parameters.model_dump(), ""
+        text, parts = await self._condensed(work, text, asked, usage)
         async with aclosing(self._ask(work, text, asked, usage, stream=stream)) as chunks:
             async for chunk, truncated in chunks:
                 grown += chunk.text
                 completion = Completion(text=grown, finish_reason=chunk.finish_reason or "stop")
                 output = work.task.read(completion, parameters)
-                yield Summary(**output, truncated=truncated or None)
+                yield Summary(**output, truncated=truncated or None, chunks=parts)
                 if output["finish_reason"] == "length":
                     return
+
+    async def _condensed(self, work: Work, text: str, asked: Inputs, usage: Usage) -> tuple[str, int | None]:
+        """Return what is to be summarized in the place of a text that does not fit, and in how many parts it was read:
+        the summaries of its parts, of these if they are still too many, and so on."""
+        task, first = work.task, None
+        if not isinstance(task, SummarizationTask) or (asked.parameters.long or task.long) == "cut":
+            return text, None
+        task = task.model_copy(update={"long": "chunks"})
+        whole = asked.model_copy(update={"parameters": Parameters()})  # the word limit is for the last summary
+        for _ in range(ROUNDS):
+            self._check_length(text)
+            parts = await asyncio.to_thread(task.parts, text, self._base.tokenizer, room=self._room(work))
+            if len(parts) == 1:
+                break
+            first = first or len(parts)
+            text = task.joined(await self._each(work, parts, whole, usage))
+        return text, first
+
+    async def _each(self, work: Work, parts: list[str], asked: Inputs, usage: Usage) -> list[str]:
+        turns = asyncio.Semaphore(PARTS_AT_ONCE)
+
+        async def summary(part: str) -> str:
+            async with turns, aclosing(self._ask(work, part, asked, usage, stream=False)) as chunks:
+                grown = "".join([chunk.text async for chunk, _ in chunks])
+            return str(work.task.read(Completion(text=grown), {})["summary"])
+
+        return await _together(summary(part) for part in parts)
 
     async def _ask(
         self, work: Work, text: str, asked: Inputs, usage: Usage, *, stream: bool
@@ -239,21 +275,26 @@ class Inference:
             self._metrics.engine_seconds.labels(name, version).observe(time.monotonic() - started)
 
     def _prompt(self, work: Work, text: str, asked: Inputs) -> Any:
+        self._check_length(text)
+        return work.task.prompt(text, self._base.tokenizer, room=self._room(work), cut=asked.parameters.truncate)
+
+    def _check_length(self, text: str) -> None:
         if not text.strip():
             raise InvalidRequest("The text is empty.")
         if len(text) > self._settings.max_input_chars:
             raise TooLong(f"The text has {len(text)} characters; the limit is {self._settings.max_input_chars}.")
-        room = self._settings.max_model_len - (work.lease.manifest.virtual_tokens if work.lease else 0)
-        return work.task.prompt(text, self._base.tokenizer, room=room, cut=asked.parameters.truncate)
+
+    def _room(self, work: Work) -> int:
+        return self._settings.max_model_len - (work.lease.manifest.virtual_tokens if work.lease else 0)
 
     async def _shadowed(self, lease: Lease, asked: Inputs) -> list[Any]:
         async with asyncio.timeout(self._settings.deadline_seconds):
             return await self._outputs(Work(lease.manifest.task, lease), asked, Usage())
 
-    def _prediction(self, work: Work, outputs: list[Any], usage: Usage) -> Prediction:
+    def _prediction(self, work: Work, asked: Inputs, outputs: list[Any], usage: Usage) -> Prediction:
         prediction_id = _prediction_id()
         if work.lease is not None:
-            self.feedback.remember(prediction_id, work.lease, [_said(output) for output in outputs])
+            self.feedback.remember(prediction_id, work.lease, asked.texts, outputs)
         return Prediction(
             id=prediction_id,
             adapter=work.used,
@@ -271,8 +312,14 @@ class _Seen:
     work: Work | None = None
 
 
-def _said(output: Any) -> str | None:
-    return output.label if isinstance(output, Classification) else "" if isinstance(output, Summary) else None
+async def _together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Return what all come to; the first that fails ends the others, and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _prediction_id() -> str:

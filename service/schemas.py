@@ -34,6 +34,11 @@ class Request(BaseModel):
 class Parameters(Request):
     max_words: StrictInt | None = Field(None, ge=1, le=2000, description="summaries: at most so many words")
     truncate: StrictBool = Field(True, description="cut a text that is too long; false refuses it")
+    long: Literal["cut", "chunks"] | None = Field(
+        None,
+        description="summaries of texts that do not fit: cut them, or summarize parts and then their summaries; "
+        "default: as the adapter was trained",
+    )
 
 
 class Inputs(Request):
@@ -126,6 +131,7 @@ class Summary(BaseModel):
     summary: str
     finish_reason: Literal["stop", "length"]
     truncated: bool | None = Field(None, description="true where the text was cut to fit")
+    chunks: int | None = Field(None, description="in how many parts a long text was read, if it was")
 
 
 class Problem(BaseModel):
@@ -154,7 +160,7 @@ class Prediction(BaseModel):
 
 
 class FeedbackRequest(Request):
-    """Exactly one of `label` and `correct`."""
+    """Exactly one of `label`, `correct` and `better`."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"id": "pred_01JD0000000000000000000000", "label": "negative"}]}
@@ -165,11 +171,14 @@ class FeedbackRequest(Request):
         None, description="what the answer should have been"
     )
     correct: StrictBool | None = Field(None, description="whether it was right, where there is no label to name")
+    better: Annotated[String, Field(min_length=1, max_length=10_000)] | None = Field(
+        None, description="a better summary"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.label is None) == (self.correct is None):
-            raise ValueError("send 'label' or 'correct', one of them")
+        if sum(said is not None for said in (self.label, self.correct, self.better)) != 1:
+            raise ValueError("send 'label', 'correct' or 'better', one of them")
         return self
 
 

@@ -86,6 +86,9 @@ class Settings(BaseModel):
     cpu_lora: Literal["grouped", "stock"] = Field(
         "grouped", description="how adapters are computed on a CPU: by us, or as vLLM comes"
     )
+    feedback_log: Path | None = Field(
+        None, description="a file to add texts, answers and feedback to, to train on; none: texts are not kept"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log verbosity")
 
     @model_validator(mode="after")

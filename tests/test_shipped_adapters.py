@@ -17,7 +17,7 @@ from adapters.tasks import ClassificationTask
 from loadtests import run_locust
 from tests.server import Server, serving
 from trainer.config import load_recipe
-from trainer.data import load_splits
+from trainer.data import Row, load_splits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RECIPES = Path(__file__).parents[1] / "trainer" / "recipes"
@@ -112,6 +112,22 @@ def test_a_summary_is_one_line_about_the_text(server: Server) -> None:
     assert "\n" not in output["summary"]
     assert 2 <= len(output["summary"].split()) <= 20
     assert "photo" in output["summary"].lower()
+
+
+def test_a_long_document_is_read_by_the_service_as_by_evaluation(server: Server, store: Store, base: Base) -> None:
+    from trainer.evaluate import answers
+
+    document = " ".join(f"Chapter {n} is about {snippet} {TEXT}" for n, snippet in enumerate(SNIPPETS))
+    task = store.manifest("one-line-summary", 1)[0].task.model_copy(update={"long": "chunks", "max_input_tokens": 200})
+    asked = {"adapter": "long-lines", "input": document}
+    add_version(store, "long-lines", STARTER / "one-line-summary/versions/1", task, base)
+    store.release("long-lines", 1)
+    while (response := server.client.post("/v1/summarize", json=asked)).status_code == 404:
+        pass  # until the release is seen; bounded by the test's timeout
+    (output,) = response.json()["outputs"]
+    folder = store.fetch("long-lines", 1, Path(store.place).parent)
+    assert output["chunks"] >= 4
+    assert [output["summary"]] == answers(folder, [Row(document, "", "")], task, base, "long")
 
 
 def test_mixed_scores_equal_those_of_peft_on_transformers(server: Server, store: Store, base: Base) -> None:

@@ -6,8 +6,11 @@ import argparse
 import json
 import logging
 import os
+import re
 import shlex
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +24,25 @@ from adapters.packages import cache_folder
 from adapters.store import Store, open_store
 from adapters.tasks import Task
 from trainer.checks import SHOWN, Finding, as_records, check_data
-from trainer.config import IDENTITY, Data, Recipe, load_recipe
-from trainer.data import load_splits
+from trainer.config import IDENTITY, PAIRED, Data, Recipe, load_recipe
+from trainer.data import Columns, Row, Splits, load_splits
+from trainer.feedback import read_log, rows_for
 from trainer.report import score_rows
 
+COLUMNS = ("measure", "value")
 RUN, EVALUATION, TASK, CHECKED = "run.json", "evaluation.json", "adapter/task.json", "data-check.json"
 
 
 def main() -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a kernel that nobody asked for
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # of weights that are new because they are to be learnt
     return cli.run(_parser())
 
 
 def check(options: argparse.Namespace) -> int:
-    data, kind, seed, limit = _to_check(options)
+    data, columns, seed, limit = _to_check(options)
     base = resolve_base(options.base or os.environ.get("HOTSWAP_BASE_MODEL"))
-    findings = _findings(data, kind, seed, limit, base)
+    findings = _findings(data, columns, seed, limit, base)
     if options.json:
         print(json.dumps(as_records(findings), indent=1))
     else:
@@ -47,23 +53,85 @@ def check(options: argparse.Namespace) -> int:
     return 1 if any(finding.level == "error" for finding in findings) else 0
 
 
-def _findings(data: Data, kind: str, seed: int, limit: int, base: Base) -> list[Finding]:
+def from_feedback(options: argparse.Namespace) -> None:
+    records = read_log(options.log, options.adapter)
+    rows = list(rows_for(options.objective, records))
+    if not rows:
+        wanted = "a better summary or the right label" if options.objective in PAIRED else "a right answer"
+        raise HotswapError(f"of {len(records)} answers none came with {wanted}; objective kto takes thumbs alone.")
+    _write_rows(options.out, rows)
+    print(f"{len(rows)} rows for objective {options.objective} in {options.out}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    from trainer import comparison
+
+    folder = options.folder or Path("runs/compare") / re.sub(r"[^\w.@-]+", "_", f"{options.a}-vs-{options.b}")
+    if not options.votes:
+        if options.rows < 1:
+            raise HotswapError("--rows needs a number from 1 on.")
+        if options.on is None:
+            raise HotswapError("--on RECIPE.yaml says whose test rows are answered; --votes reads what was judged.")
+        rows, ones, others = _answers_of_both(options)
+        found = comparison.items(rows, ones, others)
+        page = comparison.write(folder, options.a, options.b, found, len(rows))
+        print(f"{len(found)} of {len(rows)} answers differ; open {page}, and keep {comparison.KEY} from the voters")
+        return
+    key = comparison.read_key(folder)
+    ballots = comparison.read_votes(options.votes, key)
+    result = comparison.verdict(key, ballots)
+    if options.pairs:
+        _write_rows(options.pairs, comparison.pairs(key, ballots))
+    if options.json:
+        print(json.dumps({"compared": [key["a"], key["b"]], **asdict(result)}))
+        return
+    print(
+        f"{key['a']} won {result.a}, {key['b']} won {result.b}, ties {result.ties}; {result.voters} voters\n"
+        f"{key['a']} wins {result.rate:.1%} (ties are halves); where one won, 95 % interval {result.low:.1%} to "
+        f"{result.high:.1%}, sign test p = {result.p_value:.2g}"
+    )
+    if result.agreement is not None:
+        print(f"two voters agreed on {result.agreement:.1%} of what both judged")
+
+
+def _answers_of_both(options: argparse.Namespace) -> tuple[list[Row], list[str], list[str]]:
+    """Return the first test rows and what each side says to them."""
+    recipe = load_recipe(options.on, tuple(options.set))
+    rows = load_splits(recipe, cache_folder()).tests["test"][: options.rows]
+    base = resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
+    from trainer.evaluate import answers
+
+    sides = []
+    for side in (options.a, options.b):
+        name, _, number = side.partition("@")
+        if not number.isdigit():
+            raise HotswapError(f"'{side}' is no version; write NAME@VERSION, for example sentiment@2.")
+        store = _store(options)
+        manifest, _ = store.manifest(name, int(number))
+        if manifest.base.digest != base.digest:
+            raise HotswapError(f"{side} is for another base than {base.name}; set HOTSWAP_BASE_MODEL to it.")
+        folder = store.fetch(name, int(number), cache_folder())
+        sides.append(answers(folder, rows, manifest.task, base, side))
+    return rows, sides[0], sides[1]
+
+
+def _findings(data: Data, columns: Columns, seed: int, limit: int, base: Base) -> list[Finding]:
     def count(text: str) -> int:
         return len(base.tokenizer.encode(text))
 
-    return check_data(data, kind, cache_folder(), seed=seed, max_input_tokens=limit, count_tokens=count)
+    return check_data(data, columns, cache_folder(), seed=seed, max_input_tokens=limit, count_tokens=count)
 
 
-def _to_check(options: argparse.Namespace) -> tuple[Data, str, int, int]:
+def _to_check(options: argparse.Namespace) -> tuple[Data, Columns, int, int]:
     """Return the data of a recipe, or of a file as the options describe it."""
     if options.file.suffix.lower() in (".yaml", ".yml"):
         recipe = load_recipe(options.file, tuple(options.set))
-        return recipe.data, recipe.task.kind, recipe.seed, recipe.task.max_input_tokens
+        return recipe.data, Columns(recipe.task.kind, recipe.objective), recipe.seed, recipe.task.max_input_tokens
     if options.set:
         raise HotswapError("--set changes a recipe's keys; a file's columns are named by --text, --answer and --group.")
     columns = {"text": options.text, "answer": options.answer, "group": options.group}
     data = Data(path=options.file, **{key: column for key, column in columns.items() if column})
-    return data, options.task, 0, 512 if options.task == "classification" else 1024
+    return data, Columns(options.task), 0, 512 if options.task == "classification" else 1024
 
 
 def train(options: argparse.Namespace) -> None:
@@ -71,8 +139,10 @@ def train(options: argparse.Namespace) -> None:
     splits = load_splits(recipe, cache_folder())  # bad data is refused before a model is fetched
     base = resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
     from trainer import train as training  # torch and transformers take seconds to import
+    from trainer.fit import processes
+    from trainer.mixture import make_task
 
-    task = training.make_task(recipe, splits, base)
+    task = make_task(recipe, splits, base)
     _say(f"{recipe.name}: {_counts(splits.counts())}; base {base.name}; run folder {recipe.run_folder}")
     if (recipe.run_folder / RUN).is_file() and _identity(recipe) == recipe.run_identity(
         splits.fingerprint, base.digest
@@ -80,8 +150,12 @@ def train(options: argparse.Namespace) -> None:
         _say(f"already trained; delete {recipe.run_folder} to train it again")
         run = _read(recipe, RUN)
     else:
-        findings = _checked(recipe, base)
-        run = training.train(recipe, splits, task, base)
+        start = _start(recipe, base)
+        first = processes().is_main_process
+        findings = _checked(recipe, base) if first else []
+        run = training.train(recipe, splits, task, base, start=start)
+        if not first:
+            return
         _write(recipe.run_folder / CHECKED, as_records(findings))
         if run["temperature"] != 1.0:
             task = task.model_copy(update={"temperature": run["temperature"]})
@@ -92,14 +166,30 @@ def train(options: argparse.Namespace) -> None:
     else:
         print(
             f"trained {run['trainable_parameters']:,} parameters in {run['seconds']:.0f} s "
-            f"({run['tokens_per_second']:.0f} tokens/s), validation loss {run['best_validation_loss']:.4f}"
+            f"({run['tokens_per_second']:.0f} tokens/s), validation {_aim(recipe)} {run['best_validation_loss']:.4f}"
         )
         print(_next("evaluate", options))
 
 
+def _aim(recipe: Recipe) -> str:
+    return "reward" if recipe.objective == "grpo" else "loss"
+
+
+def _start(recipe: Recipe, base: Base) -> Path | None:
+    """Return the folder of the LoRA that the recipe starts from. Raises where there is none that could be."""
+    if recipe.start_from is None:
+        return None
+    store, (name, _, number) = _store(argparse.Namespace()), recipe.start_from.partition("@")
+    manifest, _ = store.manifest(name, int(number))
+    if manifest.base.digest != base.digest or manifest.virtual_tokens:
+        raise HotswapError(f"start_from: {recipe.start_from} is not a LoRA for {base.name}.")
+    return store.fetch(name, int(number), cache_folder())
+
+
 def _checked(recipe: Recipe, base: Base) -> list[Finding]:
     """Say what is doubtful about the data before the time for training is spent."""
-    findings = _findings(recipe.data, recipe.task.kind, recipe.seed, recipe.task.max_input_tokens, base)
+    columns = Columns(recipe.task.kind, recipe.objective)
+    findings = _findings(recipe.data, columns, recipe.seed, recipe.task.max_input_tokens, base)
     for finding in findings:
         if finding.level == "warning":
             _say(f"data: {finding.message}")
@@ -110,6 +200,10 @@ def sweep(options: argparse.Namespace) -> None:
     recipe = _recipe(options)
     if options.trials < 1:
         raise HotswapError("--trials needs a number from 1 on.")
+    if recipe.objective == "grpo":
+        raise HotswapError(
+            "a sweep compares validation losses, and objective grpo has none; sweep it supervised first."
+        )
 
     def changed(params: dict[str, Any]) -> Recipe:
         return load_recipe(options.recipe, (*options.set, *sweeping.as_settings(params)))
@@ -133,6 +227,9 @@ def sweep(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     recipe = _recipe(options)
+    if recipe.objective == "reward":
+        _evaluate_reward(recipe, options)
+        return
     evaluation = _evaluate(recipe, _store(options))
     rows = score_rows(evaluation["scores"])
     if options.json:
@@ -145,6 +242,9 @@ def evaluate(options: argparse.Namespace) -> None:
                 f"this one {against['candidate']:.4f} (p = {against['p_value']:.2g})"
             )
         untrained = evaluation["baselines"]
+        if most := untrained.get("majority"):
+            told = f"accuracy {most['accuracy']:.3f}, macro-F1 {most['macro_f1']:.3f}"
+            _say(f"always '{most['label']}' would reach {told}")
         _say(
             f"without training, on the first {untrained['rows']} test rows: zero-shot {untrained['zero_shot']:.3f}, "
             f"{untrained['shots']} examples in the prompt {untrained['few_shot']:.3f}; "
@@ -154,8 +254,23 @@ def evaluate(options: argparse.Namespace) -> None:
         print(_next("publish", options))
 
 
+def _evaluate_reward(recipe: Recipe, options: argparse.Namespace) -> None:
+    _, base, splits = _held_out(recipe)
+    from trainer.reward import judged
+
+    found = judged(recipe.run_folder, splits.test, _task(recipe), base)
+    _write(recipe.run_folder / EVALUATION, found)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        cli.show([{"measure": k, "value": round(v, 4)} for k, v in found.items()], as_json=False, columns=COLUMNS)
+        print(f"next: a recipe with objective grpo and reinforce.reward_model: {recipe.run_folder}")
+
+
 def publish(options: argparse.Namespace) -> None:
     recipe, signer = _recipe(options), cli.signer_of(options)
+    if recipe.objective == "reward":
+        raise HotswapError("a reward model answers nothing: it is for reinforce.reward_model, not for the store.")
     run, base = _trained(recipe)
     done = recipe.run_folder / EVALUATION
     store = _store(options)
@@ -199,20 +314,57 @@ def _released(recipe: Recipe, store: Store, base: Base) -> Any:
     return Released(version, store.fetch(recipe.name, version, cache_folder()), manifest.task)
 
 
-def _evaluate(recipe: Recipe, store: Store) -> dict[str, Any]:
+def _held_out(recipe: Recipe) -> tuple[dict[str, Any], Base, Splits]:
+    """Return the finished run, its base, and the rows that it was split from. Raises where these have changed."""
     run, base = _trained(recipe)
     splits = load_splits(recipe, cache_folder())
     if splits.fingerprint != run["data"]:
         raise HotswapError("the data is not what the adapter was trained on; train again, then evaluate.")
+    return run, base, splits
+
+
+def _evaluate(recipe: Recipe, store: Store) -> dict[str, Any]:
+    run, base, splits = _held_out(recipe)
     from trainer import evaluate as evaluation
 
     released = _released(recipe, store, base)
-    result = evaluation.evaluate(recipe.run_folder / "adapter", splits, _task(recipe), base, released)
+    from trainer.mixture import mixed_tasks
+
+    result = evaluation.evaluate(
+        recipe.run_folder / "adapter",
+        splits,
+        _task(recipe),
+        base,
+        released,
+        mixed=mixed_tasks(recipe, splits, base),
+        embed=_encoder(recipe),
+        general_text=_general_text(recipe),
+    )
     _write(recipe.run_folder / EVALUATION, result)
     from trainer.page import page
 
     (recipe.run_folder / REPORT).write_text(page(recipe, base, run, result), encoding="utf-8")
     return result
+
+
+def _encoder(recipe: Recipe) -> Any:
+    if recipe.task.kind != "summarization" or not recipe.evaluation.similarity:
+        return None
+    from trainer.embeddings import encoder
+
+    try:
+        return encoder(cache_folder())
+    except HotswapError as error:
+        _say(f"similarity is left out: {error}")
+        return None
+
+
+def _general_text(recipe: Recipe) -> str:
+    if recipe.evaluation.general_text is not None:
+        return recipe.evaluation.general_text.read_text(encoding="utf-8")
+    from pydoc_data.topics import topics  # English prose on every machine that has Python
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def _trained(recipe: Recipe) -> tuple[dict[str, Any], Base]:
@@ -252,7 +404,14 @@ def _read(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    """Write all or nothing: a full disk, or a kill, leaves what was there."""
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    scratch.replace(path)
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -265,7 +424,8 @@ def _next(command: str, options: argparse.Namespace) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(text, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -295,8 +455,26 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--no-release", action="store_true", help="store the version without serving it")
             sub.add_argument("--why", default="", help="recorded with the release")
             cli.add_sign_option(sub)
+    _add_compare(commands)
     _add_data(commands)
     return parser
+
+
+def _add_compare(commands: Any) -> None:
+    text = "write a page on which people judge two versions blindly, and read their votes back"
+    example = "example: python -m trainer compare news@1 news@2 --on news.yaml, then with --votes votes.json"
+    sub = commands.add_parser("compare", help=text, description=text, epilog=example)
+    sub.set_defaults(command=compare)
+    sub.add_argument("a", metavar="A", help="NAME@VERSION")
+    sub.add_argument("b", metavar="B", help="NAME@VERSION")
+    sub.add_argument("--on", type=Path, metavar="RECIPE.yaml", help="whose test rows are answered")
+    sub.add_argument("--rows", type=int, default=50, help="at most so many (50)")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
+    sub.add_argument("--store", metavar="URL", help="default: HOTSWAP_STORE, var/store")
+    sub.add_argument("--folder", type=Path, help="for page and key; default: runs/compare/A-vs-B")
+    sub.add_argument("--votes", type=Path, nargs="+", metavar="votes.json", help="what the page saved, of each voter")
+    sub.add_argument("--pairs", type=Path, metavar="FILE.jsonl", help="write what won as rows for objective dpo")
+    sub.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_data(commands: Any) -> None:
@@ -316,6 +494,14 @@ def _add_data(commands: Any) -> None:
     sub.add_argument("--base", help="whose tokens are counted; default: HOTSWAP_BASE_MODEL")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of a recipe")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    text = "make rows to train on from what users said of an adapter's answers"
+    example = "example: python -m trainer data from-feedback log.jsonl --adapter topics --out rows.jsonl"
+    sub = data.add_parser("from-feedback", help=text, description=text, epilog=example)
+    sub.set_defaults(command=from_feedback)
+    sub.add_argument("log", type=Path, nargs="+", metavar="LOG", help="what HOTSWAP_FEEDBACK_LOG wrote")
+    sub.add_argument("--adapter", required=True, metavar="NAME")
+    sub.add_argument("--objective", choices=("supervised", "dpo", "kto", "reward"), default="supervised")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ IGNORED = -100
 class Encoded(torch.utils.data.Dataset):
     """Rows as token ids: the task's own prompt, then the answer; only the answer is learnt."""
 
-    def __init__(self, rows: list[Row], task: BaseTask, base: Base) -> None:
+    def __init__(self, asked: Iterable[tuple[Row, BaseTask]], base: Base) -> None:
         self._examples = []
-        for row in rows:
+        for row, task in asked:
             prompt = task.prompt(row.text, base.tokenizer).ids
             answer = task.target(row.answer, base.tokenizer, end=base.end_id)
             self._examples.append({"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer})
@@ -37,18 +37,19 @@ def collate(pad_id: int) -> Any:
     """Return a collator that pads on the left: all answers end in the last column, and only the columns
     that hold answers need logits."""
 
-    def batch(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        width = max(len(example["input_ids"]) for example in examples)
+    def batch(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(example["labels"]) for example in examples)
 
         def padded(key: str, filler: int) -> torch.Tensor:
             return torch.tensor([[filler] * (width - len(e[key])) + e[key] for e in examples])
 
-        mask = [[0] * (width - len(e["input_ids"])) + [1] * len(e["input_ids"]) for e in examples]
-        return {
-            "input_ids": padded("input_ids", pad_id),
-            "labels": padded("labels", IGNORED),
-            "attention_mask": torch.tensor(mask),
-        }
+        mask = [[0] * (width - len(e["labels"])) + [1] * len(e["labels"]) for e in examples]
+        if "inputs_embeds" in examples[0]:
+            rows = [torch.nn.functional.pad(e["inputs_embeds"], (0, 0, width - len(e["labels"]), 0)) for e in examples]
+            read = {"inputs_embeds": torch.stack(rows)}
+        else:
+            read = {"input_ids": padded("input_ids", pad_id)}
+        return {**read, "labels": padded("labels", IGNORED), "attention_mask": torch.tensor(mask)}
 
     return batch
 

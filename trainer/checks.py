@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trainer.config import Data
-from trainer.data import as_compared, broken_lines, open_table, split_of
+from trainer.data import Columns, Row, as_compared, broken_lines, open_table, placed
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
 from trainer.personal import personal
@@ -38,9 +38,15 @@ class _Rows:
     """The rows that can be used, and the number of each in its file."""
 
     numbers: list[int]
-    texts: list[str]
-    answers: list[str]
-    groups: list[str]
+    rows: list[Row]
+
+    @property
+    def texts(self) -> list[str]:
+        return [row.text for row in self.rows]
+
+    @property
+    def answers(self) -> list[str]:
+        return [row.answer for row in self.rows]
 
     def numbered(self, positions: Sequence[int]) -> tuple[int, ...]:
         return tuple(self.numbers[position] for position in positions[:SHOWN])
@@ -48,7 +54,7 @@ class _Rows:
 
 def check_data(
     data: Data,
-    kind: str,
+    columns: Columns,
     cache: Path,
     *,
     seed: int = 0,
@@ -62,24 +68,22 @@ def check_data(
     broken = [Finding("error", "lines", line) for line in broken_lines(data.path)] if data.path else []
     if broken:
         return broken[:SHOWN]
-    table = open_table(data, kind, cache)
-    unusable, rows = [], _Rows([], [], [], [])
-    for number, values, problem in table.values():
-        if problem:
+    unusable, rows = [], _Rows([], [])
+    for number, row, problem in open_table(data, columns, cache).rows():
+        if row is None:
             unusable.append(Finding("error", "cells", f"row {number}: {problem}", (number,)))
             continue
         rows.numbers.append(number)
-        rows.texts.append(str(values[0]).strip())
-        rows.answers.append(str(values[1]).strip())
-        rows.groups.append(str(values[2]) if table.group else as_compared(rows.texts[-1]))
+        rows.rows.append(row)
     found = [*unusable[:SHOWN], Finding("note", "rows", f"{len(rows.texts)} usable rows")]
     if len(unusable) > SHOWN:
         found.append(Finding("error", "cells", f"and {len(unusable) - SHOWN} more rows of that kind"))
-    found += _same(rows)
+    if columns.objective == "supervised":  # elsewhere a text has several answers on purpose
+        found += _same(rows)
     found += _nearly_the_same(rows, data, seed)
     found += _personal(rows)
     found += _mangled(rows)
-    if kind == "classification":
+    if columns.kind == "classification" and columns.objective == "supervised":
         found += _classes(rows)
     if count_tokens is not None and rows.texts:
         found += _lengths(rows, [count_tokens(text) for text in rows.texts], max_input_tokens)
@@ -91,7 +95,7 @@ def _same(rows: _Rows) -> Iterator[Finding]:
     for position, text in enumerate(rows.texts):
         places[as_compared(text)].append(position)
     repeated = [positions for positions in places.values() if len(positions) > 1]
-    differing = [p for p in repeated if len({rows.answers[position] for position in p}) > 1]
+    differing = [p for p in repeated if len({rows.rows[position].answer for position in p}) > 1]
     if repeated:
         extra = [position for positions in repeated for position in positions[1:]]
         text = f"{len(extra)} rows repeat the text of another; the first of each is used"
@@ -102,9 +106,9 @@ def _same(rows: _Rows) -> Iterator[Finding]:
 
 
 def _nearly_the_same(rows: _Rows, data: Data, seed: int) -> Iterator[Finding]:
-    first = {as_compared(text): position for position, text in reversed(list(enumerate(rows.texts)))}
+    first = {as_compared(row.text): position for position, row in reversed(list(enumerate(rows.rows)))}
     kept = sorted(first.values())
-    groups = [[kept[member] for member in group] for group in near_duplicates([rows.texts[p] for p in kept])]
+    groups = [[kept[member] for member in group] for group in near_duplicates([rows.rows[p].text for p in kept])]
     if not groups:
         return
     members = [position for group in groups for position in group]
@@ -112,7 +116,8 @@ def _nearly_the_same(rows: _Rows, data: Data, seed: int) -> Iterator[Finding]:
     yield Finding("note", "near-duplicates", text, rows.numbered(members))
     if data.near_duplicates == "group":
         return
-    crossing = [g for g in groups if len({split_of(rows.groups[position], data, seed) for position in g}) > 1]
+    where = placed([rows.rows[position] for position in kept], data, seed)
+    crossing = [g for g in groups if len({where[rows.rows[position].group] for position in g}) > 1]
     if crossing:
         text = f"{len(crossing)} groups of near-duplicates lie in several splits, and scores will be too good: set "
         text += "data.group to a column that keeps them together, or data.near_duplicates: group"
@@ -125,7 +130,8 @@ def _personal(rows: _Rows) -> Iterator[Finding]:
         for kind in {kind for kind, _, _ in personal(text)}:
             where[kind].append(position)
     for kind, positions in sorted(where.items()):
-        text = f"{len(positions)} rows hold {kind.lower().replace('_', ' ')}s; data.mask: true replaces them"
+        what = kind.lower().replace("_", " ")
+        text = f"{len(positions)} rows hold personal data ({what}); data.mask: true replaces it"
         yield Finding("warning", "personal data", text, rows.numbered(positions))
 
 
@@ -151,7 +157,8 @@ def _classes(rows: _Rows) -> Iterator[Finding]:
             yield Finding("warning", "classes", f"'{label}' has {count} rows; find more, or merge it with another")
     doubted = suspects(rows.texts, rows.answers)
     if doubted:
-        examples = "; ".join(f"row {rows.numbers[p]} {rows.answers[p]} → {likelier}?" for p, likelier in doubted[:5])
+        first = [(rows.numbers[p], rows.rows[p].answer, likelier) for p, likelier in doubted[:5]]
+        examples = "; ".join(f"row {number} {answer} → {likelier}?" for number, answer, likelier in first)
         text = f"{len(doubted)} labels are doubted by a classifier that did not see them; look at the first: {examples}"
         yield Finding("warning", "label noise", text, rows.numbered([position for position, _ in doubted]))
 

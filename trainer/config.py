@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -13,8 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from adapters.errors import HotswapError
 from adapters.manifest import NAME_PATTERN
 from adapters.tasks.base import checked_template
+from adapters.tasks.summarization import Long
 from adapters.validation import explain
 
+VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]*$"
 IDENTITY = "run-identity"  # the file in a run's folder that holds :meth:`Recipe.run_identity`
 
 
@@ -31,16 +34,21 @@ class Origin(Strict):
     text: str = Field(default="text", description="the column with the input")
     answer: str | None = Field(default=None, description="the column with the answer; default: label or summary")
     group: str | None = Field(default=None, description="rows that share this column's value stay in one split")
-
-    slices: tuple[str, ...] = Field(
-        default=(), description="columns by whose values the test rows are scored apart: source, language, sex …"
-    )
+    rejected: str = Field(default="rejected", description="objectives dpo and reward: the column with the worse answer")
+    good: str = Field(default="good", description="objective kto: the column that says whether the answer was good")
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if sum(place is not None for place in (self.path, self.dataset, self.source)) != 1:
             raise ValueError("give exactly one of path, dataset and source")
         return self
+
+
+class Keep(Strict):
+    """Data pruning: the share of the training rows that is kept, and by what it is chosen."""
+
+    share: float = Field(gt=0, lt=1)
+    by: Literal["random", "hard", "easy", "middle"] = "random"
 
 
 class Data(Origin):
@@ -54,7 +62,14 @@ class Data(Origin):
     near_duplicates: Literal["ignore", "group"] = Field(
         default="ignore", description="group: texts that are nearly the same stay in one split"
     )
+    slices: tuple[str, ...] = Field(
+        default=(), description="columns by whose values the test rows are scored apart: source, language, sex …"
+    )
     mask: bool = Field(default=False, description="put <EMAIL_ADDRESS> and the like in the place of personal data")
+    stratified: bool = Field(
+        default=False, description="give every split the same shares of the labels; a new row may then move others"
+    )
+    keep: Keep | None = Field(default=None, description="train on a part of the rows, chosen")
     extra_tests: dict[str, Origin] = Field(default_factory=dict, description="further rows only ever tested on")
 
     @field_validator("extra_tests")
@@ -74,6 +89,7 @@ class ClassificationRecipe(Strict):
     template: TemplateText = "Text: {text}\nLabel:"
     labels: tuple[str, ...] | None = Field(default=None, description="default: those in the data, sorted")
     max_input_tokens: int = Field(default=512, ge=8)
+    normalize: bool = False
 
 
 class SummarizationRecipe(Strict):
@@ -81,6 +97,8 @@ class SummarizationRecipe(Strict):
     template: TemplateText = "Text: {text}\n\nSummary:"
     max_input_tokens: int = Field(default=1024, ge=8)
     max_answer_tokens: int = Field(default=128, ge=1)
+    normalize: bool = False
+    long: Long = "cut"
 
 
 # How a method's result is served: as the LoRA it is, as a LoRA made of it, as vectors in front of the prompt (of which
@@ -114,6 +132,47 @@ class SoftPrompt(Strict):
         default=None, description="prompt_tuning: words to begin with, repeated to fill; default: the template's own"
     )
     encoder_width: int = Field(default=256, ge=8, le=8192, description="p_tuning: of the network that makes them")
+
+
+# What the weights are trained to do: give the answers of the rows; prefer one of two answers; tell good answers from
+# bad ones; score answers as the rows do; earn a reward.
+Objective = Literal["supervised", "dpo", "kto", "reward", "grpo"]
+PAIRED = ("dpo", "reward")
+
+
+class Preference(Strict):
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290) and KTO (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+    beta: float = Field(default=0.1, gt=0, description="how much a step away from the beginning costs")
+
+
+RewardRule = Literal["rougeL", "supported", "brief"]
+
+
+class Mixed(Strict):
+    """Another task that is learnt along with the recipe's own."""
+
+    task: Annotated[ClassificationRecipe | SummarizationRecipe, Field(discriminator="kind")]
+    data: Data
+    weight: float = Field(default=1.0, gt=0, le=100, description="how many of its rows to one of the recipe's own")
+
+
+class Reinforce(Strict):
+    """GRPO (Shao et al. 2024, arXiv:2402.03300): of several answers to a text, those above their mean are learnt."""
+
+    rewards: dict[RewardRule, float] = Field(default={"rougeL": 1.0}, description="rule → weight; {} for none")
+    reward_model: Path | None = Field(default=None, description="the run folder of a recipe with objective reward")
+    reward_weight: float = Field(default=1.0, gt=0)
+    max_words: int = Field(default=20, ge=1, description="of the rule brief")
+    generations: int = Field(default=4, ge=2, le=64, description="answers to each text; they share a batch")
+    temperature: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=0.02, ge=0, description="what a step away from the beginning costs")
+
+    @model_validator(mode="after")
+    def _some_reward(self) -> Self:
+        if not self.rewards and self.reward_model is None:
+            raise ValueError("without rewards and reward_model there is nothing to earn")
+        return self
 
 
 class Conversion(Strict):
@@ -151,7 +210,28 @@ class Training(Strict):
 
 
 # What a gate may ask for: more of it is better.
-METRICS = {"classification": ("accuracy", "macro_f1"), "summarization": ("rouge1", "rouge2", "rougeL")}
+METRICS = {
+    "classification": ("accuracy", "macro_f1", "prefers_chosen"),
+    "summarization": ("rouge1", "rouge2", "rougeL", "similarity", "prefers_chosen"),
+}
+
+
+class Evaluation(Strict):
+    similarity: bool = Field(default=True, description="summaries: also by a sentence encoder, fetched once (83 MB)")
+    general_text: Path | None = Field(
+        default=None, description="text to measure forgetting on; default: Python's own documentation"
+    )
+
+
+class Card(Strict):
+    """What only the author knows, for the card of the version."""
+
+    language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
+    licence: str = Field(default="", description="of the adapter, as an SPDX or Hugging Face identifier")
+    intended_use: str = ""
+    limits: str = ""
+    data_licence: str = Field(default="", description="what the rows may be used for, and by whose leave")
+    consent: str = Field(default="", description="whether those whose texts these are know and agree")
 
 
 class Gate(Strict):
@@ -177,6 +257,8 @@ class Range(Strict):
     def _rising(self) -> Self:
         if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError("low must be below high, and above 0 where log is true")
+        if self.whole and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("low and high must be whole numbers where whole is true")
         return self
 
 
@@ -191,12 +273,21 @@ class Recipe(Strict):
     output: Path | None = Field(default=None, description="default: runs/NAME")
     task: Annotated[ClassificationRecipe | SummarizationRecipe, Field(discriminator="kind")]
     data: Data
+    mix: dict[str, Mixed] = Field(
+        default_factory=dict, description="further tasks to learn in the same weights: name → {task, data, weight}"
+    )
     method: Method = "lora"
+    objective: Objective = "supervised"
+    start_from: str | None = Field(default=None, description="NAME@VERSION in the store, whose LoRA is trained further")
     last_layers: int | None = Field(default=None, ge=1, description="adapt so many of the last layers; default: all")
     lora: Lora = Lora()
     soft_prompt: SoftPrompt = SoftPrompt()
+    preference: Preference = Preference()
+    reinforce: Reinforce = Reinforce()
     convert: Conversion = Conversion()
     training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    card: Card = Card()
     gate: Gate = Gate()
     sweep: dict[str, Range | Choices] = Field(
         default={"training.learning_rate": Range(low=1e-4, high=5e-3, log=True)},
@@ -212,9 +303,21 @@ class Recipe(Strict):
                 raise ValueError(f"gate.extra_tests.{test}: data.extra_tests has no test of this name")
             self._check_metrics(f"gate.extra_tests.{test}", thresholds)
         self._check_metrics("gate.test", self.gate.test)
+        for name, mixed in self.mix.items():
+            if name in ("test", *self.data.extra_tests):
+                raise ValueError(f"mix.{name}: one of the recipe's own tests has this name; choose another")
+            if mixed.data.extra_tests:
+                raise ValueError(f"mix.{name}.data.extra_tests: only the recipe's own data has further tests")
         if self.training.shrink and self.task.kind != "classification":
             raise ValueError("training.shrink: it compares accuracies, so it is for classification only")
         return self
+
+    @field_validator("start_from")
+    @classmethod
+    def _a_version(cls, start: str | None) -> str | None:
+        if start is not None and not re.fullmatch(VERSION_PATTERN, start):
+            raise ValueError("write it as NAME@VERSION, for example sentiment@2")
+        return start
 
     @model_validator(mode="after")
     def _settings_of_the_method(self) -> Self:
@@ -229,6 +332,27 @@ class Recipe(Strict):
                 raise ValueError(f"{setting}: method {self.method} does not use it; {', '.join(methods)} would")
         return self
 
+    @model_validator(mode="after")
+    def _settings_of_the_objective(self) -> Self:
+        if self.objective == "supervised":
+            return self
+        if self.mix:
+            raise ValueError(f"mix: objective {self.objective} learns one task")
+        if self.method not in LOW_RANK:
+            raise ValueError(f"objective {self.objective} trains {' and '.join(LOW_RANK)}, not {self.method}")
+        if self.lora.plus or self.training.shrink:
+            raise ValueError(f"lora.plus and training.shrink: objective {self.objective} does not use them")
+        if self.objective == "reward" and self.start_from:
+            raise ValueError("start_from: a reward model gives scores and no text; it begins with the base")
+        if self.objective == "grpo":
+            if self.task.kind != "summarization":
+                raise ValueError("objective grpo rewards free text: it is for summarization only")
+            if self.training.batch_size % self.reinforce.generations:
+                raise ValueError("training.batch_size counts answers here: a multiple of reinforce.generations")
+        if self.objective == "kto" and self.training.batch_size < 2:
+            raise ValueError("training.batch_size: objective kto compares the answers of a batch; 2 or more")
+        return self
+
     def _check_metrics(self, where: str, thresholds: dict[str, float]) -> None:
         known = METRICS[self.task.kind]
         for metric in thresholds:
@@ -239,15 +363,30 @@ class Recipe(Strict):
     def run_folder(self) -> Path:
         return self.output or Path("runs") / self.name
 
+    def part(self, name: str) -> Recipe:
+        """Return the recipe of one of the tasks of ``mix``."""
+        mixed = self.mix[name]
+        return self.model_copy(update={"task": mixed.task, "data": mixed.data, "mix": {}})
+
     def run_identity(self, data: str, base: str) -> str:
         """Return a digest of all that decides the weights: this recipe, the rows' fingerprint, the base's digest.
 
         Where the rows lie does not decide anything: a recipe named by another path is the same recipe.
         """
-        aside: Any = {"gate": True, "output": True, "description": True, "sweep": True, "training": {"report_to"}}
-        recipe = self.model_dump(mode="json", exclude=aside)
-        for origin in (recipe["data"], *recipe["data"]["extra_tests"].values()):
-            origin["path"] = origin["path"] and Path(origin["path"]).name
+        aside: Any = {
+            "gate": True,
+            "evaluation": True,
+            "card": True,
+            "output": True,
+            "description": True,
+            "sweep": True,
+            "training": {"report_to"},
+        }
+        recipe = self.model_dump(mode="json", exclude=aside, exclude_defaults=True)  # a later version has more keys
+        parts = [recipe["data"], *(mixed["data"] for mixed in recipe.get("mix", {}).values())]
+        for origin in (*parts, *(test for data in parts for test in data.get("extra_tests", {}).values())):
+            if "path" in origin:
+                origin["path"] = Path(origin["path"]).name
         identity = {"recipe": recipe, "data": data, "base": base}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -272,9 +411,15 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise HotswapError(f"{path}: {explain(error, Recipe)}") from error
-    tests = {name: _beside(path, origin) for name, origin in recipe.data.extra_tests.items()}
-    data = _beside(path, recipe.data).model_copy(update={"extra_tests": tests})
-    return recipe.model_copy(update={"data": data})
+    if recipe.evaluation.general_text is not None and not recipe.evaluation.general_text.is_file():
+        raise HotswapError(f"{path}: evaluation.general_text: {recipe.evaluation.general_text} does not exist.")
+    mix = {name: m.model_copy(update={"data": _all_beside(path, m.data)}) for name, m in recipe.mix.items()}
+    return recipe.model_copy(update={"data": _all_beside(path, recipe.data), "mix": mix})
+
+
+def _all_beside(recipe: Path, data: Data) -> Data:
+    tests = {name: _beside(recipe, origin) for name, origin in data.extra_tests.items()}
+    return _beside(recipe, data).model_copy(update={"extra_tests": tests})
 
 
 AnyOrigin = TypeVar("AnyOrigin", bound=Origin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,18 @@ from adapters.errors import HotswapError
 from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
 from adapters.tasks import ClassificationTask, Completion
 from adapters.tasks.base import BaseTask
-from trainer import statistics
+from trainer import likelihood, statistics
 from trainer.data import Row, Splits
+from trainer.embeddings import Embed, similarity
 from trainer.faithfulness import faithfulness
 from trainer.few_shot import SHOTS, with_examples
+from trainer.long_documents import condensed
 from trainer.robustness import DISTURBANCES
 from trainer.soft_prompts import spelled
 
 BATCH = 16
 ROBUST_LABELS, ROBUST_SUMMARIES = 200, 40
+GENERAL_WINDOWS = 16
 EXAMPLES, EXAMPLE_CHARS = 8, 600
 SLICE_ROWS = 20  # fewer say too little to be compared
 
@@ -43,31 +46,46 @@ class Released:
 
 
 def evaluate(
-    adapter: Path, splits: Splits, task: BaseTask, base: Base, released: Released | None = None
+    adapter: Path,
+    splits: Splits,
+    task: BaseTask,
+    base: Base,
+    released: Released | None = None,
+    mixed: Mapping[str, BaseTask] | None = None,
+    embed: Embed | None = None,
+    general_text: str = "",
 ) -> dict[str, Any]:
     """Return ``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter;
     ``references``: what it answers to the texts that the service asks it before it is served; and ``released``: how it
-    compares with what is served now, on the test rows."""
+    compares with what is served now, on the test rows. ``embed`` measures how near summaries are to the reference,
+    ``general_text`` what was forgotten."""
     if not (adapter / "adapter_config.json").is_file():
         raise HotswapError(f"{adapter} holds no adapter; run train first.")
     model = _adapted(adapter, base)
+    tests = splits.tests["test"]
     scores: dict[str, Any] = {}
     profile: dict[str, Any] = {}
-    for name, rows in {"test": splits.test, **splits.extra_tests}.items():
+    for name, rows in splits.tests.items():
         answers = [row.answer for row in rows]
+        zero_shot, adapted = _of_both(model, rows, task, base, name)
+        scores[name] = {"base": _score(task, zero_shot, rows, embed), "adapter": _score(task, adapted, rows, embed)}
         with model.disable_adapter():
-            zero_shot = predict(model, rows, task, base, f"{name}: base")
-        adapted = predict(model, rows, task, base, f"{name}: adapter")
-        scores[name] = {"base": _score(task, zero_shot, rows), "adapter": _score(task, adapted, rows)}
+            scores[name]["base"] |= _likelihoods(model, rows, task, base, f"{name}: base")
+        scores[name]["adapter"] |= _likelihoods(model, rows, task, base, f"{name}: adapter")
         scores[name]["adapter"]["intervals"] = statistics.intervals(task, adapted, answers)
         if name == "test":
             tested, untrained = adapted, zero_shot
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
+    for name, other in (mixed or {}).items():
+        rows = splits.mixed[name].tests["test"]
+        zero_shot, adapted = _of_both(model, rows, other, base, name)
+        scores[name] = {"base": _score(other, zero_shot, rows), "adapter": _score(other, adapted, rows)}
     references = references_of(model, task, base)
-    disturbed = robustness_of(model, tested, splits.test, task, base)
+    forgotten = forgetting_of(model, general_text, base) if general_text else None
+    disturbed = robustness_of(model, tested, tests, task, base)
     baselines = baselines_of(model, untrained, splits, task, base, disturbed["as written"])
     del model
-    against = _against(released, tested, splits.test, task, base) if released else None
+    against = _against(released, tested, tests, task, base) if released else None
     return {
         "scores": scores,
         "profile": profile,
@@ -75,17 +93,50 @@ def evaluate(
         "released": against,
         "robustness": disturbed,
         "baselines": baselines,
-        "slices": slices_of(tested, splits.test, task, base),
-        "reliability": reliability_of(tested, splits.test),
-        "examples": examples_of(tested, splits.test, task),
+        "forgetting": forgotten,
+        "slices": slices_of(tested, tests, task, base),
+        "reliability": reliability_of(tested, tests),
+        "examples": examples_of(tested, tests, task),
     }
 
 
-def _score(task: BaseTask, outputs: list[dict[str, Any]], rows: list[Row]) -> dict[str, Any]:
+def _of_both(
+    model: Any, rows: list[Row], task: BaseTask, base: Base, name: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return what the base answers without the adapter, and with it."""
+    with model.disable_adapter():
+        untrained = predict(model, rows, task, base, f"{name}: base")
+    return untrained, predict(model, rows, task, base, f"{name}: adapter")
+
+
+def _score(
+    task: BaseTask, outputs: list[dict[str, Any]], rows: list[Row], embed: Embed | None = None
+) -> dict[str, Any]:
     scores = task.score(outputs, [row.answer for row in rows])
     if isinstance(task, ClassificationTask):
         return scores
-    return scores | faithfulness([row.text for row in rows], [output["summary"] for output in outputs])
+    said = [output["summary"] for output in outputs]
+    near = {"similarity": similarity(embed, said, [row.answer for row in rows])} if embed else {}
+    return scores | near | faithfulness([row.text for row in rows], said)
+
+
+def forgetting_of(model: Any, text: str, base: Base) -> dict[str, float]:
+    """Return the perplexity of general text to the base and to the adapter: what rises was unlearnt."""
+    pieces = likelihood.windows(text, base, GENERAL_WINDOWS)
+    adapted = likelihood.perplexity(model, pieces, base, "general text: adapter")
+    with model.disable_adapter():
+        untrained = likelihood.perplexity(model, pieces, base, "general text: base")
+    return {"tokens": sum(len(after) for _, after in pieces), "base": untrained, "adapter": adapted}
+
+
+def _likelihoods(model: Any, rows: list[Row], task: BaseTask, base: Base, what: str) -> dict[str, float]:
+    """Return what is measured of given answers: perplexity of reference summaries, and, of pairs, which is likelier."""
+    found = {}
+    if not isinstance(task, ClassificationTask):
+        found["perplexity"] = likelihood.perplexity(model, likelihood.answers(rows, task, base), base, what)
+    if rows[0].rejected:
+        found["prefers_chosen"] = likelihood.prefers_chosen(model, rows, task, base, what)
+    return found
 
 
 def robustness_of(
@@ -114,16 +165,27 @@ def baselines_of(
 ) -> dict[str, Any]:
     """Return the mean merit of the first test rows without training: of the ``zero_shot`` answers, and with examples in
     the prompt; beside ``adapter``, that of the trained on the same rows. Did it need to be trained at all?"""
-    rows = _first(splits.test, task)
+    rows = _first(splits.tests["test"], task)
     with model.disable_adapter():
-        few_shot = predict(model, rows, with_examples(task, splits.train, base), base, "test: few-shot")
+        few_shot = predict(
+            model, rows, with_examples(task, [row for row in splits.train if row.good], base), base, "test: few-shot"
+        )
     return {
+        **({"majority": majority_of(splits, task)} if isinstance(task, ClassificationTask) else {}),
         "rows": len(rows),
         "shots": SHOTS,
         "zero_shot": _mean_merit(task, zero_shot[: len(rows)], rows),
         "few_shot": _mean_merit(task, few_shot, rows),
         "adapter": adapted,
     }
+
+
+def majority_of(splits: Splits, task: ClassificationTask) -> dict[str, Any]:
+    """Return what always answering the training rows' most frequent label reaches on the test rows."""
+    label = Counter(row.answer for row in splits.train if row.good).most_common(1)[0][0]
+    answers = [row.answer for row in splits.tests["test"]]
+    scores = task.score([{"label": label, "score": 1.0, "scores": {label: 1.0}}] * len(answers), answers)
+    return {"label": label, "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}
 
 
 def slices_of(
@@ -193,6 +255,12 @@ def _adapted(adapter: Path, base: Base) -> Any:
     return PeftModel.from_pretrained(model, adapter).eval()
 
 
+def answers(adapter: Path, rows: list[Row], task: BaseTask, base: Base, what: str) -> list[str]:
+    """Return the label or the summary that an adapter gives to each row."""
+    outputs = predict(_adapted(adapter, base), rows, task, base, what)
+    return [output["label"] if "label" in output else output["summary"] for output in outputs]
+
+
 def _against(
     released: Released, tested: list[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
 ) -> dict[str, Any]:
@@ -230,11 +298,19 @@ def profile_of(outputs: Sequence[dict[str, Any]], input_tokens: Sequence[int]) -
 
 def predict(model: Any, rows: list[Row], task: BaseTask, base: Base, what: str = "rows") -> list[dict[str, Any]]:
     """Return the task's reading of the model's answer to every row, in order. Greedy."""
-    prompts = [task.prompt(row.text, base.tokenizer).ids for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
-    outputs: list[dict[str, Any]] = [{} for _ in rows]
+
+    def summaries(parts: list[str]) -> list[str]:
+        return [output["summary"] for output in _predicted(model, parts, task, base, f"{what}: parts")]
+
+    return _predicted(model, condensed([row.text for row in rows], task, base, summaries), task, base, what)
+
+
+def _predicted(model: Any, texts: list[str], task: BaseTask, base: Base, what: str) -> list[dict[str, Any]]:
+    prompts = [task.prompt(text, base.tokenizer).ids for text in texts]
+    order = sorted(range(len(texts)), key=lambda i: -len(prompts[i]))
+    outputs: list[dict[str, Any]] = [{} for _ in texts]
     answer = _scored if isinstance(task, ClassificationTask) else _generated
-    with tqdm(total=len(rows), desc=what, unit="row", disable=None) as bar:
+    with tqdm(total=len(texts), desc=what, unit="row", disable=None) as bar:
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
             ids, mask = _left_padded([prompts[i] for i in part], base.end_id, model.device)

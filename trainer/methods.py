@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from peft import (
     IA3Config,
     LoraConfig,
     PeftConfig,
+    PeftModel,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
@@ -54,14 +56,17 @@ def _four_bit() -> BitsAndBytesConfig:
     )
 
 
-def adapt(model: Any, recipe: Recipe, base: Base, steps: int) -> Any:
+def adapt(model: Any, recipe: Recipe, base: Base, steps: int, start: Path | None = None) -> Any:
     """Return ``model`` with only those weights trainable that the recipe's method trains; ``steps`` are how many
-    optimizer steps there will be. Raises :class:`HotswapError` where the base has not what the recipe names."""
-    layers = _layers(model, recipe)
+    optimizer steps there will be, ``start`` the folder of a LoRA to go on from. Raises :class:`HotswapError` where the
+    base has not what the recipe names."""
+    layers = layers_of(model, recipe)
     if recipe.method == "full":
         return _unfrozen(model, layers)
     if recipe.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if start is not None:
+        return PeftModel.from_pretrained(model, start, is_trainable=True)
     adapted = get_peft_model(model, CONFIGS[recipe.method](model, recipe, layers, steps))
     if recipe.method == "prompt_tuning":
         _begin_with_words(adapted, recipe, base)
@@ -77,7 +82,7 @@ def _begin_with_words(model: Any, recipe: Recipe, base: Base) -> None:
     prompt.weight.copy_(table[[ids[n % len(ids)] for n in range(recipe.soft_prompt.tokens)]])
 
 
-def _layers(model: Any, recipe: Recipe) -> list[int] | None:
+def layers_of(model: Any, recipe: Recipe) -> list[int] | None:
     """Return the numbers of the layers to adapt; None for all."""
     if recipe.last_layers is None:
         return None
@@ -103,7 +108,7 @@ def _lora(model: Any, recipe: Recipe, layers: list[int] | None, steps: int) -> P
         r=lora.rank,
         use_rslora=lora.rslora,
         use_dora=recipe.method == "dora",
-        **_low_rank(model, recipe, layers),
+        **low_rank(model, recipe, layers),
     )
 
 
@@ -114,10 +119,10 @@ def _adalora(model: Any, recipe: Recipe, layers: list[int] | None, steps: int) -
         raise HotswapError(f"adalora needs 10 steps and more to choose ranks, this run has {steps}; train for longer.")
     schedule = {"tinit": steps // 10, "tfinal": steps // 3, "total_step": steps, "deltaT": max(1, steps // 100)}
     rank = recipe.lora.rank
-    return AdaLoraConfig(init_r=rank * 3 // 2, target_r=rank, **schedule, **_low_rank(model, recipe, layers))
+    return AdaLoraConfig(init_r=rank * 3 // 2, target_r=rank, **schedule, **low_rank(model, recipe, layers))
 
 
-def _low_rank(model: Any, recipe: Recipe, layers: list[int] | None) -> dict[str, Any]:
+def low_rank(model: Any, recipe: Recipe, layers: list[int] | None) -> dict[str, Any]:
     lora = recipe.lora
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     unknown = [t for t in lora.target_modules if not any(f".{name}".endswith(f".{t}") for name in linear)]

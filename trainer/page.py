@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from adapters.base_model import Base
@@ -18,6 +18,7 @@ from trainer.report import score_rows
 EMPTY: dict[str, Any] = {
     "robustness": {},
     "baselines": None,
+    "forgetting": None,
     "slices": {},
     "reliability": [],
     "examples": {"wrong": [], "right": []},
@@ -37,10 +38,7 @@ def page(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, 
         else None,
         "Disturbed test rows": _plot(lambda axes: _bars(axes, disturbed)) if disturbed else None,
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         recipe=recipe,
         base=base,
         run=run,
@@ -49,10 +47,19 @@ def page(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, 
         released=parts["released"],
         robustness=parts["robustness"],
         baselines=parts["baselines"],
+        forgetting=parts["forgetting"],
         slices=parts["slices"],
         examples=parts["examples"],
         plots={title: plot for title, plot in plots.items() if plot},
     )
+
+
+def template(name: str) -> Template:
+    """Return one of the templates beside this file. Whatever it is given is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)
 
 
 def _curves(axes: Any, history: list[dict[str, Any]]) -> None:

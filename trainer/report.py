@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from adapters.base_model import Base
 from trainer.config import PROMPTS, Recipe
@@ -35,6 +36,10 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
     rows = ", ".join(f"{count} {name}" for name, count in run["rows"].items())
     settings = recipe.model_dump(mode="json", exclude={"output", "description", "gate", "sweep"}, exclude_none=True)
     lines = [
+        "---",
+        _metadata(recipe, base, scores).to_yaml(),
+        "---",
+        "",
         f"# {recipe.name}",
         "",
         recipe.description,
@@ -66,11 +71,49 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
         yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip(),
         "```",
         "",
+        "## Intended use",
+        "",
+        recipe.card.intended_use or f"{recipe.task.kind.capitalize()} of text like the test rows, through hotswap.",
+        "",
         "## Limits",
         "",
-        "English only; scores hold for text like the test rows. The base is a small model: check answers that matter.",
+        recipe.card.limits
+        or "Scores hold for text like the test rows, in the language of these. Check answers that matter.",
+        "",
+        "## Licence of the data, and consent",
+        "",
+        recipe.card.data_licence or "The recipe does not say under which licence the rows are (card.data_licence).",
+        recipe.card.consent or "It does not say whether those whose texts these are agreed (card.consent).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _metadata(recipe: Recipe, base: Base, scores: dict[str, Any]) -> ModelCardData:
+    """Return the head of a Hugging Face model card, with the adapter's scores as its ``model-index``."""
+    origin = recipe.data.source or recipe.data.dataset or (recipe.data.path.name if recipe.data.path else "")
+    kind = "text-classification" if recipe.task.kind == "classification" else "summarization"
+    results = [
+        EvalResult(
+            task_type=kind,
+            dataset_type=origin,
+            dataset_name=origin,
+            dataset_split=row["test"],
+            metric_type=row["metric"],
+            metric_value=round(float(row["adapter"]), 4),
+        )
+        for row in score_rows(scores)
+        if row["metric"] != "rows"
+    ]
+    return ModelCardData(
+        model_name=recipe.name,
+        language=recipe.card.language,
+        license=recipe.card.licence or None,
+        base_model=base.name,
+        library_name="peft",
+        pipeline_tag=kind,
+        tags=["hotswap", recipe.method],
+        eval_results=results,
+    )
 
 
 def _span(both: dict[str, Any], metric: str) -> str:

@@ -14,7 +14,8 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from trainer.config import Range, Recipe
 from trainer.data import Splits
-from trainer.train import make_task, train
+from trainer.mixture import make_task
+from trainer.train import train
 
 # Trials that are let run to their end before any is stopped for being worse than the median of those before it.
 STARTUP_TRIALS = 4

@@ -6,6 +6,8 @@ that a prompt can only ever be built in one place and train/serve skew cannot ha
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -25,6 +27,13 @@ def checked_template(text: str) -> str:
     if text.endswith((" ", SLOT)):
         raise ValueError(f"a template ends with the answer slot: a word or colon after {SLOT}, and no blank")
     return text
+
+
+def normalized(text: str) -> str:
+    """Return ``text`` in NFKC (Unicode Standard Annex 15), without control and format characters such as soft hyphens,
+    and with single blanks and at most one empty line."""
+    kept = "".join(c for c in unicodedata.normalize("NFKC", text) if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", re.sub(r"[ \t]+", " ", kept))).strip()
 
 
 class Template(BaseModel):
@@ -82,6 +91,9 @@ class BaseTask(BaseModel):
 
     template: Template
     max_input_tokens: int = Field(default=1024, ge=8, description="texts are cut to this many tokens")
+    normalize: bool = Field(
+        default=False, description="bring texts into Unicode's NFKC, without control characters and runs of blanks"
+    )
 
     def prompt(self, text: str, tokenizer: Tokenizer, *, room: int | None = None, cut: bool = True) -> Prompt:
         """Return the prompt for ``text``.
@@ -91,20 +103,35 @@ class BaseTask(BaseModel):
         :class:`InputTooLong` where ``cut`` is false and the text would not fit.
         """
         before, after = self.template.text.split(SLOT)
-        blank = " " if before.endswith(" ") else ""
         head = tokenizer.encode(before.removesuffix(" "), start=True)
-        body = tokenizer.encode(blank + text.strip())
+        body = self.body(text, tokenizer)
         tail = tokenizer.encode(after)
-        limit = self.max_input_tokens
-        if room is not None:
-            limit = min(limit, room - len(head) - len(tail) - self.answer_tokens)
-        if limit < 1:
-            raise InputTooLong(f"the instruction alone fills the context of {room} tokens; raise the model length.")
+        limit = self.limit(tokenizer, room)
         truncated = len(body) > limit
         if truncated and not cut:
             raise InputTooLong(f"the text has {len(body)} tokens and {limit} fit; shorten it or let it be cut.")
         kept = self.cut(body, limit) if truncated else body
         return Prompt(ids=[*head, *kept, *tail], truncated=truncated, input_tokens=len(body))
+
+    def body(self, text: str, tokenizer: Tokenizer) -> list[int]:
+        """Return the ids that stand in the slot for ``text``."""
+        blank = " " if self.template.text.split(SLOT)[0].endswith(" ") else ""
+        return tokenizer.encode(blank + (normalized(text) if self.normalize else text.strip()))
+
+    def limit(self, tokenizer: Tokenizer, room: int | None = None) -> int:
+        """Return how many tokens of a text fit. Raises :class:`InputTooLong` where none do."""
+        if room is None:
+            return self.max_input_tokens
+        before, after = self.template.text.split(SLOT)
+        around = len(tokenizer.encode(before.removesuffix(" "), start=True)) + len(tokenizer.encode(after))
+        limit = min(self.max_input_tokens, room - around - self.answer_tokens)
+        if limit < 1:
+            raise InputTooLong(f"the instruction alone fills the context of {room} tokens; raise the model length.")
+        return limit
+
+    def parts(self, text: str, tokenizer: Tokenizer, *, room: int | None = None) -> list[str]:
+        """Return the pieces that ``text`` is read in, one after the other; itself, where it is read at once or cut."""
+        return [text]
 
     def cut(self, ids: list[int], limit: int) -> list[int]:
         """Return ``limit`` of ``ids``: the part of a text that this kind of task needs most."""

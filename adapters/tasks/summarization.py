@@ -10,9 +10,13 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from adapters.tasks.base import BaseTask, Completion, Sampling
+from adapters.tasks.chunks import in_chunks
 from adapters.tokens import Tokenizer
 from adapters.validation import explained
 
+Long = Literal["cut", "chunks"]
+# Each round makes a text several times shorter; what is still too long after so many is cut.
+ROUNDS = 4
 # An upper bound for English subword vocabularies: enough tokens that `max_words` words always fit.
 TOKENS_PER_WORD = 2.0
 
@@ -22,6 +26,9 @@ class SummarizationTask(BaseTask):
 
     kind: Literal["summarization"] = "summarization"
     max_answer_tokens: int = Field(default=128, ge=1, le=4096)
+    long: Long = Field(
+        default="cut", description="texts that do not fit are cut, or read in chunks whose summaries are summarized"
+    )
 
     @classmethod
     def of(cls, template: str, **settings: Any) -> Self:
@@ -32,6 +39,17 @@ class SummarizationTask(BaseTask):
     @property
     def answer_tokens(self) -> int:
         return self.max_answer_tokens
+
+    def parts(self, text: str, tokenizer: Tokenizer, *, room: int | None = None) -> list[str]:
+        limit = self.limit(tokenizer, room)
+        if self.long == "cut" or len(self.body(text, tokenizer)) <= limit:
+            return [text]
+        return in_chunks(text, limit, lambda piece: len(self.body(piece, tokenizer)))
+
+    @staticmethod
+    def joined(summaries: Sequence[str]) -> str:
+        """Return what is read in the place of a text whose parts have these summaries."""
+        return "\n".join(summaries)
 
     def cut(self, ids: list[int], limit: int) -> list[int]:
         # What a text is about stands at its beginning: the lead is the strongest simple summary there is

@@ -12,9 +12,7 @@ router = APIRouter(tags=["prediction"], responses={status: ERRORS[status] for st
 
 @router.post("/v1/feedback")
 async def feedback(request: Request, asked: FeedbackRequest) -> FeedbackTaken:
-    """Say whether an answer was right: by its true label, or with `correct`. Counted once for each answer, by the
-    replica that gave it."""
-    name, version, right = request.app.state.feedback.take(
-        request.state.caller, asked.id, asked.index, asked.label, asked.correct
-    )
+    """Say whether an answer was right: by its true label, by a better summary, or with `correct`. Counted once for
+    each answer, by the replica that gave it."""
+    name, version, right = request.app.state.feedback.take(request.state.caller, asked)
     return FeedbackTaken(id=asked.id, adapter=name, version=version, correct=right)

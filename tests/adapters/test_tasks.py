@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from adapters.base_model import Base
 from adapters.errors import InputTooLong, InvalidAdapter
 from adapters.tasks import ClassificationTask, Completion, SummarizationTask
+from adapters.tasks.chunks import in_chunks
 from adapters.tasks.classification import MAX_LABELS, calibration_error, choose_tokens
 from adapters.tokens import FileTokenizer
 
@@ -53,6 +54,37 @@ def make(kind: str, base: Base, **limits: int) -> Any:
 def frame(base: Base) -> tuple[list[int], list[int]]:
     """Return the ids of what stands before and after the text."""
     return base.tokenizer.encode(BEFORE, start=True), base.tokenizer.encode(AFTER)
+
+
+STORY = "Dr. Smith paid 3.5 million. Did he? Yes! " * 40 + "word " * 300 + "x" * 500
+
+
+@properties
+@given(text=st.text(max_size=300), limit=st.integers(8, 60))
+def test_parts_of_a_long_text_fit_and_leave_nothing_out(tiny: Base, text: str, limit: int) -> None:
+    for whole in (text, text + STORY, STORY.replace(" ", "\n")):
+        task = make("summarization", tiny, max_input_tokens=limit).model_copy(update={"long": "chunks"})
+        parts = task.parts(whole, tiny.tokenizer)
+        assert not any(task.prompt(part, tiny.tokenizer).truncated for part in parts)
+        assert "".join("".join(parts).split()) == "".join(whole.split())
+
+
+def test_parts_end_where_sentences_do(tiny: Base) -> None:
+    task = make("summarization", tiny, max_input_tokens=40).model_copy(update={"long": "chunks"})
+    parts = task.parts("Dr. Smith saw 3.5 million birds. He was glad. " * 8, tiny.tokenizer)
+    assert len(parts) > 1
+    assert all(part.startswith(("Dr.", "He")) and part.endswith(("birds.", "glad.")) for part in parts)
+
+
+def test_a_long_line_is_divided_in_time_that_grows_with_its_length_only() -> None:
+    pieces = in_chunks("A sentence about it. " * 20_000, 2000, len)
+    assert 210 <= len(pieces) <= 230
+
+
+def test_normalized_text_is_the_same_however_it_was_typed(tiny: Base) -> None:
+    task = make("classification", tiny).model_copy(update={"normalize": True})
+    typed = "a\u00a0ﬁlm \u200b that   is\tcafe\u0301\u00ad\n\n\n\nslow"
+    assert task.prompt(typed, tiny.tokenizer).ids == task.prompt("a film that is café\n\nslow", tiny.tokenizer).ids
 
 
 def completion_of(task: ClassificationTask, logprobs: list[float]) -> Completion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,50 @@ async def test_a_long_text_is_refused_where_the_caller_wants_no_cutting(serve: S
     async with serve(max_model_len=64) as service:
         response = await service.predict("mood", "slow " * 300, parameters={"truncate": False})
         assert (response.status_code, response.json()["code"]) == (422, "input_too_long")
+
+
+LONG = " ".join(f"The film number {n} is slow." for n in range(30))
+
+
+async def test_a_long_document_is_summarized_in_parts_where_that_is_asked_for(serve: Serve) -> None:
+    async with serve(max_model_len=96) as service:
+        cut = (await service.predict("brief", LONG)).json()
+        whole = (await service.predict("brief", LONG, parameters={"long": "chunks"})).json()
+        (output,) = whole["outputs"]
+        assert cut["outputs"][0]["truncated"] is True
+        assert output["chunks"] > 1
+        assert "truncated" not in output or output["truncated"] is None
+        assert whole["usage"]["prompt_tokens"] > 3 * cut["usage"]["prompt_tokens"]
+
+
+async def test_the_word_limit_is_for_the_summary_not_for_those_of_the_parts(serve: Serve) -> None:
+    async with serve(max_model_len=96) as service:
+        asked = {"long": "chunks", "max_words": 1}
+        whole = (await service.predict("brief", LONG, parameters=asked)).json()
+        assert len(whole["outputs"][0]["summary"].split()) == 1
+        assert whole["usage"]["completion_tokens"] > 10
+
+
+async def test_the_parts_of_one_document_do_not_fill_the_engine(serve: Serve) -> None:
+    async with serve(max_model_len=96) as service:
+        seen, generate = [], service.engine.generate
+
+        def watched(*given: Any, **more: Any) -> Any:
+            seen.append(service.state.inference._admission._turns._value)
+            return generate(*given, **more)
+
+        service.engine.generate = watched  # type: ignore[method-assign]
+        await service.predict("brief", LONG * 3, parameters={"long": "chunks"})
+        assert min(seen) >= 64 - 4
+
+
+async def test_a_streamed_summary_of_a_long_document_is_the_same(serve: Serve) -> None:
+    async with serve(max_model_len=96) as service:
+        asked = {"adapter": "brief", "input": LONG, "parameters": {"long": "chunks"}}
+        plain = (await service.client.post("/v1/summarize", json=asked)).json()
+        streamed = await service.client.post("/v1/summarize", json={**asked, "stream": True})
+        pieces = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+        assert pieces[-1]["outputs"] == plain["outputs"]
 
 
 async def test_max_words_bounds_a_summary(serve: Serve) -> None:

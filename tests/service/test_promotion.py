@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from adapters.releases import Guard, Share
 from adapters.store import Store
 from service.engine.base import EngineRefused
 from service.evidence import Counts
+from tests.conftest import LABELS
 from tests.service.conftest import Running, Serve, until
 
 pytestmark = pytest.mark.anyio
@@ -158,10 +161,45 @@ async def test_feedback_by_label_is_compared_with_what_was_said_and_counted_once
         assert await service.metric("hotswap_feedback_total", adapter="mood", outcome="right") == 1
 
 
+async def test_feedback_is_kept_to_train_on_where_there_is_a_log(serve: Serve, tmp_path: Path) -> None:
+    log = tmp_path / "kept" / "feedback.jsonl"
+    async with serve(feedback_log=log) as service:
+        told = (
+            await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["a film", "ein Stück"]})
+        ).json()
+        said = told["outputs"][1]["label"]
+        better = next(label for label in LABELS if label != said)
+        for _ in range(2):
+            await service.client.post("/v1/feedback", json={"id": told["id"], "index": 1, "label": better})
+    (line,) = log.read_text(encoding="utf-8").splitlines()
+    kept = json.loads(line)
+    assert (kept["adapter"], kept["version"], kept["text"]) == ("mood", 1, "ein Stück")
+    assert (kept["answer"], kept["good"], kept["better"]) == (said, False, better)
+
+
+async def test_a_better_summary_is_kept_beside_the_one_given(serve: Serve, two_briefs: Store, tmp_path: Path) -> None:
+    log = tmp_path / "feedback.jsonl"
+    async with serve(feedback_log=log) as service:
+        told = (await service.predict("brief")).json()
+        taken = await service.client.post("/v1/feedback", json={"id": told["id"], "better": "What it is about"})
+        assert taken.json()["correct"] is False
+    kept = json.loads(log.read_text())
+    assert (kept["answer"], kept["better"]) == (told["outputs"][0]["summary"], "What it is about")
+
+
+async def test_a_log_that_cannot_be_written_costs_no_answer(serve: Serve, tmp_path: Path) -> None:
+    async with serve(feedback_log=tmp_path) as service:
+        told = (await service.predict("mood")).json()
+        taken = await service.client.post("/v1/feedback", json={"id": told["id"], "correct": True})
+        assert taken.status_code == 200
+        assert await service.metric("hotswap_feedback_total", adapter="mood", outcome="right") == 1
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
         ({"id": "pred_nobody", "correct": True}, 404, "prediction_not_found"),
+        ({"better": "good"}, 422, "invalid_request"),
         ({"index": 1, "correct": True}, 422, "invalid_request"),
         ({"label": "so-so"}, 422, "invalid_request"),
         ({}, 422, "invalid_request"),

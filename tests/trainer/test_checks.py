@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
 from trainer.checks import Finding, check_data
 from trainer.config import Data
-from trainer.data import load_splits
+from trainer.data import Columns, load_splits
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
 from trainer.personal import masked, personal
@@ -19,7 +19,9 @@ STORY = "The council met on the third of May and decided after long debate to bu
 
 
 def check(path: Path, kind: str = "classification", **data: object) -> list[Finding]:
-    return check_data(Data(path=path, **data), kind, path.parent / "cache", count_tokens=lambda text: len(text.split()))
+    return check_data(
+        Data(path=path, **data), Columns(kind), path.parent / "cache", count_tokens=lambda text: len(text.split())
+    )
 
 
 def about(findings: list[Finding], name: str) -> list[Finding]:
@@ -154,3 +156,18 @@ def test_on_the_command_line(write_rows: WriteRows, tiny_folder: Path, capsys: p
         cli.run(_parser(), ["data", "check", str(write_rows(reviews(20))), "--base", str(tiny_folder), "--json"]) == 0
     )
     assert {record["level"] for record in json.loads(capsys.readouterr().out)} <= {"note", "warning"}
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_leakage_is_looked_for_in_the_splits_that_training_will_use(
+    write_rows: WriteRows, make_recipe: MakeRecipe, stratified: bool
+) -> None:
+    texts = [" ".join(f"word{n // 2}-{k}" for k in range(20)) + " again" * (n % 2) for n in range(80)]
+    rows = [{"text": text, "label": "ab"[n // 2 % 2]} for n, text in enumerate(texts)]
+    path, data = write_rows(rows), {"validation": 0.3, "test": 0.3, "stratified": stratified}
+    splits = load_splits(make_recipe(seed=0, data={"path": str(path), **data}), path.parent / "cache")
+    where = {row.text: name for name in ("train", "validation", "test") for row in getattr(splits, name)}
+    crossing = sum(where[one] != where[other] for one, other in zip(texts[::2], texts[1::2], strict=True))
+    (leaking,) = about(check(path, **data), "leakage")
+    assert 0 < crossing < 40
+    assert leaking.message.startswith(f"{crossing} groups of near-duplicates lie in several splits")

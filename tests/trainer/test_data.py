@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adapters.errors import HotswapError
 from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
 from trainer.config import Data, Origin
-from trainer.data import Row, Splits, _split, labels_of, load_splits, read_rows
+from trainer.data import Columns, Row, Splits, _split, labels_of, load_splits, read_rows
 from trainer.sources import SOURCES
 
 ROWS = [{"text": "A moving film", "label": "good"}, {"text": 'So "dull",\nand slow', "label": "bad"}]
@@ -48,7 +48,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 
 def read(path: Path, kind: str = "classification", **columns: str) -> list[Row]:
-    return read_rows(Origin(path=path, **columns), kind, path.parent / "cache")
+    return read_rows(Origin(path=path, **columns), Columns(kind), path.parent / "cache")
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -191,26 +191,26 @@ class TestReading:
 
 class TestSources:
     def test_that_are_unknown_are_told_from_those_that_are_known(self, tmp_path: Path) -> None:
-        text = refusal(lambda: read_rows(Origin(source="vader-books"), "classification", tmp_path))
+        text = refusal(lambda: read_rows(Origin(source="vader-books"), Columns("classification"), tmp_path))
         assert text.startswith("data.source 'vader-books' is unknown; known: ")
         assert all(name in text for name in SOURCES)
 
     def test_bring_their_own_groups(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = [{"text": "dull", "label": "bad", "group": "g"}]
         monkeypatch.setitem(SOURCES, "mine", lambda cache: iter(rows))
-        assert read_rows(Origin(source="mine"), "classification", tmp_path) == [Row("dull", "bad", "g")]
+        assert read_rows(Origin(source="mine"), Columns("classification"), tmp_path) == [Row("dull", "bad", "g")]
 
     @pytest.mark.parametrize("columns", [{"text": "review"}, {"answer": "summary"}])
     def test_have_the_columns_they_have(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, str]
     ) -> None:
         monkeypatch.setitem(SOURCES, "mine", lambda cache: iter([{"text": "x", "label": "y", "group": "g"}]))
-        text = refusal(lambda: read_rows(Origin(source="mine", **columns), "classification", tmp_path))
+        text = refusal(lambda: read_rows(Origin(source="mine", **columns), Columns("classification"), tmp_path))
         assert "it has: group, label, text" in text
 
     def test_of_summaries_are_no_classes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(SOURCES, "mine", lambda cache: iter([{"text": "x", "label": "y", "group": "g"}]))
-        text = refusal(lambda: read_rows(Origin(source="mine"), "summarization", tmp_path))
+        text = refusal(lambda: read_rows(Origin(source="mine"), Columns("summarization"), tmp_path))
         assert text == "the data has no column 'summary'; it has: group, label, text."
 
 

@@ -19,8 +19,9 @@ from trainer.config import CONVERTED, LOW_RANK, PROMPTS, Conversion, Recipe
 from trainer.conversion import changes_of, to_lora
 from trainer.data import Row, Splits
 from trainer.evaluate import evaluate, predict
+from trainer.mixture import make_task
 from trainer.soft_prompts import spelled
-from trainer.train import make_task, train
+from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,71 +17,20 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-import trainer.__main__ as commands
 from adapters.base_model import Base
 from adapters.signing import TrustedKeys
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.conftest import make_keys
 from tests.trainer.conftest import reviews, settings
+from tests.trainer.workplace import Result, Workplace, furnish
 from trainer.config import load_recipe
 from trainer.data import Row, Splits, load_splits
 from trainer.evaluate import predict, profile_of
 from trainer.report import card
 from trainer.robustness import DISTURBANCES
 
-GATE = {"test": {"accuracy": 0.9}}
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@dataclass
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-@dataclass
-class Workplace:
-    """A user's folder: a recipe, rows, a store that begins empty, and the tiny model as base."""
-
-    folder: Path
-    base: Path
-
-    def run(self, *arguments: object, base: Path | None = None) -> Result:
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            patch.chdir(self.folder)
-            patch.setenv("HOTSWAP_BASE_MODEL", str(base or self.base))
-            patch.setenv("HOTSWAP_STORE", str(self.folder / "store"))
-            patch.setenv("HOTSWAP_CACHE", str(self.folder / "cache"))
-            patch.setattr(sys, "argv", ["trainer", *map(str, arguments)])
-            patch.setattr("getpass.getuser", lambda: "ann")
-            try:
-                status = commands.main()
-            except SystemExit as stop:
-                status = int(stop.code or 0)
-        return Result(status, out.getvalue(), err.getvalue())
-
-    def write_recipe(self, **changes: Any) -> Path:
-        (self.folder / "mood.yaml").write_text(yaml.safe_dump(settings(**changes)))
-        return self.folder / "mood.yaml"
-
-    @property
-    def store(self) -> Store:
-        return Store(self.folder / "store")
-
-    @property
-    def run_folder(self) -> Path:
-        return self.folder / "runs" / "mood"
-
-
-def furnish(folder: Path, base: Path) -> Workplace:
-    place = Workplace(folder, base)
-    place.write_recipe(description="Moving or dull.", gate=GATE)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews(120)))
-    return place
 
 
 @pytest.fixture(scope="module")

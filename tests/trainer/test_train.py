@@ -28,7 +28,9 @@ from tests.trainer.conftest import MakeRecipe, settings
 from trainer.batches import IGNORED, Encoded, LengthGrouped, collate
 from trainer.config import Recipe
 from trainer.data import Row, Splits
-from trainer.train import AnswerTrainer, make_task, shrink, train
+from trainer.mixture import make_task
+from trainer.supervised import AnswerTrainer
+from trainer.train import shrink, train
 
 # Two epochs of eight steps, scored after every second step; dropout draws from the generators that a resumed
 # run must find where they were.
@@ -351,6 +353,7 @@ class TestTheLoss:
         examples = self.examples(lengths)
         losses = self.by_hand(model, examples)
         trainer = AnswerTrainer.__new__(AnswerTrainer)
+        trainer.accelerator = SimpleNamespace(num_processes=1)
         number = None if counted is None else torch.tensor(counted)
         loss = trainer.compute_loss(model, collate(pad_id=2)(examples), num_items_in_batch=number)
         expected = torch.stack(losses).sum() / (counted or len(losses))
@@ -388,7 +391,7 @@ class TestBatches:
     ) -> None:
         task = sentiment_task if kind == "classification" else summary_task
         answer = "positive" if kind == "classification" else "a moving film"
-        [example] = Encoded([Row("a film " * 9, answer, "g")], task, tiny)  # type: ignore[misc]
+        [example] = Encoded([(Row("a film " * 9, answer, "g"), task)], tiny)  # type: ignore[misc]
         prompt = task.prompt("a film " * 9, tiny.tokenizer).ids
         target = task.target(answer, tiny.tokenizer, end=tiny.end_id)
         assert example["input_ids"] == prompt + target

@@ -1,0 +1,65 @@
+"""Where only the last layers are adapted, the others are computed once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapters.base_model import Base
+from tests.trainer.conftest import MakeRecipe
+from trainer import objectives
+from trainer.data import Splits
+from trainer.mixture import make_task
+from trainer.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LAST = {"last_layers": 1, "training": {"learning_rate": 1e-2, "batch_size": 8, "epochs": 3, "evaluations": 3}}
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_the_adapter_is_the_one_of_computing_them_at_every_pass(
+    make_recipe: MakeRecipe, splits: Splits, tiny: Base, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    recipe = make_recipe(method=method, **LAST)
+    task = make_task(recipe, splits, tiny)
+    once = train(recipe, splits, task, tiny)
+    weights = load_file(recipe.run_folder / "adapter" / "adapter_model.safetensors")
+    other = make_recipe(method=method, output=recipe.run_folder.with_name("other"), **LAST)
+    monkeypatch.setattr(objectives, "frozen_below", lambda model: 0)
+    always = train(other, splits, task, tiny)
+    assert once["best_validation_loss"] == pytest.approx(always["best_validation_loss"], rel=1e-3)
+    for name, value in load_file(other.run_folder / "adapter" / "adapter_model.safetensors").items():
+        assert torch.allclose(weights[name].float(), value.float(), atol=5e-3), name
+
+
+def test_the_lower_layer_is_passed_once_for_each_row_and_is_there_again_afterwards(
+    make_recipe: MakeRecipe, splits: Splits, tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    rows: dict[int, int] = {}
+    forward = LlamaMLP.forward
+
+    def counted(self: LlamaMLP, hidden: torch.Tensor) -> torch.Tensor:
+        if counting:
+            rows[id(self)] = rows.get(id(self), 0) + hidden.shape[0]
+        return forward(self, hidden)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    recipe = make_recipe(**LAST)
+    task = make_task(recipe, splits, tiny)
+    counting = True
+    import trainer.train as module
+
+    def after(*given: object) -> float:
+        nonlocal counting
+        counting = False
+        return 1.0
+
+    monkeypatch.setattr(module, "_temperature", after)
+    train(recipe, splits, task, tiny)
+    lower, upper = sorted(rows.values())
+    assert lower == len(splits.train) + len(splits.validation)
+    assert upper >= 3 * len(splits.train) + 3 * len(splits.validation)
+    assert list(recipe.run_folder.glob("*.hidden")) == []

@@ -1,0 +1,64 @@
+"""From what the service's users said of its answers (``HOTSWAP_FEEDBACK_LOG``) to rows that can be trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import HotswapError
+
+Record = dict[str, Any]
+
+
+def read_log(paths: Iterable[Path], adapter: str) -> list[Record]:
+    """Return what was said of one adapter's answers; of the same answer to the same text, what was said last.
+
+    Raises :class:`HotswapError` for a line that is none of the service's, and where nothing was said.
+    """
+    found: dict[tuple[str, str], Record] = {}
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise HotswapError(f"cannot read {path}: {error}") from None
+        for number, line in enumerate(lines, start=1):
+            record = _record(line, f"{path}, line {number}")
+            if record["adapter"] == adapter:
+                key = record["text"], record["answer"]
+                found.pop(key, None)
+                found[key] = record
+    if not found:
+        raise HotswapError(f"nothing was said of '{adapter}' there; is it the adapter's name?")
+    return list(found.values())
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        record = json.loads(line)
+        texts = [record[key] for key in ("adapter", "task", "text", "answer")]
+        fits = all(isinstance(text, str) for text in texts) and isinstance(record["good"], bool)
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise HotswapError(f"{where} is no feedback; HOTSWAP_FEEDBACK_LOG writes such files.")
+    return record
+
+
+def rows_for(objective: str, records: Iterable[Record]) -> Iterator[Record]:
+    """Yield rows for a recipe's ``objective``, with the columns that it looks for: right answers for ``supervised``,
+    pairs for ``dpo`` and ``reward``, everything for ``kto``."""
+    for record in records:
+        answer = "label" if record["task"] == "classification" else "summary"
+        text, said, better = record["text"], record["answer"], record.get("better")
+        right = better or (said if record["good"] else None)
+        if objective == "kto":
+            yield {"text": text, answer: said, "good": record["good"]}
+            if better and not record["good"]:
+                yield {"text": text, answer: better, "good": True}
+        elif objective == "supervised":
+            if right:
+                yield {"text": text, answer: right}
+        elif better and better != said:
+            yield {"text": text, "chosen": better, "rejected": said}

@@ -1,0 +1,172 @@
+"""One training, whatever it trains: its arguments, its processes, and what is done where memory or disk run out."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from adapters.base_model import Base
+from adapters.errors import HotswapError
+from adapters.tasks.base import BaseTask
+from trainer import methods
+from trainer.config import PROMPTS, Recipe
+from trainer.data import Splits
+from trainer.mixture import Asked
+from trainer.objectives import make_trainer
+from trainer.progress import Progress, StopAtNaN
+from trainer.reward import reward_model
+
+
+def processes() -> PartialState:
+    """Return which of how many processes this one is."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def check_processes(recipe: Recipe) -> None:
+    count = processes().num_processes
+    if count == 1:
+        return
+    if recipe.objective != "supervised" or recipe.method in (*PROMPTS, "adalora", "qlora"):
+        raise HotswapError(
+            f"objective {recipe.objective} with method {recipe.method} trains in one process; start it without "
+            "torchrun or accelerate."
+        )
+    if recipe.training.batch_size % count:
+        raise HotswapError(f"training.batch_size is shared by {count} processes: make it a multiple of {count}.")
+
+
+def whole(trainer: Trainer, recipe: Recipe, base: Base, start: Path | None) -> Any:
+    """Return the trained model; where FSDP has divided it among processes, one put together in the first."""
+    if not trainer.is_fsdp_enabled:
+        return trainer.model
+    weights = get_model_state_dict(trainer.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not processes().is_main_process:
+        return None
+    model = methods.adapt(methods.load_base(base, recipe), recipe, base, trainer.state.max_steps, start)
+    model.load_state_dict(weights, strict=False)  # tied weights are there once
+    return model
+
+
+def fit(
+    recipe: Recipe,
+    splits: Splits,
+    task: BaseTask,
+    base: Base,
+    rows: list[Asked],
+    callbacks: Sequence[TrainerCallback],
+    start: Path | None,
+    checkpoint: str | None,
+) -> tuple[Trainer, TrainOutput]:
+    """Train to the end, from ``checkpoint`` on if there is one; return the trainer and how it went.
+
+    Where memory runs out, go on from the last checkpoint with fewer rows at a time and as many to
+    an optimizer step, which gives the same adapter but for rounding."""
+    steps = _steps(recipe, len(rows))
+    micro = recipe.training.batch_size // processes().num_processes
+    while True:
+        set_seed(recipe.seed)
+        if recipe.objective == "reward":
+            model = reward_model(base, recipe)
+        else:
+            model = methods.adapt(methods.load_base(base, recipe), recipe, base, steps, start)
+        stopping = () if recipe.method == "adalora" else (EarlyStoppingCallback(recipe.training.patience),)
+        try:
+            trainer = make_trainer(recipe, model, _arguments(recipe, steps, micro), rows, splits, task, base)
+            for callback in (Progress(), StopAtNaN(), *stopping, *callbacks):
+                trainer.add_callback(callback)
+            trainer.remove_callback(PrinterCallback)
+            return trainer, trainer.train(resume_from_checkpoint=checkpoint)
+        except (RuntimeError, OSError, SafetensorError) as error:
+            if _disk_is_full(error):
+                raise HotswapError(
+                    f"no room left to write {recipe.run_folder}; free some and run the same command again: it goes on "
+                    "from the last checkpoint."
+                ) from error
+            smaller = next((n for n in range(micro // 2, 0, -1) if micro % n == 0), None)
+            if not should_reduce_batch_size(error):
+                raise
+            if smaller is None or recipe.objective in ("kto", "grpo"):  # these compare the answers of a batch
+                raise HotswapError(
+                    f"{micro} rows at a time do not fit into memory; lower training.batch_size (and raise accumulate), "
+                    "or set training.gradient_checkpointing or a smaller task.max_input_tokens."
+                ) from error
+            print(f"out of memory with {micro} rows at a time; going on with {smaller}", file=sys.stderr)
+        micro = smaller
+        trainer = model = None
+        clear_device_cache(garbage_collection=True)
+        checkpoint = get_last_checkpoint(str(recipe.run_folder))
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Each library that writes a checkpoint has its own way to say so."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(said in str(error) for said in ("os error 28", "os error 122", "os error 27", "inline_container"))
+
+
+def _steps(recipe: Recipe, rows: int) -> int:
+    training = recipe.training
+    answers = rows * (recipe.reinforce.generations if recipe.objective == "grpo" else 1)
+    return max(1, round(answers / (training.batch_size * training.accumulate) * training.epochs))
+
+
+def _arguments(recipe: Recipe, steps: int, micro: int) -> dict[str, Any]:
+    """Return what transformers' Trainer is told; ``micro`` rows are in memory at a time."""
+    training, workers = recipe.training, processes().num_processes
+    # AdaLoRA's ranks are settled at the end of the run, and PEFT's checkpoints lack what they are chosen by: such a run
+    # neither stops early nor goes on after a kill.
+    whole = recipe.method == "adalora"
+    every = max(1, steps // training.evaluations)
+    return {
+        "output_dir": str(recipe.run_folder),
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.schedule,
+        "warmup_steps": round(steps * training.warmup),
+        "num_train_epochs": training.epochs,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": training.accumulate * (training.batch_size // (micro * workers)),
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "no" if whole else "steps",
+        "save_steps": every,
+        "save_total_limit": 2,
+        "logging_steps": max(1, every // 5),
+        "load_best_model_at_end": not whole,
+        "restore_callback_states_from_checkpoint": not whole,  # early stopping goes on counting after a kill
+        "metric_for_best_model": "eval_reward" if recipe.objective == "grpo" else "eval_loss",
+        "greater_is_better": recipe.objective == "grpo",
+        "logging_nan_inf_filter": False,  # it would show the last finite loss instead
+        "bf16": _bfloat16(training.precision),
+        "ddp_find_unused_parameters": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
+        "report_to": list(training.report_to),
+        "disable_tqdm": True,  # Progress draws the bar
+    }
+
+
+def _bfloat16(precision: str) -> bool:
+    """Whether to multiply in bfloat16 (autocast; weights stay float32). On a CPU only where asked for: it is
+    twice as fast with AVX512-bf16, several times slower without, and the result depends on the machine."""
+    if precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return precision == "bfloat16"

@@ -1,0 +1,112 @@
+"""Layers below the first one that is trained give the same for a row at every pass: they are computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback
+
+from trainer.batches import Encoded, collate
+
+# Decoders that put ``inputs_embeds`` before their first layer as they are; others scale them, or add positions.
+KNOWN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+BATCH = 16
+
+
+def frozen_below(model: Any) -> int:
+    """Return how many of the first layers hold nothing that is trained; 0 where it is not known how to skip them."""
+    if not isinstance(model, PeftModel) or model.config.model_type not in KNOWN:
+        return 0
+    trained = [any(p.requires_grad for p in layer.parameters()) for layer in _decoder(model).layers]
+    return trained.index(True) if any(trained) else 0
+
+
+def _decoder(model: PeftModel) -> Any:
+    return model.get_base_model().model
+
+
+class HiddenStates(torch.utils.data.Dataset):
+    """What enters the first trained layer, for each row: (tokens, hidden size), in a file that is read as needed."""
+
+    def __init__(self, encoded: Encoded, model: PeftModel, layers: int, path: Path) -> None:
+        """Compute them. The file holds rows one after the other, in float32; raises :class:`OSError` where the disk is
+        full."""
+        self.lengths = encoded.lengths
+        self._labels = [example["labels"] for example in encoded]
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        width = model.config.hidden_size
+        order = sorted(range(len(encoded)), key=lambda i: self.lengths[i])
+        with path.open("wb") as file:
+            file.truncate(int(self._starts[-1]) * width * 4)
+            for start in range(0, len(order), BATCH):
+                part = order[start : start + BATCH]
+                batch = collate(0)([encoded[i] for i in part])
+                for i, row in zip(part, _entering(model, layers, batch), strict=True):
+                    file.seek(int(self._starts[i]) * width * 4)
+                    file.write(row[-self.lengths[i] :].float().cpu().numpy().tobytes())
+        self._rows = np.memmap(path, np.float32, mode="r").reshape(-1, width)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rows = self._rows[self._starts[index] : self._starts[index + 1]]
+        return {"inputs_embeds": torch.from_numpy(np.array(rows)), "labels": self._labels[index]}
+
+
+class _Reached(Exception):  # no error: the way out of a forward pass whose rest nobody needs
+    pass
+
+
+@torch.inference_mode()
+def _entering(model: PeftModel, layers: int, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return what enters the layer after ``layers`` others: (rows, width, hidden size)."""
+    caught: list[torch.Tensor] = []
+
+    def stop(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        caught.append(given[0] if given else named["hidden_states"])
+        raise _Reached
+
+    hook = _decoder(model).layers[layers].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(**{key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")})
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    return caught[0]
+
+
+class SkipFrozenLayers(TrainerCallback):
+    """While the training lasts, nothing is done in the layers whose result is in :class:`HiddenStates`."""
+
+    def __init__(self, model: PeftModel, layers: int, files: list[Path]) -> None:
+        self._decoder, self._count, self._files = _decoder(model), layers, files
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        layers = self._decoder.layers
+        self._kept = list(layers)
+        for number in range(self._count):
+            layers[number] = _Skipped(layers[number])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for number in range(self._count):
+            self._decoder.layers[number] = self._kept[number]
+        for file in self._files:
+            file.unlink(missing_ok=True)
+
+
+class _Skipped(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self._layer = [layer]  # in a list: its weights are none of this module's
+        for name in ("attention_type", "layer_type"):
+            if hasattr(layer, name):
+                setattr(self, name, getattr(layer, name))
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return hidden_states

@@ -1,0 +1,55 @@
+"""Long texts in training and evaluation, read as the service reads them: in parts, and then the parts' summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from rouge_score.rouge_scorer import RougeScorer
+
+from adapters.base_model import Base
+from adapters.tasks import SummarizationTask
+from adapters.tasks.base import BaseTask
+from adapters.tasks.chunks import sentences
+from adapters.tasks.summarization import ROUNDS
+from trainer.data import Row
+
+
+def in_parts(rows: Sequence[Row], task: BaseTask, base: Base) -> list[Row]:
+    """Return the rows to train on: of a long text each part, with the sentences of the summary that are about it.
+
+    A sentence is about the part with which it shares most (ROUGE-L recall: DANCER, Gidiotis and Tsoumakas 2020,
+    arXiv:2004.06190); a part that no sentence is about is left out.
+    """
+    return [part for row in rows for part in _parts(row, task, base)]
+
+
+def _parts(row: Row, task: BaseTask, base: Base) -> Iterator[Row]:
+    parts = task.parts(row.text, base.tokenizer)
+    if len(parts) == 1 or row.rejected:
+        yield row
+        return
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    about: dict[int, list[str]] = {}
+    for sentence in sentences(row.answer):
+        shared = [scorer.score(sentence, part)["rougeL"].recall for part in parts]
+        about.setdefault(shared.index(max(shared)), []).append(sentence)
+    for number, said in sorted(about.items()):
+        yield replace(row, text=parts[number], answer="".join(said).strip())
+
+
+def condensed(
+    texts: Sequence[str], task: BaseTask, base: Base, summarize: Callable[[list[str]], list[str]]
+) -> list[str]:
+    """Return what is to be summarized in the place of each text: of long ones the summaries of their parts."""
+    texts = list(texts)
+    if not isinstance(task, SummarizationTask) or task.long == "cut":
+        return texts
+    for _ in range(ROUNDS):
+        parts = {i: found for i, text in enumerate(texts) if len(found := task.parts(text, base.tokenizer)) > 1}
+        if not parts:
+            break
+        said = iter(summarize([part for found in parts.values() for part in found]))
+        for i, found in parts.items():
+            texts[i] = task.joined([next(said) for _ in found])
+    return texts

@@ -1,0 +1,40 @@
+"""What a training says while it runs, and when it stops for good."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+
+class Progress(TrainerCallback):
+    """A bar where there is a terminal, and a line per report. On stderr: transformers' own go to stdout, which
+    is for results."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        quiet = None if state.is_world_process_zero else True
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=quiet)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        losses = {name: logs[key] for key, name in (("loss", "loss"), ("eval_loss", "validation loss")) if key in logs}
+        for name, loss in losses.items():
+            tqdm.write(f"step {state.global_step} of {state.max_steps}: {name} {loss:.4f}", file=sys.stderr)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar.close()
+
+
+class StopAtNaN(TrainerCallback):
+    """What follows a loss that is no number costs time and cannot be mended."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not all(math.isfinite(logs.get(key, 0.0)) for key in ("loss", "eval_loss", "grad_norm")):
+            control.should_training_stop = True

@@ -1,0 +1,79 @@
+"""The objective of most recipes: give the answers of the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.optimizers import create_loraplus_optimizer
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainerCallback
+
+from trainer.batches import IGNORED, LengthGrouped
+from trainer.config import Recipe
+from trainer.soft_prompts import spelled
+
+
+class AnswerTrainer(Trainer):
+    """transformers' Trainer with the loss on the answer only.
+
+    The vocabulary projection is a fifth of a small model's work: it is done for the answer's positions,
+    not for the prompt's.
+    """
+
+    def __init__(self, recipe: Recipe, **options: Any) -> None:
+        super().__init__(**options)
+        self._recipe = recipe
+        if recipe.method == "adalora":
+            self.add_callback(RankAllocation())
+
+    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+        """Return the Trainer's own, or for LoRA+ PEFT's, in which B learns faster than A."""
+        ratio = self._recipe.lora.plus
+        if ratio is None:
+            return super().create_optimizer(*given)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        options.setdefault("lr", self.args.learning_rate)
+        decay = self.args.weight_decay
+        self.optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+            self.model, kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **options
+        )
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        data = train_dataset if train_dataset is not None else self.train_dataset
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGrouped(data.lengths, batch, self.args.seed)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # The Trainer looks for the best checkpoint's folder before FSDP has made it, and then takes an older one.
+        if self.is_fsdp_enabled:
+            Path(self.args.output_dir, f"checkpoint-{self.state.global_step}").mkdir(exist_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the Trainer's estimate counts token ids, of which there may be none
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs.pop("labels")
+        answers = int((labels != IGNORED).any(dim=0).sum())
+        called, inputs = spelled(model, inputs)
+        outputs = called(**inputs, logits_to_keep=answers + 1)
+        logits = outputs.logits[:, :-1].float()
+        targets = labels[:, -answers:]
+        total = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        if num_items_in_batch is None:
+            loss = total / (targets != IGNORED).sum()
+        else:  # of all processes, whose gradients are then averaged
+            loss = total / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+
+class RankAllocation(TrainerCallback):
+    """AdaLoRA moves its ranks to where they matter, between the gradients and their deletion."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        model.base_model.update_and_allocate(state.global_step)

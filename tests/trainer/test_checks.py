@@ -144,17 +144,15 @@ def test_texts_that_are_cut_and_texts_that_are_mangled(write_rows: WriteRows) ->
 
 def test_on_the_command_line(write_rows: WriteRows, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from adapters import cli
-    from trainer.__main__ import _parser
+    from trainer.__main__ import parser
 
     path = write_rows([*reviews(20), {"text": "", "label": "x"}])
     arguments = ["data", "check", str(path), "--base", str(tiny_folder)]
-    assert cli.run(_parser(), arguments) == 1
+    assert cli.run(parser(), arguments) == 1
     assert "column 'text' is empty" in capsys.readouterr().out
-    assert cli.run(_parser(), [*arguments, "--answer", "topic"]) == 1
+    assert cli.run(parser(), [*arguments, "--answer", "topic"]) == 1
     assert "the data has no column 'topic'; it has: label, text" in capsys.readouterr().err
-    assert (
-        cli.run(_parser(), ["data", "check", str(write_rows(reviews(20))), "--base", str(tiny_folder), "--json"]) == 0
-    )
+    assert cli.run(parser(), ["data", "check", str(write_rows(reviews(20))), "--base", str(tiny_folder), "--json"]) == 0
     assert {record["level"] for record in json.loads(capsys.readouterr().out)} <= {"note", "warning"}
 
 

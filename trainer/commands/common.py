@@ -1,0 +1,62 @@
+"""What the commands share: how they find recipe and store, and how they speak."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from adapters.cli import Command
+from adapters.store import Store, open_store
+from trainer.config import Recipe, load_recipe
+
+
+def add_recipe_command(commands: Any, name: str, run: Command, text: str) -> argparse.ArgumentParser:
+    """Declare a command that takes a recipe, and changes to it."""
+    example = f"example: python -m trainer {name} trainer/recipes/sentiment.yaml"
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=example)
+    parser.set_defaults(command=run)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    add_set_option(parser, "e.g. training.epochs=2")
+    add_json_option(parser)
+    return parser
+
+
+def add_set_option(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_store_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", metavar="URL", help="default: HOTSWAP_STORE, var/store")
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    return load_recipe(options.recipe, tuple(options.set))
+
+
+def store_at(place: str | None = None) -> Store:
+    return open_store(place or os.environ.get("HOTSWAP_STORE"))
+
+
+def say(text: str) -> None:
+    """Tell who watches; of several processes, one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
+
+
+def next_command(command: str, options: argparse.Namespace) -> str:
+    settings = [part for override in options.set for part in ("--set", override)]
+    return f"next: python -m trainer {shlex.join([command, str(options.recipe), *settings])}"
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,121 @@
+"""``evaluate``: base, adapter and released version on the same held-out rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from adapters import cli
+from adapters.errors import HotswapError
+from adapters.intake import REPORT
+from adapters.packages import cache_folder
+from adapters.store import Store
+from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of, say, store_at
+from trainer.config import Recipe
+from trainer.report import score_rows
+from trainer.runs import EVALUATION, Run
+
+
+def add(commands: Any) -> None:
+    parser = add_recipe_command(commands, "evaluate", evaluate, "score base and adapter on the held-out rows")
+    add_store_option(parser)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    run = Run(recipe_of(options))
+    if run.recipe.objective == "reward":
+        _judge(run, options)
+        return
+    evaluation = score(run, store_at(options.store))
+    if options.json:
+        print(json.dumps(evaluation["scores"]))
+        return
+    rows = score_rows(evaluation["scores"])
+    cli.show(rows, as_json=False, columns=("test", "metric", "base", "adapter", "interval"))
+    if against := evaluation["released"]:
+        print(
+            f"released is version {against['version']}: {against['released']:.4f} on the same test rows, "
+            f"this one {against['candidate']:.4f} (p = {against['p_value']:.2g})"
+        )
+    untrained = evaluation["baselines"]
+    if most := untrained.get("majority"):
+        told = f"accuracy {most['accuracy']:.3f}, macro-F1 {most['macro_f1']:.3f}"
+        say(f"always '{most['label']}' would reach {told}")
+    say(
+        f"without training, on the first {untrained['rows']} test rows: zero-shot {untrained['zero_shot']:.3f}, "
+        f"{untrained['shots']} examples in the prompt {untrained['few_shot']:.3f}; "
+        f"adapter {untrained['adapter']:.3f}"
+    )
+    say(f"report: {run.folder / REPORT}")
+    print(next_command("publish", options))
+
+
+def score(run: Run, store: Store) -> dict[str, Any]:
+    """Return the evaluation, and leave it and its page in the run's folder."""
+    splits, recipe, base = run.held_out(), run.recipe, run.base
+    from trainer import evaluate as evaluation
+    from trainer.mixture import mixed_tasks
+    from trainer.page import page
+
+    result = evaluation.evaluate(
+        run.folder / "adapter",
+        splits,
+        run.task,
+        base,
+        _released(run, store),
+        mixed=mixed_tasks(recipe, splits, base),
+        embed=_encoder(recipe),
+        general_text=_general_text(recipe),
+    )
+    run.write(EVALUATION, result)
+    (run.folder / REPORT).write_text(page(recipe, base, run.trained(), result), encoding="utf-8")
+    return result
+
+
+def _judge(run: Run, options: argparse.Namespace) -> None:
+    """Evaluate a reward model: how often it prefers what people preferred."""
+    splits = run.held_out()
+    from trainer.reward import judged
+
+    found = judged(run.folder, splits.test, run.task, run.base)
+    run.write(EVALUATION, found)
+    if options.json:
+        print(json.dumps(found))
+        return
+    rows = [{"measure": name, "value": round(value, 4)} for name, value in found.items()]
+    cli.show(rows, as_json=False, columns=("measure", "value"))
+    print(f"next: a recipe with objective grpo and reinforce.reward_model: {run.folder}")
+
+
+def _released(run: Run, store: Store) -> Any:
+    """Return the version that is served now, if it does the same on the same base."""
+    from trainer.evaluate import Released
+
+    if (release := store.released(run.recipe.name)) is None:
+        return None
+    manifest, _ = store.manifest(run.recipe.name, release.stable)
+    if manifest.base.digest != run.base.digest or manifest.task.kind != run.recipe.task.kind:
+        return None
+    folder = store.fetch(run.recipe.name, release.stable, cache_folder())
+    return Released(release.stable, folder, manifest.task)
+
+
+def _encoder(recipe: Recipe) -> Any:
+    if recipe.task.kind != "summarization" or not recipe.evaluation.similarity:
+        return None
+    from trainer.embeddings import encoder
+
+    try:
+        return encoder(cache_folder())
+    except HotswapError as error:
+        say(f"similarity is left out: {error}")
+        return None
+
+
+def _general_text(recipe: Recipe) -> str:
+    if recipe.evaluation.general_text is not None:
+        return recipe.evaluation.general_text.read_text(encoding="utf-8")
+    from pydoc_data.topics import topics  # English prose on every machine that has Python
+
+    return "\n\n".join(topics[name] for name in sorted(topics))

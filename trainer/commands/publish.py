@@ -1,0 +1,51 @@
+"""``publish``: a run that passes its gate becomes a version, and is released."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from adapters import cli
+from adapters.errors import HotswapError
+from adapters.store import Store
+from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, store_at
+from trainer.commands.evaluate import score
+from trainer.runs import EVALUATION, Run
+
+
+def add(commands: Any) -> None:
+    text = "write a version to the store, if the recipe's gate lets it, and release it"
+    parser = add_recipe_command(commands, "publish", publish, text)
+    add_store_option(parser)
+    parser.add_argument("--no-release", action="store_true", help="store the version without serving it")
+    parser.add_argument("--why", default="", help="recorded with the release")
+    cli.add_sign_option(parser)
+
+
+def publish(options: argparse.Namespace) -> None:
+    run, signer = Run(recipe_of(options)), cli.signer_of(options)
+    recipe = run.recipe
+    if recipe.objective == "reward":
+        raise HotswapError("a reward model answers nothing: it is for reinforce.reward_model, not for the store.")
+    trained, store = run.trained(), store_at(options.store)
+    evaluation = _evaluation(run, store)
+    from trainer import publish as publishing
+
+    manifest = publishing.publish(recipe, store, run.task, run.base, trained, evaluation, signer)
+    release = None if options.no_release else store.release(recipe.name, manifest.version, why=options.why)
+    generation = release.generation if release else None
+    if options.json:
+        print(json.dumps({"name": manifest.name, "version": manifest.version, "generation": generation}))
+    else:
+        served = f"released as generation {generation}" if release else "not released"
+        print(f"{manifest.name}@{manifest.version} published to {store.place}, {served}")
+
+
+def _evaluation(run: Run, store: Store) -> dict[str, Any]:
+    """Return what evaluation found, asked again where another version is released by now."""
+    if not (run.folder / EVALUATION).is_file():
+        return score(run, store)
+    done, release = run.read(EVALUATION), store.released(run.recipe.name)
+    compared_with = (done.get("released") or {}).get("version")
+    return done if compared_with == (release.stable if release else None) else score(run, store)

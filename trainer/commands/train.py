@@ -1,0 +1,87 @@
+"""``train``: rows to an adapter in the run's folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import HotswapError
+from adapters.packages import cache_folder
+from trainer.checks import Finding, as_records
+from trainer.commands.common import add_recipe_command, next_command, recipe_of, say, store_at
+from trainer.commands.data import findings_of
+from trainer.data import Columns
+from trainer.runs import CHECKED, RUN, TASK, Run
+
+
+def add(commands: Any) -> None:
+    add_recipe_command(commands, "train", train, "make the adapter; goes on where a killed run stopped")
+
+
+def train(options: argparse.Namespace) -> None:
+    run = Run(recipe_of(options))
+    recipe, splits, base = run.recipe, run.splits, run.base  # bad data is refused before a model is fetched
+    from trainer.mixture import make_task  # torch and transformers take seconds to import
+
+    task = make_task(recipe, splits, base)
+    counts = ", ".join(f"{count} {name}" for name, count in splits.counts().items())
+    say(f"{recipe.name}: {counts}; base {base.name}; run folder {run.folder}")
+    if run.is_finished():
+        say(f"already trained; delete {run.folder} to train it again")
+        done = run.read(RUN)
+    elif (made := _train(run, task)) is None:
+        return
+    else:
+        done = made
+    if options.json:
+        print(json.dumps(done))
+        return
+    aim = "reward" if recipe.objective == "grpo" else "loss"
+    print(
+        f"trained {done['trainable_parameters']:,} parameters in {done['seconds']:.0f} s "
+        f"({done['tokens_per_second']:.0f} tokens/s), validation {aim} {done['best_validation_loss']:.4f}"
+    )
+    print(next_command("evaluate", options))
+
+
+def _train(run: Run, task: Any) -> dict[str, Any] | None:
+    """Return what the training was like; nothing in all but the first of several processes."""
+    from trainer.fit import processes
+    from trainer.train import train as fit
+
+    start = _start(run)
+    first = processes().is_main_process
+    findings = _checked(run) if first else []
+    done = fit(run.recipe, run.splits, task, run.base, start=start)
+    if not first:
+        return None
+    run.write(CHECKED, as_records(findings))
+    if done["temperature"] != 1.0:
+        task = task.model_copy(update={"temperature": done["temperature"]})
+    run.write(TASK, task.model_dump(mode="json"))
+    run.write(RUN, done)  # last: its presence says that the run is finished
+    return done
+
+
+def _start(run: Run) -> Path | None:
+    """Return the folder of the LoRA that the recipe starts from. Raises where there is none that could be."""
+    if (start := run.recipe.start_from) is None:
+        return None
+    store, (name, _, number) = store_at(), start.partition("@")
+    manifest, _ = store.manifest(name, int(number))
+    if manifest.base.digest != run.base.digest or manifest.virtual_tokens:
+        raise HotswapError(f"start_from: {start} is not a LoRA for {run.base.name}.")
+    return store.fetch(name, int(number), cache_folder())
+
+
+def _checked(run: Run) -> list[Finding]:
+    """Say what is doubtful about the data before the time for training is spent."""
+    recipe = run.recipe
+    columns = Columns(recipe.task.kind, recipe.objective)
+    findings = findings_of(recipe.data, columns, recipe.seed, recipe.task.max_input_tokens, run.base)
+    for finding in findings:
+        if finding.level == "warning":
+            say(f"data: {finding.message}")
+    return findings

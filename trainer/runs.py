@@ -1,0 +1,87 @@
+"""A recipe's run: its rows, its base, and the folder with what training and evaluation left."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from adapters.base_model import Base, resolve_base
+from adapters.errors import HotswapError
+from adapters.packages import cache_folder
+from adapters.tasks import ClassificationTask, SummarizationTask, Task
+from trainer.config import IDENTITY, Recipe
+from trainer.data import Splits, load_splits
+
+RUN, EVALUATION, TASK, CHECKED = "run.json", "evaluation.json", "adapter/task.json", "data-check.json"
+
+
+class Run:
+    """What one recipe works with, each part fetched when it is first asked for."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.folder = recipe, recipe.run_folder
+
+    @cached_property
+    def splits(self) -> Splits:
+        return load_splits(self.recipe, cache_folder())
+
+    @cached_property
+    def base(self) -> Base:
+        return base_for(self.recipe)
+
+    @property
+    def task(self) -> ClassificationTask | SummarizationTask:
+        """The task as it was trained, with its temperature. Raises :class:`HotswapError` before that."""
+        return TypeAdapter(Task).validate_python(self.read(TASK))
+
+    def is_finished(self) -> bool:
+        identity = self.recipe.run_identity(self.splits.fingerprint, self.base.digest)
+        return (self.folder / RUN).is_file() and self._identity() == identity
+
+    def trained(self) -> dict[str, Any]:
+        """Return what the training was like. Raises where recipe or base are not those that were trained."""
+        run = self.read(RUN)
+        if self.base.digest != run["base"]:
+            raise HotswapError(
+                f"the adapter was trained on another base than {self.base.name}; set HOTSWAP_BASE_MODEL to it."
+            )
+        if self._identity() != self.recipe.run_identity(run["data"], run["base"]):
+            raise HotswapError(
+                f"the recipe is not the one that {self.folder} was trained with; give the same --set, or train again."
+            )
+        return run
+
+    def held_out(self) -> Splits:
+        """Return the rows that the adapter was trained and is tested on. Raises where they have changed."""
+        if self.trained()["data"] != self.splits.fingerprint:
+            raise HotswapError("the data is not what the adapter was trained on; train again, then evaluate.")
+        return self.splits
+
+    def read(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            raise HotswapError(f"{path} is missing: python -m trainer train comes first, with the same recipe.")
+        try:
+            return json.loads(path.read_bytes())
+        except ValueError:
+            raise HotswapError(f"{path} is damaged; train again.") from None
+
+    def write(self, name: str, content: Any) -> None:
+        """Write all or nothing: a full disk, or a kill, leaves what was there."""
+        path = self.folder / name
+        scratch = path.with_suffix(".part")
+        scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        scratch.replace(path)
+
+    def _identity(self) -> str | None:
+        note = self.folder / IDENTITY
+        return note.read_text() if note.is_file() else None
+
+
+def base_for(recipe: Recipe) -> Base:
+    """Return the base that the recipe names, else ``HOTSWAP_BASE_MODEL``, else the default."""
+    return resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))

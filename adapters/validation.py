@@ -33,9 +33,21 @@ def _clause(detail: Any, model: type[BaseModel]) -> str:
         close = get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        return f"{where}: takes keys of its own: {', '.join(_keys(model, detail['loc']))}"
+    if detail["type"] == "union_tag_not_found":
+        return f"{where}.{_tag(detail)}: is required"
+    if detail["type"] == "union_tag_invalid":
+        given, known = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+        return f"{where}.{_tag(detail)}: '{given}' is unknown; one of {known}"
     if detail["type"] == "missing":
         return f"{where}: is required"
     return f"{where}: {_message(detail)}" if where else _message(detail)
+
+
+def _tag(detail: Any) -> str:
+    """Return the key that says which member of a union is meant."""
+    return detail["ctx"]["discriminator"].strip("'")
 
 
 def _message(detail: Any) -> str:

@@ -92,5 +92,6 @@ def judged(folder: Path, rows: list[Row], task: BaseTask, base: Base) -> dict[st
     chosen = judge.scores([(row.text, row.answer) for row in rows], task)
     rejected = judge.scores([(row.text, row.rejected) for row in rows], task)
     longer = sum(len(row.answer) > len(row.rejected) for row in rows) / len(rows)
+    shorter = sum(len(row.answer) < len(row.rejected) for row in rows) / len(rows)
     right = sum(better > worse for better, worse in zip(chosen, rejected, strict=True)) / len(rows)
-    return {"pairs": len(rows), "accuracy": right, "longer_wins": longer, "shorter_wins": 1 - longer}
+    return {"pairs": len(rows), "accuracy": right, "longer_wins": longer, "shorter_wins": shorter}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def test_a_reward_model_ranks_held_out_pairs(make_recipe: MakeRecipe, write_rows
     _, task = trained(recipe, splits, tiny)
     found = judged(recipe.run_folder, splits.test, task, tiny)
     assert found == {"pairs": len(splits.test), "accuracy": 1.0, "longer_wins": 0.0, "shorter_wins": 1.0}
+    of_one_length = judged(recipe.run_folder, [replace(splits.test[0], rejected="slow")], task, tiny)
+    assert of_one_length["longer_wins"] == of_one_length["shorter_wins"] == 0.0
 
 
 def test_grpo_earns_more_of_what_a_rule_rewards(make_recipe: MakeRecipe, write_rows: WriteRows, tiny: Base) -> None:

@@ -68,7 +68,7 @@ class Run:
         try:
             return json.loads(path.read_bytes())
         except ValueError:
-            raise HotswapError(f"{path} is damaged; train again.") from None
+            raise HotswapError(f"{path} is damaged; delete {self.folder} and train again.") from None
 
     def write(self, name: str, content: Any) -> None:
         """Write all or nothing: a full disk, or a kill, leaves what was there."""

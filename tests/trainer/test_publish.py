@@ -501,7 +501,7 @@ class TestPublishing:
     @pytest.mark.parametrize("file", ["run.json", "evaluation.json", "adapter/task.json"])
     def test_of_a_damaged_run_is_refused(self, place: Workplace, refused: Callable[..., str], file: str) -> None:
         (place.run_folder / file).write_text("{")
-        assert f"{file} is damaged; train again" in refused("publish", "mood.yaml")
+        assert f"{file} is damaged; delete " in refused("publish", "mood.yaml")
 
 
 class TestTheCard:

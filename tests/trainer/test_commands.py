@@ -121,6 +121,7 @@ def test_two_versions_are_judged_blindly_and_the_votes_read_back(place: Workplac
     [
         (("mood@1", "mood@2"), "--on RECIPE.yaml"),
         (("mood", "mood@2", "--on", "mood.yaml"), "'mood' is no version"),
+        (("mood@\u00b2", "mood@2", "--on", "mood.yaml"), "'mood@\u00b2' is no version"),
         (("mood@1", "mood@2", "--on", "mood.yaml"), "mood@1"),
         (("mood@1", "mood@2", "--votes", "votes.json"), "write the page first"),
     ],

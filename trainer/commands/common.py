@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.cli import Command
+from adapters.errors import HotswapError
+from adapters.manifest import Manifest
 from adapters.store import Store, open_store
-from trainer.config import Recipe, load_recipe
+from trainer.config import VERSION_PATTERN, Recipe, load_recipe
 
 
 def add_recipe_command(commands: Any, name: str, run: Command, text: str) -> argparse.ArgumentParser:
@@ -45,6 +48,14 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 def store_at(place: str | None = None) -> Store:
     return open_store(place or os.environ.get("HOTSWAP_STORE"))
+
+
+def manifest_of(store: Store, reference: str) -> Manifest:
+    """Return the manifest of ``NAME@VERSION``. Raises :class:`HotswapError` where it is none, or not in the store."""
+    if not re.fullmatch(VERSION_PATTERN, reference):
+        raise HotswapError(f"'{reference}' is no version; write NAME@VERSION, for example sentiment@2.")
+    name, _, number = reference.partition("@")
+    return store.manifest(name, int(number))[0]
 
 
 def say(text: str) -> None:

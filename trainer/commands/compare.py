@@ -11,7 +11,7 @@ from typing import Any
 
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
-from trainer.commands.common import add_json_option, add_set_option, add_store_option, store_at, write_rows
+from trainer.commands.common import add_json_option, add_set_option, add_store_option, manifest_of, store_at, write_rows
 from trainer.config import load_recipe
 from trainer.data import Row
 from trainer.runs import Run
@@ -81,14 +81,14 @@ def _answers_of_both(options: argparse.Namespace) -> tuple[list[Row], list[str],
     rows, base = run.splits.tests["test"][: options.rows], run.base
     from trainer.evaluate import answers
 
-    sides = []
-    for side in (options.a, options.b):
-        name, _, number = side.partition("@")
-        if not number.isdigit():
-            raise HotswapError(f"'{side}' is no version; write NAME@VERSION, for example sentiment@2.")
-        manifest, _ = store.manifest(name, int(number))
+    manifests = {side: manifest_of(store, side) for side in (options.a, options.b)}
+    for side, manifest in manifests.items():
         if manifest.base.digest != base.digest:
             raise HotswapError(f"{side} is for another base than {base.name}; set HOTSWAP_BASE_MODEL to it.")
-        folder = store.fetch(name, int(number), cache_folder())
-        sides.append(answers(folder, rows, manifest.task, base, side))
-    return rows, sides[0], sides[1]
+
+    def said(side: str) -> list[str]:
+        manifest = manifests[side]
+        folder = store.fetch(manifest.name, manifest.version, cache_folder())
+        return answers(folder, rows, manifest.task, base, side)
+
+    return rows, said(options.a), said(options.b)

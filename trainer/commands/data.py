@@ -13,7 +13,7 @@ from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from trainer.checks import SHOWN, Finding, as_records, check_data
 from trainer.commands.common import add_json_option, add_set_option, write_rows
-from trainer.config import PAIRED, Data, load_recipe
+from trainer.config import PAIRED, Data, Recipe, load_recipe
 from trainer.data import Columns
 from trainer.feedback import read_log, rows_for
 
@@ -76,11 +76,15 @@ def findings_of(data: Data, columns: Columns, seed: int, limit: int, base: Base)
     return check_data(data, columns, cache_folder(), seed=seed, max_input_tokens=limit, count_tokens=count)
 
 
+def of_recipe(recipe: Recipe) -> tuple[Data, Columns, int, int]:
+    """Return what :func:`findings_of` is to look at: data, columns, seed, and the tokens that a text may have."""
+    return recipe.data, Columns(recipe.task.kind, recipe.objective), recipe.seed, recipe.task.max_input_tokens
+
+
 def _to_check(options: argparse.Namespace) -> tuple[Data, Columns, int, int]:
     """Return the data of a recipe, or of a file as the options describe it."""
     if options.file.suffix.lower() in (".yaml", ".yml"):
-        recipe = load_recipe(options.file, tuple(options.set))
-        return recipe.data, Columns(recipe.task.kind, recipe.objective), recipe.seed, recipe.task.max_input_tokens
+        return of_recipe(load_recipe(options.file, tuple(options.set)))
     if options.set:
         raise HotswapError("--set changes a recipe's keys; a file's columns are named by --text, --answer and --group.")
     columns = {"text": options.text, "answer": options.answer, "group": options.group}

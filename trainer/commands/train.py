@@ -10,9 +10,8 @@ from typing import Any
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from trainer.checks import Finding, as_records
-from trainer.commands.common import add_recipe_command, next_command, recipe_of, say, store_at
-from trainer.commands.data import findings_of
-from trainer.data import Columns
+from trainer.commands.common import add_recipe_command, manifest_of, next_command, recipe_of, say, store_at
+from trainer.commands.data import findings_of, of_recipe
 from trainer.runs import CHECKED, RUN, TASK, Run
 
 
@@ -30,11 +29,11 @@ def train(options: argparse.Namespace) -> None:
     say(f"{recipe.name}: {counts}; base {base.name}; run folder {run.folder}")
     if run.is_finished():
         say(f"already trained; delete {run.folder} to train it again")
-        done = run.read(RUN)
-    elif (made := _train(run, task)) is None:
-        return
+        done: dict[str, Any] | None = run.read(RUN)
     else:
-        done = made
+        done = _train(run, task)
+    if done is None:
+        return
     if options.json:
         print(json.dumps(done))
         return
@@ -69,18 +68,16 @@ def _start(run: Run) -> Path | None:
     """Return the folder of the LoRA that the recipe starts from. Raises where there is none that could be."""
     if (start := run.recipe.start_from) is None:
         return None
-    store, (name, _, number) = store_at(), start.partition("@")
-    manifest, _ = store.manifest(name, int(number))
+    store = store_at()
+    manifest = manifest_of(store, start)
     if manifest.base.digest != run.base.digest or manifest.virtual_tokens:
         raise HotswapError(f"start_from: {start} is not a LoRA for {run.base.name}.")
-    return store.fetch(name, int(number), cache_folder())
+    return store.fetch(manifest.name, manifest.version, cache_folder())
 
 
 def _checked(run: Run) -> list[Finding]:
     """Say what is doubtful about the data before the time for training is spent."""
-    recipe = run.recipe
-    columns = Columns(recipe.task.kind, recipe.objective)
-    findings = findings_of(recipe.data, columns, recipe.seed, recipe.task.max_input_tokens, run.base)
+    findings = findings_of(*of_recipe(run.recipe), run.base)
     for finding in findings:
         if finding.level == "warning":
             say(f"data: {finding.message}")

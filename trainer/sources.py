@@ -51,7 +51,7 @@ def _vader(name: str, cache: Path) -> Rows:
         with tarfile.open(fileobj=io.BytesIO(inner.read())) as tar:
             table = tar.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
             assert table is not None, "the archive's hash is pinned"
-            lines = table.read().decode("latin-1").splitlines()
+            lines = table.read().decode("utf-8").splitlines()
     for line in lines:
         _, rating, text = line.split("\t")
         if abs(float(rating)) < 1:

@@ -81,6 +81,7 @@ def check_data(
     if columns.objective == "supervised":  # elsewhere a text has several answers on purpose
         found += _same(rows)
     found += _nearly_the_same(rows, data, seed)
+    found += _tested_elsewhere(rows, data, columns, cache)
     found += _personal(rows)
     found += _mangled(rows)
     if columns.kind == "classification" and columns.objective == "supervised":
@@ -122,6 +123,21 @@ def _nearly_the_same(rows: _Rows, data: Data, seed: int) -> Iterator[Finding]:
         text = f"{len(crossing)} groups of near-duplicates lie in several splits, and scores will be too good: set "
         text += "data.group to a column that keeps them together, or data.near_duplicates: group"
         yield Finding("warning", "leakage", text, rows.numbered([p for g in crossing for p in g]))
+
+
+def _tested_elsewhere(rows: _Rows, data: Data, columns: Columns, cache: Path) -> Iterator[Finding]:
+    known = {as_compared(text) for text in rows.texts}
+    for name, origin in data.extra_tests.items():
+        read = list(open_table(origin, columns, cache).rows())
+        unusable = [(number, problem) for number, row, problem in read if row is None]
+        for number, problem in unusable[:SHOWN]:
+            yield Finding("error", "cells", f"extra_tests.{name}: row {number}: {problem}", (number,))
+        shared = [number for number, row, _ in read if row is not None and as_compared(row.text) in known]
+        if shared:
+            text = f"extra_tests.{name}: {len(shared)} rows are in the recipe's own data too, and its scores will be "
+            yield Finding(
+                "warning", "leakage", text + "too good: take them out of one of the two", tuple(shared[:SHOWN])
+            )
 
 
 def _personal(rows: _Rows) -> Iterator[Finding]:

@@ -211,7 +211,7 @@ class Training(Strict):
 
 # What a gate may ask for: more of it is better.
 METRICS = {
-    "classification": ("accuracy", "macro_f1", "prefers_chosen"),
+    "classification": ("accuracy", "macro_f1", "weighted_f1", "prefers_chosen"),
     "summarization": ("rouge1", "rouge2", "rougeL", "similarity", "prefers_chosen"),
 }
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from tqdm import tqdm
@@ -27,13 +26,13 @@ from trainer.faithfulness import faithfulness
 from trainer.few_shot import SHOTS, with_examples
 from trainer.long_documents import condensed
 from trainer.robustness import DISTURBANCES
+from trainer.slices import slices_of
 from trainer.soft_prompts import spelled
 
 BATCH = 16
 ROBUST_LABELS, ROBUST_SUMMARIES = 200, 40
 GENERAL_WINDOWS = 16
 EXAMPLES, EXAMPLE_CHARS = 8, 600
-SLICE_ROWS = 20  # fewer say too little to be compared
 
 
 @dataclass(frozen=True)
@@ -186,31 +185,6 @@ def majority_of(splits: Splits, task: ClassificationTask) -> dict[str, Any]:
     answers = [row.answer for row in splits.tests["test"]]
     scores = task.score([{"label": label, "score": 1.0, "scores": {label: 1.0}}] * len(answers), answers)
     return {"label": label, "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}
-
-
-def slices_of(
-    outputs: Sequence[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
-) -> dict[str, dict[str, Any]]:
-    """Return the mean merit (accuracy, ROUGE-L) of the test rows apart, by thirds of their length and by each column of
-    ``data.slices``; ``gap`` is the largest difference between those of at least 20 rows, where there are two."""
-    merits = statistics.merits(task, outputs, [row.answer for row in rows])
-    lengths = [len(base.tokenizer.encode(row.text)) for row in rows]
-    low, high = np.percentile(lengths, [100 / 3, 200 / 3])
-    names = (f"to {low:.0f} tokens", f"to {high:.0f} tokens", "longer")
-    by: dict[str, dict[str, list[float]]] = {"length": {}}
-    for row, length, merit in zip(rows, lengths, merits, strict=True):
-        third = names[0 if length <= low else 1 if length <= high else 2]
-        for column, value in (("length", third), *row.slices):
-            by.setdefault(column, {}).setdefault(value, []).append(float(merit))
-    return {column: _apart(values) for column, values in by.items()}
-
-
-def _apart(values: dict[str, list[float]]) -> dict[str, Any]:
-    found = {
-        value: {"rows": len(merits), "score": sum(merits) / len(merits)} for value, merits in sorted(values.items())
-    }
-    compared = [each["score"] for each in found.values() if each["rows"] >= SLICE_ROWS]
-    return {"values": found, "gap": max(compared) - min(compared) if len(compared) > 1 else None}
 
 
 def reliability_of(outputs: Sequence[dict[str, Any]], rows: list[Row]) -> list[dict[str, float]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,6 @@ from adapters.tasks import ClassificationTask, SummarizationTask
 from trainer.config import Recipe
 from trainer.page import page
 from trainer.report import card
-
-LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
-
 
 SIGNIFICANT = 0.05
 
@@ -64,18 +59,22 @@ def publish(
     run: dict[str, Any],
     evaluation: dict[str, Any],
     signer: Signer | None = None,
+    *,
+    with_report: bool = True,
 ) -> Manifest:
-    """Write the run's adapter as the next version and return its manifest. Raises where gate or lint refuse."""
+    """Write the run's adapter as the next version and return its manifest; ``with_report`` puts the page into it, which
+    quotes test rows. Raises where gate or lint refuse."""
     check_gate(recipe, evaluation)
     folder: Path = recipe.run_folder / "adapter"
-    (folder / REPORT).write_text(page(recipe, base, run, evaluation), encoding="utf-8")
+    (folder / REPORT).unlink(missing_ok=True)
+    if with_report:
+        (folder / REPORT).write_text(page(recipe, base, run, evaluation), encoding="utf-8")
     (folder / CARD).write_text(card(recipe, base, run, evaluation["scores"]), encoding="utf-8")
     lineage = {
         "recipe": recipe.model_dump(mode="json", exclude={"output", "sweep"}),
         "data": {"fingerprint": run["data"], "rows": run["rows"]},
         "seconds": run["seconds"],
-        "libraries": {name: version(name) for name in LIBRARIES},
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        **run.get("made_with", {}),  # a run of an earlier version of the trainer does not say
     }
     return add_version(
         store,

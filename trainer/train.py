@@ -33,6 +33,7 @@ from trainer.conversion import changes_of, to_lora
 from trainer.data import Row, Splits
 from trainer.evaluate import predict
 from trainer.fit import check_processes, fit, processes, whole
+from trainer.lineage import made_with
 from trainer.mixture import mixture
 from trainer.objectives import without_reference
 
@@ -96,6 +97,7 @@ def train(
         "temperature": calibration,
         "trainable_parameters": weights_count,
         **({"converted": converted} if converted else {}),
+        "made_with": made_with(),
         "history": history,
     }
 

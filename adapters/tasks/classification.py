@@ -110,7 +110,7 @@ class ClassificationTask(BaseTask):
         return {"label": best, "score": scores[best], "scores": scores}
 
     def score(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> dict[str, Any]:
-        """Accuracy, macro-F1, per class, confusion (rows: truth), and expected calibration error in 10
+        """Accuracy, macro- and weighted F1, per class, confusion (rows: truth), and expected calibration error in 10
         equal-width bins (Guo et al. 2017, "On Calibration of Modern Neural Networks")."""
         from sklearn.metrics import accuracy_score, classification_report, confusion_matrix  # heavy; trainer only
 
@@ -121,6 +121,7 @@ class ClassificationTask(BaseTask):
             "rows": len(references),
             "accuracy": float(accuracy_score(references, predicted)),
             "macro_f1": float(report["macro avg"]["f1-score"]),
+            "weighted_f1": float(report["weighted avg"]["f1-score"]),
             "calibration_error": calibration_error(outputs, references),
             "per_class": {
                 name: {key: float(report[name][key]) for key in ("precision", "recall", "f1-score", "support")}

@@ -418,6 +418,7 @@ class TestScoringClasses:
         )
         assert scores["per_class"]["negative"]["f1-score"] == pytest.approx(0.8)
         assert scores["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
+        assert scores["weighted_f1"] == pytest.approx((2 / 3 + 3 * 0.8) / 4)
         assert scores["confusion"] == {"labels": ["positive", "negative"], "counts": [[1, 0], [1, 2]]}
 
     def test_a_class_that_is_never_predicted_counts_as_zero(self, sentiment_task: ClassificationTask) -> None:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
+from tests.trainer.conftest import MakeRecipe, WriteRows, reviews, settings
 from trainer.checks import Finding, check_data
 from trainer.config import Data
 from trainer.data import Columns, load_splits
@@ -169,3 +170,33 @@ def test_leakage_is_looked_for_in_the_splits_that_training_will_use(
     (leaking,) = about(check(path, **data), "leakage")
     assert 0 < crossing < 40
     assert leaking.message.startswith(f"{crossing} groups of near-duplicates lie in several splits")
+
+
+def test_rows_that_another_test_has_too_and_its_empty_cells_are_named(write_rows: WriteRows) -> None:
+    path = write_rows(reviews(40))
+    far = write_rows([*reviews(3), {"text": "a film from afar", "label": "negative"}, {"text": ""}], "far.jsonl")
+    found = check(path, extra_tests={"far": {"path": far}})
+    (leak,) = about(found, "leakage")
+    assert leak.rows == (1, 2, 3)
+    assert leak.message.startswith("extra_tests.far: 3 rows are in the recipe's own data too")
+    assert [finding.message for finding in about(found, "cells")] == [
+        "extra_tests.far: row 5: column 'text' is empty; fill it in or remove the row."
+    ]
+
+
+def test_of_a_recipe_the_mixed_tasks_are_looked_at_too_with_the_base_it_names(
+    write_rows: WriteRows, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from adapters import cli
+    from trainer.__main__ import parser
+
+    path, other = write_rows(reviews(20)), write_rows([*reviews(20), {"text": "", "label": "x"}], "other.jsonl")
+    task = {"kind": "classification"}
+    recipe = settings(
+        base=str(tiny_folder), data={"path": str(path)}, mix={"other": {"task": task, "data": {"path": str(other)}}}
+    )
+    (tmp_path / "mood.yaml").write_text(yaml.safe_dump(recipe))
+    assert cli.run(parser(), ["data", "check", str(tmp_path / "mood.yaml")]) == 1
+    out = capsys.readouterr().out
+    assert "mix.other: row 21: column 'text' is empty" in out
+    assert "tokens: median" in out

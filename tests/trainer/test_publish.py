@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -210,7 +211,13 @@ class TestEvaluating:
         assert result.status == 0
         heading, *rows, following = result.out.splitlines()
         assert heading.split() == ["TEST", "METRIC", "BASE", "ADAPTER", "INTERVAL"]
-        assert [row.split()[1] for row in rows] == ["rows", "accuracy", "macro_f1", "calibration_error"]
+        assert [row.split()[1] for row in rows] == [
+            "rows",
+            "accuracy",
+            "macro_f1",
+            "weighted_f1",
+            "calibration_error",
+        ]
         assert rows[1].split()[3] == "1.000", "one word decides; a two-layer model learns it"
         assert following == "next: python -m trainer publish mood.yaml"
 
@@ -226,6 +233,7 @@ class TestEvaluating:
         assert "<b>dull" not in page
         assert not re.search(r"(src|href)=.http", page)
         assert "accuracy" in page
+        assert "Each label on the test rows" in page
         robustness = json.loads((place.run_folder / "evaluation.json").read_text())["robustness"]
         assert set(robustness) == {"rows", "as written", *DISTURBANCES}
 
@@ -245,6 +253,7 @@ class TestEvaluating:
             right = sum(each["rows"] * each["score"] for each in column["values"].values())
             assert right == pytest.approx(scores["rows"] * scores["accuracy"])
         assert apart["source"]["gap"] is not None
+        assert apart["source"]["demographic_parity"] is not None
 
     def test_prints_json_and_nothing_else(self, place: Workplace) -> None:
         scores = json.loads(place.run("evaluate", "mood.yaml", "--json").out)
@@ -346,8 +355,9 @@ class TestPublishing:
         assert manifest.lineage["recipe"]["seed"] == 7
         assert manifest.lineage["recipe"]["training"]["learning_rate"] == 1e-2
         assert manifest.lineage["data"] == {"fingerprint": splits.fingerprint, "rows": splits.counts()}
-        assert set(manifest.lineage["libraries"]) == {"torch", "transformers", "peft", "tokenizers"}
+        assert {"torch", "transformers", "peft", "trl", "tokenizers"} <= set(manifest.lineage["libraries"])
         assert manifest.lineage["libraries"]["torch"] == torch.__version__
+        assert manifest.lineage["code"]["version"] == version("hotswap")
 
     def test_says_in_the_manifest_how_good_it_is(self, published: Workplace) -> None:
         manifest, _ = published.store.manifest("mood", 1)
@@ -415,6 +425,23 @@ class TestPublishing:
         place.run("publish", "mood.yaml", "--store", place.folder / "other")
         assert Store(place.folder / "other").versions("mood") == [1]
         assert place.store.names() == []
+
+    def test_takes_the_page_along_unless_its_quotations_must_not_be_seen(self, place: Workplace) -> None:
+        for store, option in (("open", ()), ("discreet", ("--no-report",))):
+            assert place.run("publish", "mood.yaml", "--store", place.folder / store, *option).status == 0
+            manifest, _ = Store(place.folder / store).manifest("mood", 1)
+            assert ("report.html" in manifest.files) is (store == "open")
+
+    def test_does_not_evaluate_again_what_cannot_be_compared(
+        self, place: Workplace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place.run("publish", "mood.yaml")
+        path = place.folder / "store/mood/versions/1/manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["base"]["digest"] = "sha256:" + "0" * 64
+        path.write_text(json.dumps(manifest))
+        monkeypatch.setattr("trainer.evaluate.evaluate", None)
+        assert place.run("publish", "mood.yaml").status == 0
 
     def test_evaluates_first_where_nobody_did(self, place: Workplace) -> None:
         (place.run_folder / "evaluation.json").unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,7 @@ def _add_from_feedback(data: Any) -> None:
 
 
 def check(options: argparse.Namespace) -> int:
-    data, columns, seed, limit = _to_check(options)
-    base = resolve_base(options.base or os.environ.get("HOTSWAP_BASE_MODEL"))
-    findings = findings_of(data, columns, seed, limit, base)
+    findings = _findings(options)
     if options.json:
         print(json.dumps(as_records(findings), indent=1))
     else:
@@ -67,29 +66,35 @@ def check(options: argparse.Namespace) -> int:
     return 1 if any(finding.level == "error" for finding in findings) else 0
 
 
-def findings_of(data: Data, columns: Columns, seed: int, limit: int, base: Base) -> list[Finding]:
-    """Return what is to be said about the data; ``limit`` is the tokens that a text may have."""
-
-    def count(text: str) -> int:
-        return len(base.tokenizer.encode(text))
-
-    return check_data(data, columns, cache_folder(), seed=seed, max_input_tokens=limit, count_tokens=count)
-
-
-def of_recipe(recipe: Recipe) -> tuple[Data, Columns, int, int]:
-    """Return what :func:`findings_of` is to look at: data, columns, seed, and the tokens that a text may have."""
-    return recipe.data, Columns(recipe.task.kind, recipe.objective), recipe.seed, recipe.task.max_input_tokens
-
-
-def _to_check(options: argparse.Namespace) -> tuple[Data, Columns, int, int]:
-    """Return the data of a recipe, or of a file as the options describe it."""
+def _findings(options: argparse.Namespace) -> list[Finding]:
+    """Return what is to be said about a recipe's data, or a file's as the options describe it."""
+    named = options.base or os.environ.get("HOTSWAP_BASE_MODEL")
     if options.file.suffix.lower() in (".yaml", ".yml"):
-        return of_recipe(load_recipe(options.file, tuple(options.set)))
+        recipe = load_recipe(options.file, tuple(options.set))
+        return findings_of(recipe, resolve_base(options.base or recipe.base or named))
     if options.set:
         raise HotswapError("--set changes a recipe's keys; a file's columns are named by --text, --answer and --group.")
     columns = {"text": options.text, "answer": options.answer, "group": options.group}
     data = Data(path=options.file, **{key: column for key, column in columns.items() if column})
-    return data, Columns(options.task), 0, 512 if options.task == "classification" else 1024
+    limit = 512 if options.task == "classification" else 1024
+    return _checked(data, Columns(options.task), 0, limit, resolve_base(named))
+
+
+def findings_of(recipe: Recipe, base: Base) -> list[Finding]:
+    """Return what is to be said about the recipe's data, and that of each task of its ``mix``."""
+    columns = Columns(recipe.task.kind, recipe.objective)
+    found = _checked(recipe.data, columns, recipe.seed, recipe.task.max_input_tokens, base)
+    for name in recipe.mix:
+        of_part = findings_of(recipe.part(name), base)
+        found += [replace(finding, message=f"mix.{name}: {finding.message}") for finding in of_part]
+    return found
+
+
+def _checked(data: Data, columns: Columns, seed: int, limit: int, base: Base) -> list[Finding]:
+    def count(text: str) -> int:
+        return len(base.tokenizer.encode(text))
+
+    return check_data(data, columns, cache_folder(), seed=seed, max_input_tokens=limit, count_tokens=count)
 
 
 def from_feedback(options: argparse.Namespace) -> None:

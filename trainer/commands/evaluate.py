@@ -9,6 +9,7 @@ from typing import Any
 from adapters import cli
 from adapters.errors import HotswapError
 from adapters.intake import REPORT
+from adapters.manifest import Manifest
 from adapters.packages import cache_folder
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of, say, store_at
@@ -88,17 +89,21 @@ def _judge(run: Run, options: argparse.Namespace) -> None:
     print(f"next: a recipe with objective grpo and reinforce.reward_model: {run.folder}")
 
 
-def _released(run: Run, store: Store) -> Any:
+def comparable(run: Run, store: Store) -> Manifest | None:
     """Return the version that is served now, if it does the same on the same base."""
-    from trainer.evaluate import Released
-
     if (release := store.released(run.recipe.name)) is None:
         return None
     manifest, _ = store.manifest(run.recipe.name, release.stable)
-    if manifest.base.digest != run.base.digest or manifest.task.kind != run.recipe.task.kind:
+    same = manifest.base.digest == run.base.digest and manifest.task.kind == run.recipe.task.kind
+    return manifest if same else None
+
+
+def _released(run: Run, store: Store) -> Any:
+    from trainer.evaluate import Released
+
+    if (manifest := comparable(run, store)) is None:
         return None
-    folder = store.fetch(run.recipe.name, release.stable, cache_folder())
-    return Released(release.stable, folder, manifest.task)
+    return Released(manifest.version, store.fetch(manifest.name, manifest.version, cache_folder()), manifest.task)
 
 
 def _encoder(recipe: Recipe) -> Any:

@@ -10,7 +10,7 @@ from adapters import cli
 from adapters.errors import HotswapError
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, store_at
-from trainer.commands.evaluate import score
+from trainer.commands.evaluate import comparable, score
 from trainer.runs import EVALUATION, Run
 
 
@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     parser = add_recipe_command(commands, "publish", publish, text)
     add_store_option(parser)
     parser.add_argument("--no-release", action="store_true", help="store the version without serving it")
+    parser.add_argument("--no-report", action="store_true", help="leave out report.html, which quotes test rows")
     parser.add_argument("--why", default="", help="recorded with the release")
     cli.add_sign_option(parser)
 
@@ -32,7 +33,8 @@ def publish(options: argparse.Namespace) -> None:
     evaluation = _evaluation(run, store)
     from trainer import publish as publishing
 
-    manifest = publishing.publish(recipe, store, run.task, run.base, trained, evaluation, signer)
+    shown = not options.no_report
+    manifest = publishing.publish(recipe, store, run.task, run.base, trained, evaluation, signer, with_report=shown)
     release = None if options.no_release else store.release(recipe.name, manifest.version, why=options.why)
     generation = release.generation if release else None
     if options.json:
@@ -43,9 +45,9 @@ def publish(options: argparse.Namespace) -> None:
 
 
 def _evaluation(run: Run, store: Store) -> dict[str, Any]:
-    """Return what evaluation found, asked again where another version is released by now."""
+    """Return what evaluation found, asked again where it is to be compared with another version by now."""
     if not (run.folder / EVALUATION).is_file():
         return score(run, store)
-    done, release = run.read(EVALUATION), store.released(run.recipe.name)
+    done, served = run.read(EVALUATION), comparable(run, store)
     compared_with = (done.get("released") or {}).get("version")
-    return done if compared_with == (release.stable if release else None) else score(run, store)
+    return done if compared_with == (served.version if served else None) else score(run, store)

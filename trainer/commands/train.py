@@ -11,7 +11,7 @@ from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from trainer.checks import Finding, as_records
 from trainer.commands.common import add_recipe_command, manifest_of, next_command, recipe_of, say, store_at
-from trainer.commands.data import findings_of, of_recipe
+from trainer.commands.data import findings_of
 from trainer.runs import CHECKED, RUN, TASK, Run
 
 
@@ -77,7 +77,7 @@ def _start(run: Run) -> Path | None:
 
 def _checked(run: Run) -> list[Finding]:
     """Say what is doubtful about the data before the time for training is spent."""
-    findings = findings_of(*of_recipe(run.recipe), run.base)
+    findings = findings_of(run.recipe, run.base)
     for finding in findings:
         if finding.level == "warning":
             say(f"data: {finding.message}")

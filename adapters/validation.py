@@ -40,6 +40,8 @@ def _clause(detail: Any, model: type[BaseModel]) -> str:
     if detail["type"] == "union_tag_invalid":
         given, known = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
         return f"{where}.{_tag(detail)}: '{given}' is unknown; one of {known}"
+    if detail["type"] == "tuple_type":
+        return f"{where}: takes a list"
     if detail["type"] == "missing":
         return f"{where}: is required"
     return f"{where}: {_message(detail)}" if where else _message(detail)

@@ -17,7 +17,8 @@ from adapters.tasks import ClassificationTask
 from loadtests import run_locust
 from tests.server import Server, serving
 from trainer.config import load_recipe
-from trainer.data import Row, load_splits
+from trainer.data import load_splits
+from trainer.rows import Row
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RECIPES = Path(__file__).parents[1] / "trainer" / "recipes"

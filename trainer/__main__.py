@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 
 from adapters import cli
 from trainer.commands import compare, data, evaluate, publish, sweep, train
@@ -14,6 +15,8 @@ from trainer.commands import compare, data, evaluate, publish, sweep, train
 def main() -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a kernel that nobody asked for
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # of weights that are new because they are to be learnt
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # which no training here uses
+    warnings.filterwarnings("ignore", module="peft", message="Unable to fetch remote file|Could not find a config file")
     return cli.run(parser())
 
 

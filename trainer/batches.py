@@ -10,7 +10,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from adapters.base_model import Base
 from adapters.tasks.base import BaseTask
-from trainer.data import Row
+from trainer.rows import Row
 
 IGNORED = -100
 

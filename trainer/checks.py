@@ -6,16 +6,18 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from trainer.config import Data
-from trainer.data import Columns, Row, as_compared, broken_lines, open_table, placed
+from trainer.config import Data, Recipe, SummarizationRecipe
+from trainer.data import columns_of, placed
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
 from trainer.personal import personal
+from trainer.rows import Columns, Row, as_compared, broken_lines, check_file, open_table
 
 SHOWN = 10
 FEW_OF_A_CLASS, MAJORITY, LONG_SHARE = 10, 0.9, 0.01
@@ -52,22 +54,17 @@ class _Rows:
         return tuple(self.numbers[position] for position in positions[:SHOWN])
 
 
-def check_data(
-    data: Data,
-    columns: Columns,
-    cache: Path,
-    *,
-    seed: int = 0,
-    max_input_tokens: int = 512,
-    count_tokens: Callable[[str], int] | None = None,
-) -> list[Finding]:
-    """Return what is found, the worst first. ``count_tokens``, where a base is at hand, measures the texts.
+def check_data(recipe: Recipe, cache: Path, count_tokens: Callable[[str], int]) -> list[Finding]:
+    """Return what is found in the recipe's own rows, the worst first; ``count_tokens`` measures the texts.
 
     Raises :class:`HotswapError` where the rows cannot be read at all.
     """
-    broken = [Finding("error", "lines", line) for line in broken_lines(data.path)] if data.path else []
-    if broken:
-        return broken[:SHOWN]
+    data, columns = recipe.data, columns_of(recipe)
+    if data.path:
+        check_file(data.path)
+        broken = [Finding("error", "lines", line) for line in islice(broken_lines(data.path), SHOWN)]
+        if broken:
+            return broken
     unusable, rows = [], _Rows([], [])
     for number, row, problem in open_table(data, columns, cache).rows():
         if row is None:
@@ -80,14 +77,14 @@ def check_data(
         found.append(Finding("error", "cells", f"and {len(unusable) - SHOWN} more rows of that kind"))
     if columns.objective == "supervised":  # elsewhere a text has several answers on purpose
         found += _same(rows)
-    found += _nearly_the_same(rows, data, seed)
+    found += _nearly_the_same(rows, data, recipe.seed)
     found += _tested_elsewhere(rows, data, columns, cache)
     found += _personal(rows)
     found += _mangled(rows)
     if columns.kind == "classification" and columns.objective == "supervised":
         found += _classes(rows)
-    if count_tokens is not None and rows.texts:
-        found += _lengths(rows, [count_tokens(text) for text in rows.texts], max_input_tokens)
+    if rows.texts:
+        found += _lengths(rows, [count_tokens(text) for text in rows.texts], recipe)
     return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
 
 
@@ -179,13 +176,16 @@ def _classes(rows: _Rows) -> Iterator[Finding]:
         yield Finding("warning", "label noise", text, rows.numbered([position for position, _ in doubted]))
 
 
-def _lengths(rows: _Rows, lengths: list[int], limit: int) -> Iterator[Finding]:
+def _lengths(rows: _Rows, lengths: list[int], recipe: Recipe) -> Iterator[Finding]:
+    limit = recipe.task.max_input_tokens
     median, most = np.percentile(lengths, [50, 95])
     yield Finding("note", "length", f"tokens: median {median:.0f}, 95 % below {most:.0f}, longest {max(lengths)}")
     long = [position for position, length in enumerate(lengths) if length > limit]
     if len(long) > LONG_SHARE * len(lengths):
-        text = f"{len(long)} texts are longer than task.max_input_tokens ({limit}) and are cut"
-        yield Finding("warning", "length", text, rows.numbered(long))
+        in_chunks = isinstance(recipe.task, SummarizationRecipe) and recipe.task.long == "chunks"
+        done = "read in parts" if in_chunks else "cut"
+        text = f"{len(long)} texts are longer than task.max_input_tokens ({limit}) and are {done}"
+        yield Finding("note" if in_chunks else "warning", "length", text, rows.numbered(long))
 
 
 def as_records(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from typing import Any
 from scipy.stats import binomtest
 
 from adapters.errors import HotswapError
-from trainer.data import Row
 from trainer.page import template
+from trainer.rows import Row
 
 PAGE, KEY = "compare.html", "compare.key.json"
 CHOICES = ("left", "right", "tie")
@@ -65,13 +65,19 @@ def items(rows: Sequence[Row], ones: Sequence[str], others: Sequence[str], seed:
 
 
 def write(folder: Path, a: str, b: str, found: Sequence[Item], asked: int) -> Path:
-    """Write the page to be judged on, and beside it the key that says which answer is whose; return the page."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the page to be judged on, and beside it the key that says which answer is whose; return the page.
+
+    Raises :class:`HotswapError` where the key of another page is: votes that are still out would be lost with it.
+    """
     digest = _digest(found)
     page = template("compare.html.j2").render(digest=digest, items=[item.shown for item in found])
-    key = {"a": a, "b": b, "page": digest, "asked": asked, "items": [asdict(item) for item in found]}
+    content = {"a": a, "b": b, "page": digest, "asked": asked, "items": [asdict(item) for item in found]}
+    key = json.dumps(content, indent=1, ensure_ascii=False).encode()
+    if (folder / KEY).exists() and (folder / KEY).read_bytes() != key:
+        raise HotswapError(f"{folder / KEY} is of another page; give --folder, or delete it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / KEY).write_bytes(key)
     (folder / PAGE).write_text(page, encoding="utf-8")
-    (folder / KEY).write_text(json.dumps(key, indent=1, ensure_ascii=False), encoding="utf-8")
     return folder / PAGE
 
 
@@ -83,32 +89,49 @@ def read_key(folder: Path) -> dict[str, Any]:
     """Return the key of a page that was written. Raises :class:`HotswapError` where there is none."""
     try:
         key: dict[str, Any] = json.loads((folder / KEY).read_bytes())
-        key["items"] = [Item(**item) for item in key["items"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        a, b, page, items = (key[name] for name in ("a", "b", "page", "items"))
+        return {"a": a, "b": b, "page": page, "items": [Item(**item) for item in items]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise HotswapError(f"{folder / KEY} is missing or damaged; write the page first, without --votes.") from None
-    return key
 
 
 def read_votes(paths: Sequence[Path], key: dict[str, Any]) -> list[dict[str, str]]:
-    """Return each file's votes, item → left, right or tie. Raises :class:`HotswapError` for what is not of this page,
-    or has been read already."""
+    """Return each voter's votes, item → left, right or tie.
+
+    Raises :class:`HotswapError` for what is not of this page, or of a voter who has been read already.
+    """
     known = {item.id for item in key["items"]}
+    voters: list[str | dict[str, str]] = []
     ballots: list[dict[str, str]] = []
     for path in paths:
-        try:
-            ballot = json.loads(path.read_bytes())
-            votes, page = ballot["votes"], ballot["page"]
-            fits = all(item in known and choice in CHOICES for item, choice in votes.items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise HotswapError(f"{path} holds no votes; the page's button saves such files.") from None
-        if page != key["page"] or not fits:
+        voter, page, votes = _ballot(path)
+        if page != key["page"]:
             raise HotswapError(f"{path} is of another page; the votes for this one name page {key['page']}.")
-        if votes in ballots:
+        for item, choice in votes.items():
+            if item not in known:
+                raise HotswapError(f"{path}: {item!r:.40} is no item of the page; save its votes again.")
+            if choice not in CHOICES:
+                raise HotswapError(f"{path}: {choice!r:.40} is no vote; each is left, right or tie.")
+        if voter in voters:
             raise HotswapError(f"{path} holds the votes of a file before it; give each voter's once.")
+        voters.append(voter)
         ballots.append(votes)
     if not any(ballots):
         raise HotswapError("nobody voted yet.")
     return ballots
+
+
+def _ballot(path: Path) -> tuple[str | dict[str, str], str, dict[str, str]]:
+    """Return who voted, on which page, and how. Pages of before named no voter: then the votes stand for theirs."""
+    try:
+        ballot = json.loads(path.read_bytes())
+        page, votes = ballot["page"], ballot["votes"]
+        voter = ballot.get("voter", votes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        page = votes = voter = None
+    if not isinstance(votes, dict) or not isinstance(voter, str | dict):
+        raise HotswapError(f"{path} holds no votes; the page's button saves such files.")
+    return voter, page, votes
 
 
 def verdict(key: dict[str, Any], ballots: Sequence[dict[str, str]]) -> Verdict:

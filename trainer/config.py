@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from adapters.errors import HotswapError
 from adapters.manifest import NAME_PATTERN
@@ -21,8 +33,22 @@ VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]*$"
 IDENTITY = "run-identity"  # the file in a run's folder that holds :meth:`Recipe.run_identity`
 
 
+PART = r"^[A-Za-z0-9][\w.-]{0,63}$"  # what a further test, or a mixed task, may be called
+
+
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, given: Any) -> Any:
+        """pydantic would take ``true`` for 1."""
+        if isinstance(given, dict):
+            for name, field in cls.model_fields.items():
+                numeric = {int, float} & {field.annotation, *get_args(field.annotation)}
+                if numeric and isinstance(given.get(name), bool):
+                    raise ValueError(f"{name}: takes a number, not {str(given[name]).lower()}")
+        return given
 
 
 class Origin(Strict):
@@ -75,10 +101,16 @@ class Data(Origin):
     @field_validator("extra_tests")
     @classmethod
     def _names_of_their_own(cls, extra: dict[str, Origin]) -> dict[str, Origin]:
-        for name in ("train", "validation", "test"):
-            if name in extra:
-                raise ValueError(f"'{name}' is what one of the recipe's own splits is called; choose another name")
+        _check_names(extra)
         return extra
+
+
+def _check_names(parts: Iterable[str]) -> None:
+    for name in parts:
+        if name in ("train", "validation", "test"):
+            raise ValueError(f"'{name}' is what one of the recipe's own splits is called; choose another name")
+        if not re.fullmatch(PART, name):
+            raise ValueError(f"'{name}' is no name; use letters, digits, '.', '_' and '-'")
 
 
 TemplateText = Annotated[str, AfterValidator(checked_template)]
@@ -160,7 +192,9 @@ class Mixed(Strict):
 class Reinforce(Strict):
     """GRPO (Shao et al. 2024, arXiv:2402.03300): of several answers to a text, those above their mean are learnt."""
 
-    rewards: dict[RewardRule, float] = Field(default={"rougeL": 1.0}, description="rule → weight; {} for none")
+    rewards: dict[RewardRule, Annotated[float, Field(gt=0)]] = Field(
+        default={"rougeL": 1.0}, description="rule → weight; {} for none"
+    )
     reward_model: Path | None = Field(default=None, description="the run folder of a recipe with objective reward")
     reward_weight: float = Field(default=1.0, gt=0)
     max_words: int = Field(default=20, ge=1, description="of the rule brief")
@@ -183,11 +217,16 @@ class Conversion(Strict):
     max_rank: int = Field(default=64, ge=1, le=512)
 
 
+LEAST_STEPS, MOST_PASSES = 60, 5
+
+
 class Training(Strict):
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps")
-    epochs: float = Field(default=1, gt=0)
+    epochs: float | None = Field(
+        default=None, gt=0, le=1000, description="default: one pass, or as many as make 60 steps, up to 5"
+    )
     batch_size: int = Field(default=16, ge=1)
     accumulate: int = Field(default=1, ge=1, description="batches per optimizer step")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -208,12 +247,23 @@ class Training(Strict):
     evaluations: int = Field(default=5, ge=1, description="how often validation is scored, evenly spread")
     patience: int = Field(default=2, ge=1, description="stop after so many evaluations without improvement")
 
+    def passes(self, rows: int) -> float:
+        """Return how often ``rows`` rows are gone through."""
+        if self.epochs is not None:
+            return self.epochs
+        return min(MOST_PASSES, max(1, math.ceil(LEAST_STEPS * self.batch_size * self.accumulate / rows)))
 
-# What a gate may ask for: more of it is better.
+
+# What a gate may ask for: more of it is better, and 1 is the most there can be.
 METRICS = {
-    "classification": ("accuracy", "macro_f1", "weighted_f1", "prefers_chosen"),
-    "summarization": ("rouge1", "rouge2", "rougeL", "similarity", "prefers_chosen"),
+    "classification": ("accuracy", "macro_f1", "weighted_f1"),
+    "summarization": ("rouge1", "rouge2", "rougeL", "similarity"),
 }
+Threshold = Annotated[float, Field(ge=0, le=1)]
+Standing = Literal["any", "not_worse", "better"]
+
+
+LEAST_WORDS = 50
 
 
 class Evaluation(Strict):
@@ -237,12 +287,15 @@ class Card(Strict):
 class Gate(Strict):
     """What a candidate must reach on held-out rows before it may be published: metric → least value."""
 
-    test: dict[str, float] = Field(default_factory=dict)
-    released: Literal["any", "not_worse", "better"] = Field(
+    test: dict[str, Threshold] = Field(default_factory=dict)
+    base: Standing = Field(
+        default="not_worse", description="against the base untrained, on the test rows; at the 5 % level"
+    )
+    released: Standing = Field(
         default="not_worse",
         description="against what is served now, on the test rows; worse and better are so at the 5 % level",
     )
-    extra_tests: dict[str, dict[str, float]] = Field(default_factory=dict)
+    extra_tests: dict[str, dict[str, Threshold]] = Field(default_factory=dict)
 
 
 class Range(Strict):
@@ -262,14 +315,30 @@ class Range(Strict):
         return self
 
 
-Choices = tuple[str | int | float | bool, ...]
+Choices = Annotated[tuple[str | int | float | bool, ...], Field(min_length=1)]
+# A trial is judged by its validation loss: what would change the rows, the prompt or the loss cannot be swept.
+SWEPT = re.compile(r"(training|lora|soft_prompt)\..+|method|last_layers|data\.(keep(\..+)?|train_rows)|mix\..+\.weight")
+
+
+def _kind_of_space(given: Any) -> str | None:
+    return "range" if isinstance(given, dict | Range) else "list" if isinstance(given, list | tuple) else None
+
+
+Space = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("list")],
+    Discriminator(
+        _kind_of_space,
+        custom_error_type="space",
+        custom_error_message="takes a list of values, or {low, high} with log and whole",
+    ),
+]
 
 
 class Recipe(Strict):
-    name: str = Field(pattern=NAME_PATTERN, description="the adapter's name in the store")
+    name: str = Field(description="the adapter's name in the store")
     description: str = Field(default="", max_length=2000)
     base: str | None = Field(default=None, description="default: HOTSWAP_BASE_MODEL")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     output: Path | None = Field(default=None, description="default: runs/NAME")
     task: Annotated[ClassificationRecipe | SummarizationRecipe, Field(discriminator="kind")]
     data: Data
@@ -289,7 +358,7 @@ class Recipe(Strict):
     evaluation: Evaluation = Evaluation()
     card: Card = Card()
     gate: Gate = Gate()
-    sweep: dict[str, Range | Choices] = Field(
+    sweep: dict[str, Space] = Field(
         default={"training.learning_rate": Range(low=1e-4, high=5e-3, log=True)},
         min_length=1,
         description="what `trainer sweep` tries: key → {low, high, log, whole}, or a list",
@@ -303,6 +372,7 @@ class Recipe(Strict):
                 raise ValueError(f"gate.extra_tests.{test}: data.extra_tests has no test of this name")
             self._check_metrics(f"gate.extra_tests.{test}", thresholds)
         self._check_metrics("gate.test", self.gate.test)
+        _check_names(self.mix)
         for name, mixed in self.mix.items():
             if name in ("test", *self.data.extra_tests):
                 raise ValueError(f"mix.{name}: one of the recipe's own tests has this name; choose another")
@@ -311,6 +381,24 @@ class Recipe(Strict):
         if self.training.shrink and self.task.kind != "classification":
             raise ValueError("training.shrink: it compares accuracies, so it is for classification only")
         return self
+
+    @field_validator("name")
+    @classmethod
+    def _a_name(cls, name: str) -> str:
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise ValueError("up to 64 small letters, digits, '.', '_' and '-', with a letter or digit at both ends")
+        return name
+
+    @field_validator("sweep")
+    @classmethod
+    def _comparable(cls, sweep: dict[str, Any]) -> dict[str, Any]:
+        for key in sweep:
+            if not SWEPT.fullmatch(key):
+                raise ValueError(
+                    f"{key}: trials with other rows, prompts or objectives have losses that cannot be compared; sweep "
+                    "training, lora, soft_prompt, method, last_layers, data.keep, data.train_rows or a mix's weight"
+                )
+        return sweep
 
     @field_validator("start_from")
     @classmethod
@@ -327,6 +415,11 @@ class Recipe(Strict):
             ("lora.plus", self.lora.plus, ("lora", "qlora", "dora")),
             ("lora.rslora", self.lora.rslora, ("lora", "qlora", "dora")),
             ("last_layers", self.last_layers, (*LOW_RANK, *CONVERTED)),
+            (
+                "training.gradient_checkpointing",
+                self.training.gradient_checkpointing,
+                (*LOW_RANK, *CONVERTED, "prompt_tuning", "p_tuning"),
+            ),
         ):
             if given and self.method not in methods:
                 raise ValueError(f"{setting}: method {self.method} does not use it; {', '.join(methods)} would")
@@ -355,9 +448,25 @@ class Recipe(Strict):
 
     def _check_metrics(self, where: str, thresholds: dict[str, float]) -> None:
         known = METRICS[self.task.kind]
+        if self.objective == "dpo":
+            known = (*known, "prefers_chosen")
+        if not self.evaluation.similarity:
+            known = tuple(metric for metric in known if metric != "similarity")
         for metric in thresholds:
             if metric not in known:
                 raise ValueError(f"{where}.{metric}: unknown metric; a gate knows {', '.join(known)}")
+
+    @property
+    def unserved(self) -> str | None:
+        """Why no version can be made of what this recipe trains; none where one can."""
+        if self.objective == "reward":
+            return "a reward model answers nothing: it is for reinforce.reward_model, not for the store."
+        if self.method == "prefix_tuning":
+            return (
+                "a prefix cannot be served: vLLM has no way to put keys and values into every layer; train with "
+                "prompt_tuning, p_tuning or lora."
+            )
+        return None
 
     @property
     def run_folder(self) -> Path:
@@ -398,10 +507,10 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     :class:`HotswapError` with the key at fault and the likely intention.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise HotswapError(f"cannot read the recipe {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:  # UnicodeDecodeError too
         raise HotswapError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise HotswapError(f"{path} is not a recipe: it must be a mapping with name, task and data.")
@@ -411,10 +520,42 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise HotswapError(f"{path}: {explain(error, Recipe)}") from error
-    if recipe.evaluation.general_text is not None and not recipe.evaluation.general_text.is_file():
-        raise HotswapError(f"{path}: evaluation.general_text: {recipe.evaluation.general_text} does not exist.")
+    if recipe.evaluation.general_text is not None:
+        general_text(recipe.evaluation.general_text)
     mix = {name: m.model_copy(update={"data": _all_beside(path, m.data)}) for name, m in recipe.mix.items()}
     return recipe.model_copy(update={"data": _all_beside(path, recipe.data), "mix": mix})
+
+
+def parsed(text: str) -> Any:
+    """Return what a YAML text says. Raises :class:`ValueError` for what is none, or has a key twice."""
+    try:
+        return yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Of a key that is there twice, YAML's loaders take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((key for n, key in enumerate(keys) if key in keys[:n]), None):
+            raise ValueError(f"line {node.start_mark.line + 1}: the key '{twice}' is there twice")
+        return super().construct_mapping(node, deep)
+
+
+def general_text(path: Path) -> str:
+    """Return a text to measure forgetting on. Raises :class:`HotswapError` where there is none, or too little."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise HotswapError(f"evaluation.general_text: cannot read {path}: {reason}.") from None
+    if len(text.split()) < LEAST_WORDS:
+        raise HotswapError(f"evaluation.general_text: {path} has fewer than {LEAST_WORDS} words; give running text.")
+    return text
 
 
 def _all_beside(recipe: Path, data: Data) -> Data:
@@ -443,6 +584,6 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise HotswapError(f"--set {override}: '{parent}' holds a value, not further keys")
         content = below
     try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+        content[last] = parsed(value)
+    except ValueError:
         raise HotswapError(f"--set {override}: the value is not valid YAML; quote it") from None

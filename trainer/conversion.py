@@ -15,6 +15,7 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.store import CONFIG, WEIGHTS
 from trainer.config import Conversion
+from trainer.progress import Diverged
 
 Changes = dict[str, torch.Tensor]
 ROUNDING = 1e-6  # of float32, as a share of a change's squared size: no rank could make that good
@@ -74,7 +75,7 @@ def _rank(spectra: list[torch.Tensor], how: Conversion) -> tuple[int, float]:
     lost = (1 - kept.double().cumsum(0) / energy).clamp(min=0).tolist()
     rank = next((n for n, share in enumerate(lost, start=1) if share <= max(how.error, ROUNDING)), longest)
     if not math.isfinite(lost[rank - 1]):
-        raise HotswapError("the training diverged into infinite weights; set a lower training.learning_rate.")
+        raise Diverged
     return rank, lost[rank - 1]
 
 

@@ -1,38 +1,23 @@
-"""Rows: read, checked, freed of duplicates, split by group, fingerprinted."""
+"""Rows: freed of duplicates, split by group, fingerprinted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from adapters.errors import HotswapError
 from adapters.tasks.classification import MAX_LABELS
-from trainer.config import PAIRED, ClassificationRecipe, Data, Keep, Origin, Recipe
+from trainer.config import ClassificationRecipe, Data, Keep, Origin, Recipe
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import out_of_fold
-from trainer.personal import masked
-from trainer.sources import fetch_rows
-
-LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-MAX_LINE_BYTES = 64 * 2**20
-YES, NO = ("true", "1", "yes", "good", "up"), ("false", "0", "no", "bad", "down")
-
-
-@dataclass(frozen=True)
-class Row:
-    text: str
-    answer: str
-    group: str
-    slices: tuple[tuple[str, str], ...] = ()
-    rejected: str = ""  # a worse answer, where the objective compares
-    good: bool = True
+from trainer.rows import Columns, Row, Table, as_compared, open_table
 
 
 @dataclass(frozen=True)
@@ -74,14 +59,11 @@ def _as_fingerprinted(row: Row) -> list[str]:
 
 def load_splits(recipe: Recipe, cache: Path) -> Splits:
     """Return the recipe's rows, split. Raises :class:`HotswapError` where they cannot make an adapter."""
-    data, columns = recipe.data, Columns(recipe.task.kind, recipe.objective)
+    data, columns = recipe.data, columns_of(recipe)
     rows = read_rows(data, columns, cache)
     extra = {name: read_rows(origin, columns, cache) for name, origin in data.extra_tests.items()}
-    if data.mask:
-        rows = _masked(rows)
-        extra = {name: _masked(part) for name, part in extra.items()}
     if data.near_duplicates == "group":
-        rows = _grouped(rows)
+        rows = _joined(rows, near_duplicates([row.text for row in rows]))
     train, validation, test = _split(rows, data, recipe.seed)
     if data.keep:
         train = kept(train, data.keep, recipe.task.kind, recipe.seed)
@@ -97,7 +79,8 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
         raise HotswapError("the test split has no good answers to compare with; add rows or change data.test.")
     if recipe.objective == "kto" and len({row.good for row in train}) < 2:
         raise HotswapError(f"objective kto needs good answers and bad ones; '{data.good}' says the same of all.")
-    return Splits(train, validation, test, extra, {name: _mixed(recipe, name, cache) for name in recipe.mix})
+    mixed = {name: _mixed(recipe, name, cache) for name in recipe.mix}
+    return _apart(Splits(train, validation, test, extra, mixed)) if mixed else Splits(train, validation, test, extra)
 
 
 def _mixed(recipe: Recipe, name: str, cache: Path) -> Splits:
@@ -105,6 +88,25 @@ def _mixed(recipe: Recipe, name: str, cache: Path) -> Splits:
         return load_splits(recipe.part(name), cache)
     except HotswapError as error:
         raise HotswapError(f"mix.{name}: {error}") from error
+
+
+def _apart(splits: Splits) -> Splits:
+    """Take out of each task's training rows what another task holds out: one text may be in several data sets, whose
+    shares and groups put it into different splits."""
+    parts = {"": splits, **splits.mixed}
+    held_out = {
+        name: {as_compared(row.text) for row in chain(part.validation, part.test, *part.extra_tests.values())}
+        for name, part in parts.items()
+    }
+
+    def kept(name: str, part: Splits) -> Splits:
+        known = set().union(*(texts for other, texts in held_out.items() if other != name))
+        train = [row for row in part.train if as_compared(row.text) not in known]
+        if not train:
+            raise HotswapError(f"mix: {name or 'the own task'} has no training rows that no other task is tested on.")
+        return replace(part, train=train)
+
+    return replace(kept("", splits), mixed={name: kept(name, part) for name, part in splits.mixed.items()})
 
 
 def labels_of(task: ClassificationRecipe, train: list[Row]) -> tuple[str, ...]:
@@ -117,173 +119,8 @@ def read_rows(origin: Origin, columns: Columns, cache: Path) -> list[Row]:
     return _distinct(open_table(origin, columns, cache))
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns there must be: they depend on what is trained to do what."""
-
-    kind: str
-    objective: str = "supervised"
-
-    def answer(self, origin: Origin) -> str:
-        if origin.answer:
-            return origin.answer
-        return "chosen" if self.objective in PAIRED else "label" if self.kind == "classification" else "summary"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Records as they were written, and which of their columns matter."""
-
-    records: Iterable[Mapping[str, Any]]
-    text: str
-    answer: str
-    group: str | None = None
-    rejected: str | None = None
-    good: str | None = None
-    slices: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Those that no row may leave empty."""
-        return tuple(filter(None, (self.text, self.answer, self.group, self.rejected, self.good)))
-
-    def rows(self) -> Iterator[tuple[int, Row | None, str]]:
-        """Yield each record's number from 1 on, with its row, or none and what is wrong with it."""
-        for number, record in enumerate(self.records, start=1):
-            problem = next(filter(None, (_problem(column, record[column]) for column in self.columns)), "")
-            row = None if problem else self._row(record)
-            if self.good and row is not None and as_compared(str(record[self.good])) not in YES + NO:
-                row, problem = None, f"column '{self.good}' is neither true nor false; it is '{record[self.good]}'."
-            if row is not None and row.rejected == row.answer:
-                row, problem = None, f"columns '{self.answer}' and '{self.rejected}' are the same; remove the row."
-            yield number, row, problem
-
-    def _row(self, record: Mapping[str, Any]) -> Row:
-        text = str(record[self.text]).strip()
-        return Row(
-            text=text,
-            answer=str(record[self.answer]).strip(),
-            group=str(record[self.group]) if self.group else as_compared(text),
-            slices=tuple((c, "" if record[c] is None else str(record[c])) for c in self.slices),
-            rejected=str(record[self.rejected]).strip() if self.rejected else "",
-            good=as_compared(str(record[self.good])) in YES if self.good else True,
-        )
-
-
-def open_table(origin: Origin, columns: Columns, cache: Path) -> Table:
-    """Return one origin's records. Raises :class:`HotswapError` where they cannot be read, or lack a column."""
-    table: Any
-    if origin.source:
-        table = fetch_rows(origin.source, cache)
-        group: str | None = "group"
-        there = set(table[0]) if table else set()
-    else:
-        table, group = _load_table(origin, cache), origin.group
-        there = set(table.column_names)
-    found = Table(
-        table,
-        origin.text,
-        columns.answer(origin),
-        group,
-        rejected=origin.rejected if columns.objective in PAIRED else None,
-        good=origin.good if columns.objective == "kto" else None,
-        slices=origin.slices if isinstance(origin, Data) else (),
-    )
-    for column in (*found.columns, *found.slices):
-        if column not in there:
-            raise HotswapError(f"the data has no column '{column}'; it has: {', '.join(sorted(there))}.")
-    if not origin.source and (names := getattr(table.features[found.answer], "names", None)):
-        named = ({**record, found.answer: _label(names, record[found.answer])} for record in table)
-        return replace(found, records=named)
-    return found
-
-
-def _problem(column: str, value: Any) -> str | None:
-    if value is None or not str(value).strip() or value != value:
-        return f"column '{column}' is empty; fill it in or remove the row."
-    if isinstance(value, list | dict):
-        return f"column '{column}' holds several values; a row has one text."
-    return None
-
-
-def _label(names: list[str], number: int | None) -> str | None:
-    """Return the name of a Hugging Face ClassLabel; -1 stands for none."""
-    return names[number] if number is not None and number >= 0 else None
-
-
-def _load_table(origin: Origin, cache: Path) -> Any:
-    from datasets import disable_progress_bars, load_dataset
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
-    disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would say is in the error
-    try:
-        if origin.dataset:
-            name, _, split = origin.dataset.partition(":")
-            return load_dataset(name, split=split or "train", cache_dir=str(cache / "datasets"))
-        assert origin.path is not None, "the recipe's validator saw to it"
-        loader = LOADERS.get(origin.path.suffix.lower())
-        if loader is None:
-            raise HotswapError(f"{origin.path}: read are {', '.join(LOADERS)}; rename or convert the file.")
-        if not origin.path.is_file():
-            raise HotswapError(f"data.path {origin.path} does not exist.")
-        if not origin.path.stat().st_size:
-            raise HotswapError(f"{origin.path} is empty.")
-        _check_line_lengths(origin.path, loader)
-        options = _csv_options(origin.path) if loader == "csv" else {}
-        place = str(cache / "datasets")
-        return load_dataset(loader, data_files=str(origin.path), split="train", cache_dir=place, **options)
-    except (DatasetGenerationError, DatasetNotFoundError, ValueError, ConnectionError) as error:
-        reason = next(broken_lines(origin.path), None) or " ".join(str(error.__cause__ or error).split())
-        raise HotswapError(f"{origin.path or origin.dataset} could not be read: {reason}") from error
-
-
-def _csv_options(path: Path) -> dict[str, Any]:
-    """Read every cell as it is written: pandas would make 1 of "01", and nothing of "None", "NA" and "null"."""
-    from datasets import Features, Value
-    from pandas import read_csv
-
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    columns = read_csv(path, sep=separator, nrows=0).columns
-    features = Features({column: Value("string") for column in columns})
-    return {"sep": separator, "features": features, "keep_default_na": False, "na_values": [""]}
-
-
-def broken_lines(path: Path | None) -> Iterator[str]:
-    """Say which lines of a text file cannot be read: pyarrow counts from zero, in each of its blocks."""
-    if path is None or LOADERS.get(path.suffix.lower()) not in ("json", "csv"):
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                content = line.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                yield f"line {number} is not UTF-8; save the file as UTF-8, or convert it with iconv"
-                continue
-            if path.suffix.lower() == ".jsonl" and content.strip():
-                try:
-                    broken = not isinstance(json.loads(content), dict)
-                except ValueError:
-                    broken = True
-                if broken:
-                    yield f"line {number} is not a JSON object"
-
-
-def _check_line_lengths(path: Path, loader: str) -> None:
-    """A line that is a whole file by mistake would be read into memory several times over."""
-    if path.suffix.lower() == ".json" or loader == "parquet":
-        return
-    number, length = 1, 0
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            for end in block.splitlines(keepends=True):
-                length += len(end)
-                if length > MAX_LINE_BYTES:
-                    raise HotswapError(
-                        f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; is each row a line?"
-                    )
-                if end.endswith((b"\n", b"\r")):
-                    number, length = number + 1, 0
+def columns_of(recipe: Recipe) -> Columns:
+    return Columns(recipe.task.kind, recipe.objective, mask=recipe.data.mask, normalize=recipe.task.normalize)
 
 
 def _distinct(table: Table) -> list[Row]:
@@ -296,22 +133,17 @@ def _distinct(table: Table) -> list[Row]:
         rows.setdefault("\0".join(map(as_compared, said)), row)
     if not rows:
         raise HotswapError("the data has no rows.")
-    return list(rows.values())
+    found = list(rows.values())
+    if not compared:
+        return found
+    same: dict[str, list[int]] = defaultdict(list)
+    for position, row in enumerate(found):
+        same[as_compared(row.text)].append(position)
+    return _joined(found, same.values())
 
 
-def as_compared(text: str) -> str:
-    """Return what two texts share that are the same but for case and white space."""
-    return " ".join(text.lower().split())
-
-
-def _masked(rows: list[Row]) -> list[Row]:
-    return [
-        replace(row, text=masked(row.text), answer=masked(row.answer), rejected=masked(row.rejected)) for row in rows
-    ]
-
-
-def _grouped(rows: list[Row]) -> list[Row]:
-    """Make one group of all groups that share texts which are nearly the same."""
+def _joined(rows: list[Row], alike: Iterable[Sequence[int]]) -> list[Row]:
+    """Make one group of all groups that have rows which are alike, given by their positions."""
     into = {row.group: row.group for row in rows}
 
     def root(group: str) -> str:
@@ -319,7 +151,7 @@ def _grouped(rows: list[Row]) -> list[Row]:
             group = into[group]
         return group
 
-    for first, *others in near_duplicates([row.text for row in rows]):
+    for first, *others in alike:
         for other in others:
             into[root(rows[other].group)] = root(rows[first].group)
     return [replace(row, group=root(row.group)) for row in rows]
@@ -401,5 +233,6 @@ def _check_labels(named: tuple[str, ...] | None, train: list[Row], held_out: lis
             f"the data has {len(known)} different labels and {MAX_LABELS} can be served; is 'answer' the right column?"
         )
     for row in [*train, *held_out]:
-        if row.answer not in known:
-            raise HotswapError(f"label '{row.answer}' is not among {sorted(known)}; list it in task.labels or mend it.")
+        for label in filter(None, (row.answer, row.rejected)):
+            if label not in known:
+                raise HotswapError(f"label '{label}' is not among {sorted(known)}; list it in task.labels or mend it.")

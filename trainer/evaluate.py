@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from adapters import probes
 from adapters.base_model import Base
@@ -20,12 +21,13 @@ from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
 from adapters.tasks import ClassificationTask, Completion
 from adapters.tasks.base import BaseTask
 from trainer import likelihood, statistics
-from trainer.data import Row, Splits
+from trainer.data import Splits
 from trainer.embeddings import Embed, similarity
 from trainer.faithfulness import faithfulness
-from trainer.few_shot import SHOTS, with_examples
+from trainer.few_shot import with_examples
 from trainer.long_documents import condensed
 from trainer.robustness import DISTURBANCES
+from trainer.rows import Row
 from trainer.slices import slices_of
 from trainer.soft_prompts import spelled
 
@@ -55,12 +57,12 @@ def evaluate(
     general_text: str = "",
 ) -> dict[str, Any]:
     """Return ``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter;
-    ``references``: what it answers to the texts that the service asks it before it is served; and ``released``: how it
-    compares with what is served now, on the test rows. ``embed`` measures how near summaries are to the reference,
-    ``general_text`` what was forgotten."""
+    ``references``: what it answers to the texts that the service asks it before it is served; ``base`` and
+    ``released``: how it compares with the base untrained and with what is served now, on the test rows. ``embed``
+    measures how near summaries are to the reference, ``general_text`` what was forgotten."""
     if not (adapter / "adapter_config.json").is_file():
         raise HotswapError(f"{adapter} holds no adapter; run train first.")
-    model = _adapted(adapter, base)
+    model = with_adapter(adapter, base)
     tests = splits.tests["test"]
     scores: dict[str, Any] = {}
     profile: dict[str, Any] = {}
@@ -71,9 +73,10 @@ def evaluate(
         with model.disable_adapter():
             scores[name]["base"] |= _likelihoods(model, rows, task, base, f"{name}: base")
         scores[name]["adapter"] |= _likelihoods(model, rows, task, base, f"{name}: adapter")
-        scores[name]["adapter"]["intervals"] = statistics.intervals(task, adapted, answers)
+        scores[name]["adapter"]["intervals"] = statistics.intervals(task, adapted, answers, [row.group for row in rows])
         if name == "test":
             tested, untrained = adapted, zero_shot
+            by_base = statistics.compare(task, adapted, zero_shot, answers, "base")
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
     for name, other in (mixed or {}).items():
         rows = splits.mixed[name].tests["test"]
@@ -89,6 +92,7 @@ def evaluate(
         "scores": scores,
         "profile": profile,
         "references": references,
+        "base": by_base,
         "released": against,
         "robustness": disturbed,
         "baselines": baselines,
@@ -165,14 +169,13 @@ def baselines_of(
     """Return the mean merit of the first test rows without training: of the ``zero_shot`` answers, and with examples in
     the prompt; beside ``adapter``, that of the trained on the same rows. Did it need to be trained at all?"""
     rows = _first(splits.tests["test"], task)
+    asked, shots = with_examples(task, [row for row in splits.train if row.good], base)
     with model.disable_adapter():
-        few_shot = predict(
-            model, rows, with_examples(task, [row for row in splits.train if row.good], base), base, "test: few-shot"
-        )
+        few_shot = predict(model, rows, asked, base, "test: few-shot")
     return {
         **({"majority": majority_of(splits, task)} if isinstance(task, ClassificationTask) else {}),
         "rows": len(rows),
-        "shots": SHOTS,
+        "shots": shots,
         "zero_shot": _mean_merit(task, zero_shot[: len(rows)], rows),
         "few_shot": _mean_merit(task, few_shot, rows),
         "adapter": adapted,
@@ -223,7 +226,9 @@ def examples_of(outputs: Sequence[dict[str, Any]], rows: list[Row], task: BaseTa
     return {"wrong": [shown[i] for i in worst[:EXAMPLES]], "right": [shown[i] for i in best[:EXAMPLES]]}
 
 
-def _adapted(adapter: Path, base: Base) -> Any:
+def with_adapter(adapter: Path, base: Base) -> Any:
+    """Return the base with an adapter's files, as they will be served."""
+    disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device)
     return PeftModel.from_pretrained(model, adapter).eval()
@@ -231,14 +236,15 @@ def _adapted(adapter: Path, base: Base) -> Any:
 
 def answers(adapter: Path, rows: list[Row], task: BaseTask, base: Base, what: str) -> list[str]:
     """Return the label or the summary that an adapter gives to each row."""
-    outputs = predict(_adapted(adapter, base), rows, task, base, what)
+    outputs = predict(with_adapter(adapter, base), rows, task, base, what)
     return [output["label"] if "label" in output else output["summary"] for output in outputs]
 
 
 def _against(
     released: Released, tested: list[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
 ) -> dict[str, Any]:
-    theirs = predict(_adapted(released.folder, base), rows, released.task, base, f"test: version {released.version}")
+    model = with_adapter(released.folder, base)
+    theirs = predict(model, rows, released.task, base, f"test: version {released.version}")
     compared = statistics.compare(task, tested, theirs, [row.answer for row in rows])
     return {"version": released.version, **compared}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ def read_log(paths: Iterable[Path], adapter: str) -> list[Record]:
     found: dict[tuple[str, str], Record] = {}
     for path in paths:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # Not splitlines, which splits at U+2028 too: JSON may hold it as it is.
+            lines = path.read_bytes().decode("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise HotswapError(f"cannot read {path}: {error}") from None
         for number, line in enumerate(lines, start=1):
-            record = _record(line, f"{path}, line {number}")
-            if record["adapter"] == adapter:
+            record = _record(line, f"{path}, line {number}") if line.strip() else None
+            if record and record["adapter"] == adapter:
                 key = record["text"], record["answer"]
                 found.pop(key, None)
                 found[key] = record
@@ -39,11 +41,17 @@ def _record(line: str, where: str) -> Record:
         record = json.loads(line)
         texts = [record[key] for key in ("adapter", "task", "text", "answer")]
         fits = all(isinstance(text, str) for text in texts) and isinstance(record["good"], bool)
-    except (ValueError, KeyError, TypeError):
+        fits = fits and isinstance(record.get("better"), str | None)
+    except (ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
         raise HotswapError(f"{where} is no feedback; HOTSWAP_FEEDBACK_LOG writes such files.")
-    return record
+    return {key: _whole(value) if isinstance(value, str) else value for key, value in record.items()}
+
+
+def _whole(text: str) -> str:
+    """Return ``text`` with U+FFFD for halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def rows_for(objective: str, records: Iterable[Record]) -> Iterator[Record]:

@@ -9,14 +9,15 @@ from itertools import chain, islice, zip_longest
 from adapters.base_model import Base
 from adapters.tasks import ClassificationTask
 from adapters.tasks.base import SLOT, BaseTask
-from trainer.data import Row
+from trainer.rows import Row
 
 SHOTS, MAX_EXAMPLE_TOKENS = 4, 200
 
 
-def with_examples(task: BaseTask, rows: Sequence[Row], base: Base, shots: int = SHOTS) -> BaseTask:
+def with_examples(task: BaseTask, rows: Sequence[Row], base: Base, shots: int = SHOTS) -> tuple[BaseTask, int]:
     """Return ``task`` with the first ``shots`` fitting rows before its prompt, of every label in turn (Brown et al.
-    2020, arXiv:2005.14165). Each is answered as the task reads answers; long ones do not fit."""
+    2020, arXiv:2005.14165), and how many there were. Each is answered as the task reads answers; long ones do not
+    fit."""
     by_answer: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if SLOT not in row.text + row.answer and len(base.tokenizer.encode(row.text)) <= MAX_EXAMPLE_TOKENS:
@@ -25,7 +26,8 @@ def with_examples(task: BaseTask, rows: Sequence[Row], base: Base, shots: int = 
     chosen = list(islice((row for row in in_turn if row is not None), shots))
     text = task.template.text
     told = "".join(f"{text.replace(SLOT, row.text)}{_answer(task, row, base)}\n\n" for row in chosen)
-    return task.model_copy(update={"template": task.template.model_copy(update={"text": told + text})})
+    asked = task.model_copy(update={"template": task.template.model_copy(update={"text": told + text})})
+    return asked, len(chosen)
 
 
 def _answer(task: BaseTask, row: Row, base: Base) -> str:

@@ -72,7 +72,9 @@ def fit(
 
     Where memory runs out, go on from the last checkpoint with fewer rows at a time and as many to
     an optimizer step, which gives the same adapter but for rounding."""
-    steps = _steps(recipe, len(rows))
+    answers = len(rows) * (recipe.reinforce.generations if recipe.objective == "grpo" else 1)
+    passes = recipe.training.passes(answers)
+    steps = max(1, round(answers / (recipe.training.batch_size * recipe.training.accumulate) * passes))
     micro = recipe.training.batch_size // processes().num_processes
     while True:
         set_seed(recipe.seed)
@@ -82,7 +84,7 @@ def fit(
             model = methods.adapt(methods.load_base(base, recipe), recipe, base, steps, start)
         stopping = () if recipe.method == "adalora" else (EarlyStoppingCallback(recipe.training.patience),)
         try:
-            trainer = make_trainer(recipe, model, _arguments(recipe, steps, micro), rows, splits, task, base)
+            trainer = make_trainer(recipe, model, _arguments(recipe, steps, passes, micro), rows, splits, task, base)
             for callback in (Progress(), StopAtNaN(), *stopping, *callbacks):
                 trainer.add_callback(callback)
             trainer.remove_callback(PrinterCallback)
@@ -115,13 +117,7 @@ def _disk_is_full(error: Exception) -> bool:
     return any(said in str(error) for said in ("os error 28", "os error 122", "os error 27", "inline_container"))
 
 
-def _steps(recipe: Recipe, rows: int) -> int:
-    training = recipe.training
-    answers = rows * (recipe.reinforce.generations if recipe.objective == "grpo" else 1)
-    return max(1, round(answers / (training.batch_size * training.accumulate) * training.epochs))
-
-
-def _arguments(recipe: Recipe, steps: int, micro: int) -> dict[str, Any]:
+def _arguments(recipe: Recipe, steps: int, passes: float, micro: int) -> dict[str, Any]:
     """Return what transformers' Trainer is told; ``micro`` rows are in memory at a time."""
     training, workers = recipe.training, processes().num_processes
     # AdaLoRA's ranks are settled at the end of the run, and PEFT's checkpoints lack what they are chosen by: such a run
@@ -135,7 +131,7 @@ def _arguments(recipe: Recipe, steps: int, micro: int) -> dict[str, Any]:
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule,
         "warmup_steps": round(steps * training.warmup),
-        "num_train_epochs": training.epochs,
+        "num_train_epochs": passes,
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": training.accumulate * (training.batch_size // (micro * workers)),

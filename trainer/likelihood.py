@@ -13,7 +13,7 @@ from tqdm import tqdm
 from adapters.base_model import Base
 from adapters.tasks.base import BaseTask
 from trainer.batches import IGNORED, collate
-from trainer.data import Row
+from trainer.rows import Row
 from trainer.soft_prompts import spelled
 
 # Positions whose logits are in memory at once: 1,024 of a vocabulary of 49,152 are 200 MB.

@@ -12,7 +12,7 @@ from adapters.tasks import SummarizationTask
 from adapters.tasks.base import BaseTask
 from adapters.tasks.chunks import sentences
 from adapters.tasks.summarization import ROUNDS
-from trainer.data import Row
+from trainer.rows import Row
 
 
 def in_parts(rows: Sequence[Row], task: BaseTask, base: Base) -> list[Row]:

@@ -119,7 +119,9 @@ def _adalora(model: Any, recipe: Recipe, layers: list[int] | None, steps: int) -
         raise HotswapError(f"adalora needs 10 steps and more to choose ranks, this run has {steps}; train for longer.")
     schedule = {"tinit": steps // 10, "tfinal": steps // 3, "total_step": steps, "deltaT": max(1, steps // 100)}
     rank = recipe.lora.rank
-    return AdaLoraConfig(init_r=rank * 3 // 2, target_r=rank, **schedule, **low_rank(model, recipe, layers))
+    return AdaLoraConfig(
+        init_r=max(rank + 1, rank * 3 // 2), target_r=rank, **schedule, **low_rank(model, recipe, layers)
+    )
 
 
 def low_rank(model: Any, recipe: Recipe, layers: list[int] | None) -> dict[str, Any]:
@@ -128,9 +130,8 @@ def low_rank(model: Any, recipe: Recipe, layers: list[int] | None) -> dict[str, 
     unknown = [t for t in lora.target_modules if not any(f".{name}".endswith(f".{t}") for name in linear)]
     if unknown or not lora.target_modules:
         names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-        raise HotswapError(
-            f"lora.target_modules: this base has no {', '.join(unknown) or 'empty name'}; it has: {names}."
-        )
+        what = f"this base has no {', '.join(unknown)}" if unknown else "name one at least"
+        raise HotswapError(f"lora.target_modules: {what}; it has: {names}.")
     return {
         "task_type": "CAUSAL_LM",
         "lora_alpha": lora.alpha,

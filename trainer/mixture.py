@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import chain, islice, repeat
 
 from adapters.base_model import Base
+from adapters.errors import HotswapError
 from adapters.tasks import ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
-from trainer.config import ClassificationRecipe, Recipe
-from trainer.data import Row, Splits, labels_of
+from trainer.config import PROMPTS, ClassificationRecipe, Recipe
+from trainer.data import Splits, labels_of
 from trainer.long_documents import in_parts
+from trainer.rows import Row
 
 Asked = tuple[Row, BaseTask]
 
@@ -18,10 +21,27 @@ Asked = tuple[Row, BaseTask]
 def make_task(recipe: Recipe, splits: Splits, base: Base) -> ClassificationTask | SummarizationTask:
     """Return the Task that training, evaluation and the service will share."""
     settings = recipe.task.model_dump(exclude={"kind", "template", "labels"})
+    task: ClassificationTask | SummarizationTask
     if isinstance(recipe.task, ClassificationRecipe):
         labels = labels_of(recipe.task, splits.train)
-        return ClassificationTask.of(recipe.task.template, labels, base.tokenizer, **settings)
-    return SummarizationTask.of(recipe.task.template, **settings)
+        task = ClassificationTask.of(recipe.task.template, labels, base.tokenizer, **settings)
+    else:
+        task = SummarizationTask.of(recipe.task.template, **settings)
+    _check_context(task, recipe, base)
+    return task
+
+
+def _check_context(task: BaseTask, recipe: Recipe, base: Base) -> None:
+    """Raise where longer texts would be trained on than the base can read: the service would cut them."""
+    room = json.loads((base.folder / "config.json").read_bytes()).get("max_position_embeddings")
+    if room is None:
+        return
+    fits = task.limit(base.tokenizer, room - (recipe.soft_prompt.tokens if recipe.method in PROMPTS else 0))
+    if fits < task.max_input_tokens:
+        raise HotswapError(
+            f"task.max_input_tokens is {task.max_input_tokens}; {base.name} reads {room} tokens in all, and {fits} of "
+            "them are left for a text: set it to that or less."
+        )
 
 
 def mixed_tasks(recipe: Recipe, splits: Splits, base: Base) -> dict[str, BaseTask]:

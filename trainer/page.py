@@ -22,6 +22,7 @@ EMPTY: dict[str, Any] = {
     "slices": {},
     "reliability": [],
     "examples": {"wrong": [], "right": []},
+    "base": None,
     "released": None,
 }
 
@@ -30,22 +31,27 @@ def page(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, 
     """Return the page: scores, plots, disturbances and examples. Every text of the data is escaped."""
     # An evaluation of an earlier version of the trainer lacks some parts.
     parts = EMPTY | evaluation
+    merit = "accuracy" if recipe.task.kind == "classification" else "ROUGE-L"
     disturbed = {name: value for name, value in parts["robustness"].items() if name != "rows"}
     plots = {
         "Loss": _plot(lambda axes: _curves(axes, run.get("history", []))),
         "Reliability on the test rows": _plot(lambda axes: _reliability(axes, parts["reliability"]))
         if parts["reliability"]
         else None,
-        "Disturbed test rows": _plot(lambda axes: _bars(axes, disturbed)) if disturbed else None,
+        "Disturbed test rows": _plot(lambda axes: _bars(axes, disturbed, merit)) if disturbed else None,
     }
     return template("report.html.j2").render(
         recipe=recipe,
         base=base,
+        merit=merit,
+        sureness="confidence" if recipe.task.kind == "classification" else "ROUGE-L",
         run=run,
         scores=score_rows(parts["scores"]),
         per_class=parts["scores"]["test"]["adapter"].get("per_class"),
         confusion=parts["scores"]["test"]["adapter"].get("confusion"),
+        by_base=parts["base"],
         released=parts["released"],
+        converted=run.get("converted"),
         robustness=parts["robustness"],
         baselines=parts["baselines"],
         forgetting=parts["forgetting"],
@@ -81,11 +87,11 @@ def _reliability(axes: Any, bins: list[dict[str, float]]) -> None:
     axes.set(xlabel="confidence", ylabel="share that was right", xlim=(0, 1.02), ylim=(0, 1.02))
 
 
-def _bars(axes: Any, disturbed: dict[str, float]) -> None:
+def _bars(axes: Any, disturbed: dict[str, float], merit: str) -> None:
     names = list(disturbed)[::-1]
     drawn = axes.barh(names, [disturbed[name] for name in names])
     axes.bar_label(drawn, fmt="%.3f", padding=3)
-    axes.set(xlabel="accuracy, or ROUGE-L", xlim=(0, 1.1))
+    axes.set(xlabel=merit, xlim=(0, 1.1))
 
 
 def _plot(draw: Callable[[Any], None]) -> Markup:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from adapters.errors import HotswapError
 
 
 class Progress(TrainerCallback):
@@ -30,6 +34,33 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar.close()
+
+
+class Clock(TrainerCallback, ExportableState):
+    """Counts the seconds of a run, over all the processes that it took where it was killed."""
+
+    def __init__(self) -> None:
+        self.before, self._started = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self._started
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"before": self.seconds()}}
+
+
+def seconds_of(trainer: Trainer) -> float:
+    """Return how long a run has taken. (Where it went on from a checkpoint, the trainer has put another clock in the
+    place of the one it was given.)"""
+    return max(each.seconds() for each in trainer.callback_handler.callbacks if isinstance(each, Clock))
+
+
+class Diverged(HotswapError):
+    """The weights are of no use, and neither is going on."""
+
+    def __init__(self) -> None:
+        super().__init__("the training diverged into infinite weights; set a lower training.learning_rate.")
 
 
 class StopAtNaN(TrainerCallback):

@@ -12,7 +12,7 @@ from adapters.manifest import Manifest, Profile, Reference
 from adapters.signing import Signer
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
-from trainer.config import Recipe
+from trainer.config import Recipe, Standing
 from trainer.page import page
 from trainer.report import card
 
@@ -20,8 +20,8 @@ SIGNIFICANT = 0.05
 
 
 def check_gate(recipe: Recipe, evaluation: dict[str, Any]) -> None:
-    """Raise :class:`HotswapError` naming every metric that is below what the recipe asks for, and the released version
-    where the candidate does not stand up to it."""
+    """Raise :class:`HotswapError` naming every metric that is below what the recipe asks for, and the base or the
+    released version where the candidate does not stand up to it."""
     scores = evaluation["scores"]
     wanted = {"test": recipe.gate.test, **recipe.gate.extra_tests}
     missed = []
@@ -31,23 +31,26 @@ def check_gate(recipe: Recipe, evaluation: dict[str, Any]) -> None:
             value = reached.get(metric)
             if value is None:
                 missed.append(f"{test} has no {metric}")
-            elif value < least:
+            elif not value >= least:  # nor may what is no number pass
                 missed.append(f"{test} {metric} is {value:.4f}, the gate asks for {least}")
-    missed += _beaten_by_released(recipe, evaluation.get("released"))
+    if (by_base := evaluation.get("base")) is not None:
+        told = f"the base untrained scores {by_base['base']:.4f}"
+        missed += _beaten("base", recipe.gate.base, by_base, told)
+    if (by_released := evaluation.get("released")) is not None:
+        told = f"version {by_released['version']}, which is served, scores {by_released['released']:.4f}"
+        missed += _beaten("released", recipe.gate.released, by_released, told)
     if missed:
         raise HotswapError("the gate is closed, nothing is published: " + "; ".join(missed))
 
 
-def _beaten_by_released(recipe: Recipe, against: dict[str, Any] | None) -> list[str]:
-    wanted = recipe.gate.released
-    if against is None or wanted == "any":
-        return []
-    ours, theirs, p = against["candidate"], against["released"], against["p_value"]
-    told = f"version {against['version']}, which is served, scores {theirs:.4f} and this one {ours:.4f} (p = {p:.2g})"
-    if p < SIGNIFICANT and ours < theirs:
-        return [f"{told}; gate.released: any lets it pass"]
+def _beaten(key: str, wanted: Standing, against: dict[str, Any], told: str) -> list[str]:
+    """Return why the candidate does not stand as ``gate.KEY`` wants it to, against the other on the same rows."""
+    ours, theirs, p = against["candidate"], against[key], against["p_value"]
+    told += f" and this one {ours:.4f} (p = {p:.2g})"
+    if wanted != "any" and p < SIGNIFICANT and ours < theirs:
+        return [f"{told}; gate.{key}: any lets it pass"]
     if wanted == "better" and not (p < SIGNIFICANT and ours > theirs):
-        return [f"{told}, and gate.released asks for a better one"]
+        return [f"{told}, and gate.{key} asks for a better one"]
     return []
 
 
@@ -69,7 +72,7 @@ def publish(
     (folder / REPORT).unlink(missing_ok=True)
     if with_report:
         (folder / REPORT).write_text(page(recipe, base, run, evaluation), encoding="utf-8")
-    (folder / CARD).write_text(card(recipe, base, run, evaluation["scores"]), encoding="utf-8")
+    (folder / CARD).write_text(card(recipe, base, run, evaluation), encoding="utf-8")
     lineage = {
         "recipe": recipe.model_dump(mode="json", exclude={"output", "sweep"}),
         "data": {"fingerprint": run["data"], "rows": run["rows"]},

@@ -29,8 +29,9 @@ def score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]) -> str:
+def card(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, Any]) -> str:
     """Return the version's ``README.md``: data, recipe, seed, scores, and how to make it again."""
+    scores = evaluation["scores"]
     origin = recipe.data.source or recipe.data.dataset or str(recipe.data.path)
     about = (SOURCES[recipe.data.source].__doc__ or "").strip() if recipe.data.source else "The user's own data."
     rows = ", ".join(f"{count} {name}" for name, count in run["rows"].items())
@@ -42,15 +43,14 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
         "",
         f"# {recipe.name}",
         "",
-        recipe.description,
-        "",
+        *([recipe.description, ""] if recipe.description else []),
         f"{_made_by(recipe)} for {base.name} (`{base.digest}`).",
         *_conversion_lines(run),
         "",
         "## Data",
         "",
         f"`{origin}`: {about}",
-        f"Rows: {rows}. Split by group, so that near-copies never cross; fingerprint `{run['data']}`.",
+        f"Rows: {rows}. {_split(recipe)}; fingerprint `{run['data']}`.",
         "",
         "## Held-out scores",
         "",
@@ -61,11 +61,12 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], scores: dict[str, Any]
             for r in score_rows(scores)
         ),
         *_confusion_lines(scores),
+        *_findings(evaluation),
         "",
         "## How to make it again",
         "",
         f"`python -m trainer train RECIPE.yaml` with the recipe below (seed {recipe.seed}); it took "
-        f"{run['seconds'] / 60:.0f} minutes for {run['steps']} steps on {run['machine']}.",
+        f"{run['seconds']:.0f} seconds for {run['steps']} steps on {run['machine']}.",
         "",
         "```yaml",
         yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip(),
@@ -124,7 +125,42 @@ def _span(both: dict[str, Any], metric: str) -> str:
 def _made_by(recipe: Recipe) -> str:
     if recipe.method in PROMPTS:
         return f"{recipe.soft_prompt.tokens} learnt vectors in front of the prompt ({recipe.method})"
-    return "A LoRA adapter" if recipe.method == "lora" else f"A LoRA adapter, trained with {recipe.method},"
+    how = [] if recipe.method == "lora" else [f"with {recipe.method}"]
+    how += [] if recipe.objective == "supervised" else [f"for {recipe.objective}"]
+    how += [f"from {recipe.start_from} on"] if recipe.start_from else []
+    return f"A LoRA adapter, trained {' '.join(how)}," if how else "A LoRA adapter"
+
+
+def _split(recipe: Recipe) -> str:
+    if recipe.data.near_duplicates == "group":
+        return "Split so that nearly equal texts never cross"
+    if recipe.data.group or recipe.data.source:
+        return f"Split by {recipe.data.group or 'the groups of the source'}, whose rows never cross"
+    return "Split by text: equal ones never cross, near-copies may"
+
+
+def _findings(evaluation: dict[str, Any]) -> list[str]:
+    """What else evaluation found that a user of the version should know."""
+    lines = []
+    if against := evaluation.get("base"):
+        lines.append(
+            f"The base untrained scores {_figure(against['base'])} on the test rows, this adapter "
+            f"{_figure(against['candidate'])} (p = {against['p_value']:.2g})."
+        )
+    if asked := evaluation.get("baselines"):
+        lines.append(
+            f"On the first {asked['rows']} of them: {asked['shots']} training rows in the base's prompt "
+            f"{_figure(asked['few_shot'])}, zero-shot {_figure(asked['zero_shot'])}, "
+            f"this adapter {_figure(asked['adapter'])}."
+        )
+    if forgotten := evaluation.get("forgetting"):
+        lines.append(
+            f"Perplexity of general text: base {_figure(forgotten['base'])}, adapter {_figure(forgotten['adapter'])}."
+        )
+    for column, apart in (evaluation.get("slices") or {}).items():
+        if apart["gap"] is not None:
+            lines.append(f"By {column} the scores of the test rows differ by up to {_figure(apart['gap'])}.")
+    return ["", *(f"- {line}" for line in lines)] if lines else []
 
 
 def _conversion_lines(run: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 from adapters.base_model import Base
@@ -15,7 +15,8 @@ from adapters.errors import HotswapError
 from adapters.tasks.base import BaseTask
 from trainer import methods
 from trainer.config import Recipe
-from trainer.data import Row, Splits
+from trainer.data import Splits
+from trainer.rows import Row
 
 BATCH = 16
 Answered = tuple[str, str]  # a text and an answer to it
@@ -61,11 +62,15 @@ class Judge:
     def __init__(self, folder: Path, base: Base) -> None:
         """Read what a run with objective ``reward`` made; raises :class:`HotswapError` where it is no such run."""
         try:
+            kind = PeftConfig.from_pretrained(folder / "adapter").task_type
+        except (OSError, ValueError) as error:
+            raise HotswapError(f"{folder} holds no reward model; train one there first.") from error
+        if kind != "SEQ_CLS":
+            raise HotswapError(f"{folder} holds an adapter, not a reward model; train one with objective reward.")
+        try:
             self._model = PeftModel.from_pretrained(_headed(base), folder / "adapter").eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise HotswapError(f"{folder} holds no reward model for {base.name}; train one there first.") from error
-        if self._model.active_peft_config.task_type != "SEQ_CLS":
-            raise HotswapError(f"{folder} holds an adapter, not a reward model; train one with objective reward.")
         if torch.cuda.is_available():
             self._model.cuda()
         self._base = base

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
-from adapters.packages import cache_folder
+from adapters.packages import cache_folder, file_digest
+from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask, Task
+from adapters.validation import explained
 from trainer.config import IDENTITY, Recipe
 from trainer.data import Splits, load_splits
 
+NEEDED = {"run.json": ("data", "base", "rows", "seconds"), "evaluation.json": ("scores", "profile")}
 RUN, EVALUATION, TASK, CHECKED = "run.json", "evaluation.json", "adapter/task.json", "data-check.json"
 
 
@@ -36,20 +40,25 @@ class Run:
     @property
     def task(self) -> ClassificationTask | SummarizationTask:
         """The task as it was trained, with its temperature. Raises :class:`HotswapError` before that."""
-        return TypeAdapter(Task).validate_python(self.read(TASK))
+        with explained(ClassificationTask, f"{self.folder / TASK} is damaged; delete {self.folder} and train again"):
+            return TypeAdapter(Task).validate_python(self.read(TASK))
 
     def is_finished(self) -> bool:
         identity = self.recipe.run_identity(self.splits.fingerprint, self.base.digest)
-        return (self.folder / RUN).is_file() and self._identity() == identity
+        return (self.folder / RUN).is_file() and identity_of(self.folder) == identity
 
     def trained(self) -> dict[str, Any]:
         """Return what the training was like. Raises where recipe or base are not those that were trained."""
         run = self.read(RUN)
+        if "files" in run and digests(self.folder / "adapter") != run["files"]:
+            raise HotswapError(
+                f"{self.folder / 'adapter'} is not what was trained; delete {self.folder} and train again."
+            )
         if self.base.digest != run["base"]:
             raise HotswapError(
                 f"the adapter was trained on another base than {self.base.name}; set HOTSWAP_BASE_MODEL to it."
             )
-        if self._identity() != self.recipe.run_identity(run["data"], run["base"]):
+        if identity_of(self.folder) != self.recipe.run_identity(run["data"], run["base"]):
             raise HotswapError(
                 f"the recipe is not the one that {self.folder} was trained with; give the same --set, or train again."
             )
@@ -66,8 +75,11 @@ class Run:
         if not path.is_file():
             raise HotswapError(f"{path} is missing: python -m trainer train comes first, with the same recipe.")
         try:
-            return json.loads(path.read_bytes())
-        except ValueError:
+            content = json.loads(path.read_bytes())
+            if not isinstance(content, dict) or not content.keys() >= set(NEEDED.get(name, ())):
+                raise ValueError(name)
+            return content
+        except (ValueError, RecursionError):
             raise HotswapError(f"{path} is damaged; delete {self.folder} and train again.") from None
 
     def write(self, name: str, content: Any) -> None:
@@ -77,11 +89,18 @@ class Run:
         scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
         scratch.replace(path)
 
-    def _identity(self) -> str | None:
-        note = self.folder / IDENTITY
-        return note.read_text() if note.is_file() else None
-
 
 def base_for(recipe: Recipe) -> Base:
     """Return the base that the recipe names, else ``HOTSWAP_BASE_MODEL``, else the default."""
     return resolve_base(recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
+
+
+def digests(adapter: Path) -> dict[str, str]:
+    """Return the digest of each file that decides what an adapter answers."""
+    return {name: file_digest(adapter / name) for name in (WEIGHTS, CONFIG) if (adapter / name).is_file()}
+
+
+def identity_of(folder: Path) -> str | None:
+    """Return the identity of the run in a folder; none where there is no run."""
+    note = folder / IDENTITY
+    return note.read_text(encoding="utf-8", errors="replace") if note.is_file() else None

@@ -10,7 +10,7 @@ import numpy as np
 from adapters.base_model import Base
 from adapters.tasks import ClassificationTask
 from adapters.tasks.base import BaseTask
-from trainer.data import Row
+from trainer.rows import Row
 from trainer.statistics import Outputs, merits
 
 LEAST_ROWS = 20  # fewer say too little to be compared
@@ -23,15 +23,17 @@ def slices_of(outputs: Outputs, rows: Sequence[Row], task: BaseTask, base: Base)
     ``data.slices``; ``gap`` is the largest difference between those of at least 20 rows, where there are two. For
     labels, columns have :func:`fairness` too."""
     worth = merits(task, outputs, [row.answer for row in rows])
-    by: dict[str, Positions] = {LENGTH: _thirds([len(base.tokenizer.encode(row.text)) for row in rows])}
+    columns: dict[str, Positions] = {}
     for position, row in enumerate(rows):
         for column, value in row.slices:
-            by.setdefault(column, {}).setdefault(value, []).append(position)
+            columns.setdefault(column, {}).setdefault(value, []).append(position)
+    by = {LENGTH: _thirds([len(base.tokenizer.encode(row.text)) for row in rows])}
+    by |= {column: dict(sorted(values.items())) for column, values in columns.items()}
     found = {column: _apart(values, worth) for column, values in by.items()}
     if isinstance(task, ClassificationTask):
         given, wanted = [output["label"] for output in outputs], [row.answer for row in rows]
-        for column in found.keys() - {LENGTH}:
-            found[column] |= fairness(by[column], given, wanted)
+        for column in columns:
+            found[column] |= fairness(columns[column], given, wanted)
     return found
 
 
@@ -58,16 +60,16 @@ def fairness(groups: Positions, given: Sequence[str], wanted: Sequence[str]) -> 
 def _thirds(lengths: list[int]) -> Positions:
     low, high = np.percentile(lengths, [100 / 3, 200 / 3])
     names = (f"to {low:.0f} tokens", f"to {high:.0f} tokens", "longer")
-    found: Positions = {}
+    found: Positions = {name: [] for name in names}
     for position, length in enumerate(lengths):
-        found.setdefault(names[0 if length <= low else 1 if length <= high else 2], []).append(position)
-    return found
+        found[names[0 if length <= low else 1 if length <= high else 2]].append(position)
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def _apart(values: Positions, worth: np.ndarray) -> dict[str, Any]:
     compared = [worth[rows] for rows in values.values() if len(rows) >= LEAST_ROWS]
     return {
-        "values": {v: {"rows": len(rows), "score": float(worth[rows].mean())} for v, rows in sorted(values.items())},
+        "values": {v: {"rows": len(rows), "score": float(worth[rows].mean())} for v, rows in values.items()},
         "gap": next(iter(_gap(compared)), None),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from scipy.special import log_softmax
 from scipy.stats import bootstrap, wilcoxon
 from sklearn.metrics import f1_score
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
+from adapters.tasks import ClassificationTask
 from adapters.tasks.base import BaseTask
 
 Outputs = Sequence[dict[str, Any]]
@@ -47,47 +49,75 @@ def merits(task: BaseTask, outputs: Outputs, references: Sequence[str]) -> np.nd
     return np.array([task.score([o], [r])["rougeL"] for o, r in zip(outputs, references, strict=True)])
 
 
-def intervals(task: BaseTask, outputs: Outputs, references: Sequence[str], seed: int = 0) -> dict[str, list[float]]:
-    """Return 95 % intervals by the bootstrap over rows (Efron 1979): metric → [low, high]."""
+def intervals(
+    task: BaseTask, outputs: Outputs, references: Sequence[str], groups: Sequence[str] = (), seed: int = 0
+) -> dict[str, list[float]]:
+    """Return 95 % intervals: metric → [low, high], by the bootstrap (Efron 1979) over ``groups`` of rows, because rows
+    of one group are alike; over the rows, where there are none. Where all rows are right, or all wrong, every resample
+    is the same: then accuracy has Wilson's interval (1927), and the others have none."""
     if len(outputs) < 2:
         return {}
     worth = merits(task, outputs, references)
-    if "label" not in outputs[0]:
-        return {"rougeL": _interval(worth, np.mean, seed)}
-    names = sorted({*references, *(output["label"] for output in outputs)})
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups or map(str, range(len(outputs)))):
+        members.setdefault(group, []).append(row)
+    together = [np.array(rows) for rows in members.values()]
+
+    def mean(rows: np.ndarray) -> float:
+        return float(worth[rows].mean())
+
+    if not isinstance(task, ClassificationTask):
+        return _without_none(rougeL=_interval(mean, together, seed))
+    names = [label.name for label in task.labels]
     pairs = np.array([(names.index(r), names.index(o["label"])) for o, r in zip(outputs, references, strict=True)])
 
     def macro_f1(rows: np.ndarray) -> float:
-        truth, told = pairs[rows.astype(int)].T
+        truth, told = pairs[rows].T
         return float(f1_score(truth, told, labels=range(len(names)), average="macro", zero_division=0))
 
-    return {
-        "accuracy": _interval(worth, np.mean, seed),
-        "macro_f1": _interval(np.arange(len(worth)), macro_f1, seed),
-    }
+    certain = _wilson(int(worth.sum()), len(worth)) if len(np.unique(worth)) == 1 else None
+    return _without_none(
+        accuracy=certain or _interval(mean, together, seed),
+        macro_f1=None if certain else _interval(macro_f1, together, seed),
+    )
 
 
-def _interval(sample: np.ndarray, statistic: Any, seed: int) -> list[float]:
-    if len(np.unique(sample)) == 1:
-        return [float(statistic(sample))] * 2  # every resample is the same
-    vectorized = statistic is np.mean
+def _interval(statistic: Callable[[np.ndarray], float], groups: list[np.ndarray], seed: int) -> list[float] | None:
+    if len(groups) < 2:
+        return None
+
+    def of_groups(chosen: np.ndarray) -> float:
+        return statistic(np.concatenate([groups[number] for number in chosen]))
+
     told = bootstrap(
-        (sample,), statistic, n_resamples=RESAMPLES, method="percentile", vectorized=vectorized, rng=seed
+        (np.arange(len(groups)),), of_groups, n_resamples=RESAMPLES, method="percentile", vectorized=False, rng=seed
     ).confidence_interval
-    return [round(float(told.low), 4), round(float(told.high), 4)]
+    return None if told.low == told.high else [round(float(told.low), 4), round(float(told.high), 4)]
 
 
-def compare(task: BaseTask, ours: Outputs, theirs: Outputs, references: Sequence[str]) -> dict[str, float]:
-    """Return the mean merit of both on the same rows, and ``p_value``: how likely a difference like this is by chance.
+def _wilson(right: int, rows: int) -> list[float]:
+    low, high = proportion_confint(right, rows, method="wilson")
+    return [round(float(low), 4), round(float(high), 4)]
+
+
+def _without_none(**found: list[float] | None) -> dict[str, list[float]]:
+    return {metric: interval for metric, interval in found.items() if interval is not None}
+
+
+def compare(
+    task: BaseTask, ours: Outputs, theirs: Outputs, references: Sequence[str], other: str = "released"
+) -> dict[str, float]:
+    """Return the mean merit of both on the same rows, as ``candidate`` and as ``other``, and ``p_value``: how likely a
+    difference like this is by chance.
 
     For labels by McNemar's exact test (McNemar 1947), for summaries by Wilcoxon's signed ranks (Wilcoxon 1945).
     """
-    one, other = merits(task, ours, references), merits(task, theirs, references)
-    if np.array_equal(one, other):
+    one, two = merits(task, ours, references), merits(task, theirs, references)
+    if np.array_equal(one, two):
         p = 1.0
     elif ours and "label" in ours[0]:
-        table = [[int(np.sum((one == a) & (other == b))) for b in (1, 0)] for a in (1, 0)]
+        table = [[int(np.sum((one == a) & (two == b))) for b in (1, 0)] for a in (1, 0)]
         p = float(mcnemar(table, exact=True).pvalue)
     else:
-        p = float(wilcoxon(one, other).pvalue)
-    return {"candidate": float(one.mean()), "released": float(other.mean()), "p_value": round(min(p, 1.0), 6)}
+        p = float(wilcoxon(one, two).pvalue)
+    return {"candidate": float(one.mean()), other: float(two.mean()), "p_value": round(min(p, 1.0), 6)}

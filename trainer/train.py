@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import platform
 import resource
-import shutil
-import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from transformers import (
-    TrainerCallback,
-)
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
@@ -28,14 +23,18 @@ from adapters.tasks import ClassificationTask
 from adapters.tasks.base import BaseTask
 from trainer import methods, statistics
 from trainer.batches import Encoded
-from trainer.config import CONVERTED, IDENTITY, Recipe
+from trainer.config import CONVERTED, Recipe
 from trainer.conversion import changes_of, to_lora
-from trainer.data import Row, Splits
-from trainer.evaluate import predict
+from trainer.data import Splits
+from trainer.evaluate import predict, with_adapter
 from trainer.fit import check_processes, fit, processes, whole
 from trainer.lineage import made_with
 from trainer.mixture import mixture
 from trainer.objectives import without_reference
+from trainer.occupancy import occupied
+from trainer.progress import Clock, Diverged, seconds_of
+from trainer.rows import Row
+from trainer.runs import digests
 
 
 def train(
@@ -51,21 +50,33 @@ def train(
 
     ``start`` is the folder of the LoRA to go on from, which ``recipe.start_from`` names.
 
-    A run that was interrupted goes on from its last checkpoint, with the result it would have had; a run
-    folder of another recipe, data or base is started afresh. Raises :class:`HotswapError` where the recipe
-    does not fit the base model.
+    A run that was interrupted goes on from its last checkpoint, with the result it would have had; the run of
+    another recipe, data or base in the same folder is given up once this one is done, and not before. Raises
+    :class:`HotswapError` where the recipe does not fit the base model, or another training is at work there.
     """
-    folder = recipe.run_folder
     for tracker in recipe.training.report_to:
         if find_spec(tracker) is None:
             raise HotswapError(f"training.report_to: {tracker} is not installed; pip install {tracker}.")
     check_processes(recipe)
-    with processes().main_process_first():
-        checkpoint = _prepare_folder(folder, recipe.run_identity(splits.fingerprint, base.digest))
+    with ExitStack() as running:
+        with processes().main_process_first():
+            identity = recipe.run_identity(splits.fingerprint, base.digest)
+            checkpoint = running.enter_context(occupied(recipe.run_folder, identity, processes().is_main_process))
+        return _trained(recipe, splits, task, base, callbacks, start, checkpoint)
+
+
+def _trained(
+    recipe: Recipe,
+    splits: Splits,
+    task: BaseTask,
+    base: Base,
+    callbacks: Sequence[TrainerCallback],
+    start: Path | None,
+    checkpoint: str | None,
+) -> dict[str, Any]:
     rows = mixture(recipe, splits, task, base)
-    started = time.monotonic()
-    trainer, result = fit(recipe, splits, task, base, rows, callbacks, start, checkpoint)
-    seconds = time.monotonic() - started
+    trainer, result = fit(recipe, splits, task, base, rows, [Clock(), *callbacks], start, checkpoint)
+    seconds = seconds_of(trainer)
     model = without_reference(whole(trainer, recipe, base, start))
     if not processes().is_main_process:
         return {}
@@ -73,22 +84,27 @@ def train(
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     best = losses[-1] if recipe.method == "adalora" and losses else trainer.state.best_metric
     if best is None or not math.isfinite(best) or not all(w.half().isfinite().all() for w in weights):
-        raise HotswapError("the training diverged into infinite weights; set a lower training.learning_rate.")
+        raise Diverged
     weights_count = sum(w.numel() for w in weights)
     lengths = Encoded(rows, base).lengths
     shrunk = shrink(model, recipe.training.shrink, splits.validation, task, base)
+    folder = recipe.run_folder / "adapter"
+    converted = _save(model, recipe, folder, splits, task, base)
+    if recipe.method in (*CONVERTED, "qlora"):  # what is served is not quite what was trained
+        del model, trainer.model
+        model = with_adapter(folder, base)
     calibration = 1.0 if recipe.objective == "reward" else _temperature(model, splits.validation, task, base)
-    converted = _save(model, recipe, folder / "adapter", splits, task, base)
+    count = torch.get_num_threads()
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
         "data": splits.fingerprint,
         "rows": splits.counts(),
         "base": base.digest,
-        "machine": f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+        "machine": f"{count} thread{'s' * (count > 1)} of a {platform.machine()} CPU"
         if not torch.cuda.is_available()
         else torch.cuda.get_device_name(),
         "seconds": round(seconds, 1),
-        "tokens_per_second": round(sum(lengths) * recipe.training.epochs / seconds, 1),
+        "tokens_per_second": round(sum(lengths) * trainer.args.num_train_epochs / seconds, 1),
         "peak_memory_mib": _peak_memory_mib(),
         "steps": trainer.state.global_step,
         "train_loss": result.training_loss,
@@ -98,25 +114,9 @@ def train(
         "trainable_parameters": weights_count,
         **({"converted": converted} if converted else {}),
         "made_with": made_with(),
+        "files": digests(folder),
         "history": history,
     }
-
-
-def _prepare_folder(folder: Path, identity: str) -> str | None:
-    """Return the checkpoint to go on from, if the folder holds one of exactly this run."""
-    note = folder / IDENTITY
-    if note.is_file() and note.read_text() == identity:
-        for checkpoint in folder.glob("checkpoint-*"):
-            if not (checkpoint / TRAINER_STATE_NAME).is_file():  # written last: a kill left this one incomplete
-                shutil.rmtree(checkpoint)
-        return get_last_checkpoint(str(folder))
-    if note.is_file():
-        shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise HotswapError(f"{folder} is not empty and not a run of this trainer; set output to another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(identity)
-    return None
 
 
 def _peak_memory_mib() -> int:

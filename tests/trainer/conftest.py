@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from trainer.config import Recipe
-from trainer.data import Row, Splits
+from trainer.data import Splits
+from trainer.rows import Row
 
 MakeRecipe = Callable[..., Recipe]
 WriteRows = Callable[..., Path]

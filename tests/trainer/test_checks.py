@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.trainer.conftest import MakeRecipe, WriteRows, reviews, settings
 from trainer.checks import Finding, check_data
-from trainer.config import Data
-from trainer.data import Columns, load_splits
+from trainer.config import Recipe
+from trainer.data import load_splits
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
 from trainer.personal import masked, personal
@@ -19,10 +20,10 @@ from trainer.personal import masked, personal
 STORY = "The council met on the third of May and decided after long debate to build the new bridge over the river at "
 
 
-def check(path: Path, kind: str = "classification", **data: object) -> list[Finding]:
-    return check_data(
-        Data(path=path, **data), Columns(kind), path.parent / "cache", count_tokens=lambda text: len(text.split())
-    )
+def check(path: Path, task: Any = "classification", **data: object) -> list[Finding]:
+    told = {"kind": task} if isinstance(task, str) else task
+    recipe = Recipe.model_validate({"name": "rows", "task": told, "data": {"path": path, **data}})
+    return check_data(recipe, path.parent / "cache", lambda text: len(text.split()))
 
 
 def about(findings: list[Finding], name: str) -> list[Finding]:

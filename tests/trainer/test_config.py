@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,29 @@ class TestAMistake:
             ({"data": {"path": "rows.csv", "keep": 0.5}}, "data.keep: takes keys of its own: by, share"),
             ({"task": "classification"}, "task: takes keys of its own: "),
             ({"lora": {"rank": 0}}, "lora.rank: Input should be greater than or equal to 1"),
-            ({"lora": {"target_modules": "q_proj"}}, "lora.target_modules: Input should be a valid tuple"),
+            ({"lora": {"target_modules": "q_proj"}}, "lora.target_modules: takes a list"),
             ({"seed": -1}, "seed: "),
+            ({"seed": 2**32}, "seed: Input should be less than"),
+            ({"seed": True}, "seed: takes a number, not true"),
+            ({"lora": {"rank": True}}, "lora: rank: takes a number, not true"),
+            ({"training": {"epochs": math.inf}}, "training.epochs: "),
+            ({"training": {"learning_rate": math.inf}}, "training.learning_rate: Input should be a finite number"),
+            (
+                {"method": "prefix_tuning", "training": {"gradient_checkpointing": True}},
+                "training.gradient_checkpointing: method prefix_tuning does not use it",
+            ),
+            ({"reinforce": {"rewards": {"rougeL": 0}}}, "reinforce.rewards.rougeL: Input should be greater than 0"),
+            (
+                {"sweep": {"training.learning_rate": 0.1}},
+                "learning_rate: takes a list of values, or {low",
+            ),
+            ({"sweep": {"training.learning_rate": []}}, "sweep.training.learning_rate.list: "),
+            (
+                {"sweep": {"seed": [1, 2]}},
+                "sweep: seed: trials with other rows, prompts or",
+            ),
+            ({"sweep": {"data.test": [0.1, 0.2]}}, "sweep: data.test: trials"),
+            ({"data": {"path": "x.csv", "extra_tests": {"": {"path": "y.csv"}}}}, "'' is no name"),
             ({"name": "My Mood"}, "name: "),
             ({"name": None}, "name: Input should be a valid string"),
             ({"task": {"kind": "translation"}}, "task.kind: 'translation' is unknown; one of 'classification', 'summ"),
@@ -115,6 +137,9 @@ class TestAMistake:
             ({"test": {"calibration_error": 0.1}}, "gate.test.calibration_error: unknown metric"),
             ({"extra_tests": {"far": {"accuracy": 1}}}, "gate.extra_tests.far: data.extra_tests has no test"),
             ({"tests": {"accuracy": 0.9}}, "gate.tests: unknown key; did you mean 'test'?"),
+            ({"test": {"accuracy": 1.01}}, "gate.test.accuracy: Input should be less than or equal to 1"),
+            ({"test": {"accuracy": math.nan}}, "gate.test.accuracy: Input should be a finite number"),
+            ({"test": {"prefers_chosen": 0.5}}, "gate.test.prefers_chosen: unknown metric"),
         ],
     )
     def test_in_the_gate_is_found_before_training(self, tmp_path: Path, gate: dict, reason: str) -> None:
@@ -131,6 +156,9 @@ class TestTheFile:
             (b"", "is not a recipe: it must be a mapping with name, task and data"),
             (b"- name", "is not a recipe"),
             (b"just words", "is not a recipe"),
+            (b"name: a\nseed: 1\nname: b\n", "line 1: the key 'name' is there twice"),
+            (b"description: 2020-13-45", "is not valid YAML: "),
+            (b"a: " + b"[" * 3000, "nested too deeply"),
             (b"!!python/object/apply:os.system ['true']", "is not valid YAML: "),
         ],
     )
@@ -171,6 +199,8 @@ class TestOverrides:
             ("training.epochs", "write it as key=value, for example --set training.epochs=2"),
             ("=5", "write it as key=value"),
             ("name.first=x", "'name' holds a value, not further keys"),
+            ("name=2020-99-99", "the value is not valid YAML; quote it"),
+            ("training.epochs=" + "[" * 2000, "the value is not valid YAML; quote it"),
             ("training.epochs=[", "the value is not valid YAML; quote it"),
             ("training.epoch=5", "training.epoch: unknown key; did you mean 'epochs'?"),
             ("training.epochs=lots", "training.epochs: Input should be a valid number"),
@@ -230,3 +260,26 @@ class TestTheIdentityOfARun:
         recipe = make_recipe()
         identities = {recipe.run_identity(d, b) for d, b in (("r", "b"), ("s", "b"), ("r", "c"))}
         assert len(identities) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "passes"),
+    [(6000, 1), (960, 1), (959, 2), (200, 5), (3, 5)],
+    ids=["many", "enough", "nearly", "few", "three"],
+)
+def test_a_few_rows_are_gone_through_more_than_once_unless_the_recipe_says_how_often(
+    make_recipe: MakeRecipe, rows: int, passes: int
+) -> None:
+    assert make_recipe(training={}).training.passes(rows) == passes
+    assert make_recipe(training={"epochs": 1.5}).training.passes(rows) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "No such file"), (b"x", "fewer than 50 words"), (b"\xff" * 99, "not UTF-8")],
+)
+def test_a_general_text_that_measures_nothing_is_refused_at_once(tmp_path: Path, text: bytes | None, said: str) -> None:
+    path = tmp_path / "general.txt"
+    if text is not None:
+        path.write_bytes(text)
+    assert said in refusal(tmp_path, evaluation={"general_text": str(path)})

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from adapters.errors import HotswapError
 from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
 from trainer.config import Data, Origin
-from trainer.data import Columns, Row, Splits, _split, labels_of, load_splits, read_rows
+from trainer.data import Splits, _split, labels_of, load_splits, read_rows
+from trainer.rows import Columns, Row
 from trainer.sources import SOURCES
 
 ROWS = [{"text": "A moving film", "label": "good"}, {"text": 'So "dull",\nand slow', "label": "bad"}]
@@ -163,6 +164,44 @@ class TestReading:
         (tmp_path / name).write_bytes(content)
         assert name in refusal(lambda: read(tmp_path / name))
 
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            ("rows.csv", "text,label\nHello 0, film,dull\n", "line 2 has 3 fields and the header 2; put a text"),
+            ("rows.csv", "0,film,dull\n1,film,moving\n", "it has no column 'text'"),
+            ("rows.csv", "text,label,label\na,b,c\n", "there are two columns 'label'; rename one"),
+            ("rows.csv", 'text,label\n"a film,dull\nanother,moving\n', "opens a quotation mark that is never closed"),
+            ("rows.csv", "text,label\n", "it has no rows"),
+            ("rows.csv", "\n\n", "it has no rows"),
+            ("rows.tsv", "text\tlabel\na\tb\tc\n", "line 2 has 3 fields"),
+            ("rows.csv", "text,label\na,b\n".encode("utf-16"), "save it as UTF-8"),
+            ("rows.csv", "text,label\na,b\n".encode("utf-16-le"), "save it as UTF-8"),
+            ("rows.jsonl", "\n \n", "it has no rows"),
+            ("rows.jsonl", "[" * 100_000, "line 1 is nested too deeply"),
+            ("rows.jsonl", '{"text": "a", "label": "b", "text": "c"}', "line 1 has the key 'text' twice"),
+            ("rows.jsonl", r'{"text": "\ud800", "label": "b"}', "line 1 has half a character"),
+            ("rows.json", "null", "it is no list of objects"),
+            ("rows.json", '[{"text": "a", "label": "b"}, null]', "row 2 is not a JSON object"),
+            ("rows.json", '[\n{"text": "a"\n"label": "b"}]', "line 3: "),
+            ("rows.json", "[]", "it has no rows"),
+            ("rows.json", "[" * 100_000, "it is nested too deeply"),
+        ],
+    )
+    def test_says_what_is_wrong_and_where(self, tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        assert said.replace("it has no column", "the data has no column") in refusal(lambda: read(tmp_path / name))
+
+    @pytest.mark.parametrize("name", ["g[1].csv", "g*.csv", "with, odd ?.csv"])
+    def test_takes_a_name_for_a_name_and_not_for_a_pattern(self, tmp_path: Path, name: str) -> None:
+        for other in ("g1.csv", "g2.csv", "with, odd x.csv"):
+            (tmp_path / other).write_text("text,label\nwrong,wrong\n")
+        (tmp_path / name).write_text("text,label\nright,right\n")
+        assert [row.answer for row in read(tmp_path / name)] == ["right"]
+
+    def test_of_json_takes_objects_line_by_line_too(self, tmp_path: Path) -> None:
+        (tmp_path / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        assert len(read(tmp_path / "rows.json")) == 2
+
     def test_of_a_file_that_is_not_there_names_it(self, tmp_path: Path) -> None:
         assert "nothing.csv does not exist" in refusal(lambda: read(tmp_path / "nothing.csv"))
 
@@ -276,6 +315,53 @@ class TestSplitting:
     def test_keeps_no_more_rows_than_asked_for(self) -> None:
         parts = split(rows_of(list(range(300))), train_rows=5, validation_rows=4, test_rows=3)
         assert {name: len(part) for name, part in parts.items()} == {"train": 5, "validation": 4, "test": 3}
+
+
+def texts_of(splits: Splits) -> list[set[str]]:
+    return [{row.text for row in part} for part in (splits.train, splits.validation, splits.test)]
+
+
+class TestNoTextIsOnTwoSides:
+    @pytest.fixture
+    def load(self, make_recipe: MakeRecipe, write_rows: WriteRows, tmp_path: Path) -> Callable[..., Splits]:
+        def load(rows: list[dict[str, Any]], task: dict[str, Any] | None = None, **changes: Any) -> Splits:
+            data = {"path": str(write_rows(rows)), "validation": 0.2, "test": 0.2, **changes.pop("data", {})}
+            told = {"task": {"kind": "classification", **task}} if task else {}
+            return load_splits(make_recipe(data=data, **told, **changes), tmp_path / "cache")
+
+        return load
+
+    def test_where_masking_makes_texts_the_same(self, load: Callable[..., Splits]) -> None:
+        rows = [{"text": f"Film {n // 2} moved ann{n}@example.com", "label": "ab"[n // 2 % 2]} for n in range(120)]
+        train, validation, test = texts_of(load(rows, data={"mask": True}))
+        assert "Film 0 moved <EMAIL_ADDRESS>" in train | validation | test
+        assert len(train | validation | test) == 60
+        assert len(train) + len(validation) + len(test) == len(train | validation | test)
+
+    def test_where_normalizing_does(self, load: Callable[..., Splits]) -> None:
+        rows = [
+            {"text": f"film {n // 2} mov\u00ad{'' if n % 2 else ' '}es", "label": "ab"[n // 2 % 2]} for n in range(80)
+        ]
+        rows += [{"text": row["text"].replace("\u00ad", ""), "label": row["label"]} for row in rows]
+        train, validation, test = texts_of(load(rows, task={"normalize": True}))
+        assert len(train | validation | test) == 80
+        assert len(train) + len(validation) + len(test) == len(train | validation | test)
+
+    def test_where_a_text_has_several_answers_in_several_groups(self, load: Callable[..., Splits]) -> None:
+        rows = [
+            {"text": f"film {n % 40}", "chosen": "a", "rejected": "b" if n < 40 else "c", "by": f"judge {n}"}
+            for n in range(80)
+        ]
+        rows = [{**row, "chosen": "c"} if row["rejected"] == "b" and n % 2 else row for n, row in enumerate(rows)]
+        splits = load(rows, objective="dpo", task={"labels": ["a", "b", "c"]}, data={"group": "by"})
+        train, validation, test = texts_of(splits)
+        assert sum(splits.counts().values()) == 80
+        assert len(train) + len(validation) + len(test) == len(train | validation | test)
+
+    def test_and_rejected_labels_are_labels_too(self, load: Callable[..., Splits]) -> None:
+        rows = [{"text": f"film {n}", "chosen": "ab"[n % 2], "rejected": "ba"[n % 2]} for n in range(60)]
+        rows[7]["rejected"] = "third"
+        assert "label 'third' is not among ['a', 'b']" in refusal(lambda: load(rows, objective="dpo"))
 
 
 class TestWhatCannotMakeAnAdapter:

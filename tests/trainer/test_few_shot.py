@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from adapters.base_model import Base
-from trainer.data import Row
 from trainer.few_shot import with_examples
+from trainer.rows import Row
 
 
 def row(text: str, answer: str) -> Row:
@@ -19,7 +19,8 @@ def test_examples_come_before_the_text_one_of_each_label_in_turn(sentiment_task,
         *(row(f"good {n}", good) for n in range(5)),
         row("poor", bad),
     ]
-    asked = with_examples(sentiment_task, rows, tiny, shots=3)
+    asked, shots = with_examples(sentiment_task, rows, tiny, shots=3)
+    assert shots == 3
     said = tiny.tokenizer.decode(asked.prompt("fine", tiny.tokenizer).ids)
     own = tiny.tokenizer.decode(sentiment_task.prompt("fine", tiny.tokenizer).ids)
     assert said.endswith(own)
@@ -31,9 +32,9 @@ def test_examples_come_before_the_text_one_of_each_label_in_turn(sentiment_task,
 
 def test_the_answers_shown_are_those_that_are_read(sentiment_task, tiny: Base) -> None:
     label = sentiment_task.labels[0]
-    text = with_examples(sentiment_task, [row("good", label.name)], tiny, shots=1).template.text
+    text = with_examples(sentiment_task, [row("good", label.name)], tiny, shots=1)[0].template.text
     assert tiny.tokenizer.decode([label.token_id]) in text
 
 
 def test_without_rows_that_fit_it_is_the_task_itself(sentiment_task, tiny: Base) -> None:
-    assert with_examples(sentiment_task, [], tiny) == sentiment_task
+    assert with_examples(sentiment_task, [], tiny) == (sentiment_task, 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from adapters.base_model import Base
 from adapters.tasks import SummarizationTask
-from trainer.data import Row
 from trainer.long_documents import condensed, in_parts
+from trainer.rows import Row
 
 TASK = SummarizationTask.of("Text: {text}\nSummary:", max_input_tokens=48, max_answer_tokens=12, long="chunks")
 STORY = "The court met in June. It heard the seller. It heard the buyer too. The judge ruled for the buyer in July."

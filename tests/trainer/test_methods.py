@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -17,10 +18,12 @@ from adapters.lint import base_shapes, lint
 from tests.trainer.conftest import MakeRecipe, reviews
 from trainer.config import CONVERTED, LOW_RANK, PROMPTS, Conversion, Recipe
 from trainer.conversion import changes_of, to_lora
-from trainer.data import Row, Splits
-from trainer.evaluate import evaluate, predict
+from trainer.data import Splits
+from trainer.evaluate import evaluate, predict, with_adapter
 from trainer.mixture import make_task
+from trainer.rows import Row
 from trainer.soft_prompts import spelled
+from trainer.statistics import temperature
 from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -169,3 +172,15 @@ def test_lora_plus_lets_b_learn_faster(make_recipe: MakeRecipe, splits: Splits, 
         weights = load_file(recipe.run_folder / "adapter" / "adapter_model.safetensors")
         norms.append(sum(float(w.float().norm()) for key, w in weights.items() if "lora_B" in key))
     assert norms[1] > 4 * norms[0]
+
+
+def test_the_temperature_is_that_of_what_is_served(make_recipe: MakeRecipe, tiny: Base) -> None:
+    """Cut down to rank 1, a change is another model, which is as sure as it is."""
+    dice = random.Random(3)
+    noisy = [Row(row["text"], dice.choices([row["label"], "positive"], [3, 1])[0], row["text"]) for row in reviews(400)]
+    splits = Splits(noisy[:100], noisy[100:300], noisy[300:], {})
+    recipe = recipe_of(make_recipe, "full", epochs=2, convert={"max_rank": 1, "error": 0})
+    task = make_task(recipe, splits, tiny)
+    told = train(recipe, splits, task, tiny)["temperature"]
+    served = predict(with_adapter(recipe.run_folder / "adapter", tiny), splits.validation, task, tiny)
+    assert told == pytest.approx(temperature(served, [row.answer for row in splits.validation]))

@@ -12,9 +12,10 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
 from trainer.config import Keep
-from trainer.data import Row, kept, load_splits
+from trainer.data import kept, load_splits
 from trainer.evaluate import evaluate
 from trainer.mixture import make_task, mixed_tasks, mixture
+from trainer.rows import Row
 from trainer.train import train
 
 TOPICS = {"kind": "classification", "template": "Ticket: {text}\nTopic:"}
@@ -84,7 +85,7 @@ def test_a_fault_in_a_mixed_task_is_said_to_be_there(mixed: Any, write_rows: Wri
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"mix": {"test": {"task": TOPICS, "data": {"path": "a.csv"}}}}, "has this name"),
+        ({"mix": {"test": {"task": TOPICS, "data": {"path": "a.csv"}}}}, "own splits is called"),
         ({"mix": {"a": {"task": TOPICS, "data": {"path": "a.csv", "extra_tests": {"b": {"path": "c.csv"}}}}}}, "extra"),
         ({"mix": {"a": {"task": TOPICS, "data": {"path": "a.csv"}}}, "objective": "dpo"}, "learns one task"),
     ],
@@ -129,3 +130,17 @@ def test_a_group_stays_together_in_stratified_splits(make_recipe: MakeRecipe, wr
     splits = load_splits(make_recipe(data=data), path.parent / "cache")
     groups = [{row.group for row in part} for part in (splits.train, splits.validation, splits.test)]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 50
+
+
+def test_what_one_task_is_tested_on_another_is_not_trained_on(
+    make_recipe: MakeRecipe, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    path = str(write_rows(reviews(120)))
+    mix = {"again": {"task": TOPICS, "data": {"path": path, "validation": 0.05, "test": 0.05}}}
+    recipe = make_recipe(data={"path": path, "validation": 0.2, "test": 0.2}, mix=mix)
+    splits = load_splits(recipe, tmp_path / "cache")
+    again = splits.mixed["again"]
+    for one, other in ((splits, again), (again, splits)):
+        tested = {row.text for row in (*one.validation, *one.test)}
+        assert tested
+        assert not tested & {row.text for row in other.train}

@@ -26,10 +26,11 @@ from tests.conftest import make_keys
 from tests.trainer.conftest import reviews, settings
 from tests.trainer.workplace import Result, Workplace, furnish
 from trainer.config import load_recipe
-from trainer.data import Row, Splits, load_splits
+from trainer.data import Splits, load_splits
 from trainer.evaluate import predict, profile_of
 from trainer.report import card
 from trainer.robustness import DISTURBANCES
+from trainer.rows import Row
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,13 +180,12 @@ class TestSweeping:
         assert set(heading.split()) == {"TRIAL", "STATE", "VALIDATION_LOSS", "TRAINING.LEARNING_RATE", "LORA.RANK"}
         assert sorted(trial.split()[0] for trial in trials) == ["0", "1", "2"], "two were remembered"
         assert following.startswith("next: python -m trainer train mood.yaml --set ")
-        assert not list((place.run_folder / "sweep").iterdir())
+        assert [path.name for path in (place.folder / "runs/mood.sweep").iterdir()] == ["sweep.db"]
         rows = json.loads(place.run("sweep", "mood.yaml", "--trials", 3, "--json").out)
         losses = [row["validation_loss"] for row in rows]
         assert losses == sorted(losses)
         assert len({row["training.learning_rate"] for row in rows}) == 3, "nothing is proposed twice"
         best = shlex.split(following.removeprefix("next: python -m trainer "))
-        shutil.rmtree(place.run_folder)
         assert place.run(*best, "--json").status == 0
         trained = json.loads((place.run_folder / "run.json").read_text())
         assert trained["best_validation_loss"] == losses[0], "the winner trained again is the winner"
@@ -196,6 +196,8 @@ class TestSweeping:
             ({"lora.rnak": [2, 4]}, "rnak"),
             ({"training.learning_rate": {"low": 1, "high": 0.1}}, "low must be below high"),
             ({"lora.rank": ["many"]}, "lora.rank"),
+            ({"training.learning_rate": [0.01, -1]}, "training.learning_rate: Input should be greater than 0"),
+            ({"lora.rank": {"low": 1, "high": 8}}, "lora.rank: Input should be a valid integer"),
         ],
     )
     def test_of_what_is_no_setting_is_refused_before_anything_is_trained(
@@ -204,13 +206,35 @@ class TestSweeping:
         place.write_recipe(sweep=space)
         assert reason in refused("sweep", "mood.yaml")
 
+    def test_of_another_recipe_space_or_data_does_not_go_on_with_what_was_tried(
+        self, place: Workplace, refused: Callable[..., str]
+    ) -> None:
+        place.write_recipe(sweep={"lora.rank": [2]})
+        quick = ("--trials", 1, "--set", "training.epochs=1")
+        assert place.run("sweep", "mood.yaml", *quick).status == 0
+        told = "holds a sweep of another recipe, search space, data or base; delete it, or set output"
+        assert told in refused("sweep", "mood.yaml", "--trials", 2)
+        assert told in refused("sweep", "mood.yaml", *quick, "--set", "sweep={lora.rank: [2, 4]}")
+        with (place.folder / "rows.jsonl").open("a") as file:
+            file.write('{"text": "one more film, moving", "label": "positive"}\n')
+        assert told in refused("sweep", "mood.yaml", *quick)
+
+    def test_in_which_every_trial_fails_or_whose_study_is_damaged_says_so(
+        self, place: Workplace, refused: Callable[..., str]
+    ) -> None:
+        place.write_recipe(sweep={"training.learning_rate": [1e30]})
+        assert "no trial came to an end" in refused("sweep", "mood.yaml", "--trials", 1)
+        (place.folder / "runs/mood.sweep/sweep.db").write_text("no database, this")
+        assert "cannot be used as a study" in refused("sweep", "mood.yaml", "--trials", 1)
+
 
 class TestEvaluating:
     def test_shows_base_and_adapter_side_by_side(self, trained: tuple[Workplace, list[Result]]) -> None:
         result = trained[1][1]
         assert result.status == 0
-        heading, *rows, following = result.out.splitlines()
+        heading, *rows, against_base, following = result.out.splitlines()
         assert heading.split() == ["TEST", "METRIC", "BASE", "ADAPTER", "INTERVAL"]
+        assert against_base.startswith("the base untrained: ")
         assert [row.split()[1] for row in rows] == [
             "rows",
             "accuracy",
@@ -262,9 +286,9 @@ class TestEvaluating:
 
     def test_scores_extra_rows_too(self, place: Workplace) -> None:
         shutil.rmtree(place.folder / "runs")
-        (place.folder / "far.csv").write_text("text,label\nso moving,positive\nso dull,negative\n")
+        (place.folder / "far.csv").write_text("text,label\nso moving,positive\nso dull,positive\n")
         data = settings()["data"] | {"extra_tests": {"far": {"path": "far.csv"}}}
-        place.write_recipe(data=data, gate={"extra_tests": {"far": {"accuracy": 1.1}}})
+        place.write_recipe(data=data, gate={"extra_tests": {"far": {"accuracy": 1}}})
         place.run("train", "mood.yaml")
         scores = json.loads(place.run("evaluate", "mood.yaml", "--json").out)
         assert scores["far"]["adapter"]["rows"] == 2
@@ -426,6 +450,58 @@ class TestPublishing:
         assert Store(place.folder / "other").versions("mood") == [1]
         assert place.store.names() == []
 
+    def test_refuses_weights_that_are_not_those_trained(self, place: Workplace, refused: Callable[..., str]) -> None:
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            path = place.run_folder / "adapter" / name
+            kept = path.read_bytes()
+            for content in (kept[:-1] + bytes([kept[-1] ^ 1]), kept[:100], b""):
+                path.write_bytes(content)
+                assert "is not what was trained; delete runs/mood and train again" in refused("publish", "mood.yaml")
+                assert "is not what was trained" in refused("evaluate", "mood.yaml")
+            path.unlink()
+            assert "is not what was trained" in refused("publish", "mood.yaml")
+            path.write_bytes(kept)
+
+    @pytest.mark.parametrize("name", ["run.json", "evaluation.json", "adapter/task.json"])
+    @pytest.mark.parametrize("content", ["{", "[]", "null", "5", "{}", "[" * 100_000])
+    def test_of_a_damaged_run_says_what_to_delete(
+        self, place: Workplace, refused: Callable[..., str], name: str, content: str
+    ) -> None:
+        (place.run_folder / name).write_text(content)
+        assert f"{name} is damaged; delete runs/mood and train again" in refused("publish", "mood.yaml")
+
+    def test_takes_no_score_that_is_no_number(self, place: Workplace, refused: Callable[..., str]) -> None:
+        evaluation = json.loads((place.run_folder / "evaluation.json").read_text())
+        evaluation["scores"]["test"]["adapter"]["accuracy"] = math.nan
+        (place.run_folder / "evaluation.json").write_text(json.dumps(evaluation))
+        assert "test accuracy is nan, the gate asks for 0.9" in refused("publish", "mood.yaml")
+
+    @pytest.mark.parametrize(
+        ("wanted", "base", "candidate", "p_value", "said"),
+        [
+            (
+                "not_worse",
+                0.9,
+                0.7,
+                0.01,
+                "the base untrained scores 0.9000 and this one 0.7000 (p = 0.01); gate",
+            ),
+            ("not_worse", 0.9, 0.7, 0.2, ""),
+            ("better", 0.8, 0.85, 0.2, "and gate.base asks for a better one"),
+            ("better", 0.8, 0.95, 0.01, ""),
+            ("any", 0.9, 0.7, 0.01, ""),
+        ],
+    )
+    def test_is_not_for_what_is_worse_than_the_base_untrained(
+        self, place: Workplace, wanted: str, base: float, candidate: float, p_value: float, said: str
+    ) -> None:
+        place.write_recipe(gate={"base": wanted})
+        evaluation = json.loads((place.run_folder / "evaluation.json").read_text())
+        evaluation["base"] = {"base": base, "candidate": candidate, "p_value": p_value}
+        (place.run_folder / "evaluation.json").write_text(json.dumps(evaluation))
+        result = place.run("publish", "mood.yaml")
+        assert (result.status, said in result.err) == (1 if said else 0, True)
+
     def test_takes_the_page_along_unless_its_quotations_must_not_be_seen(self, place: Workplace) -> None:
         for store, option in (("open", ()), ("discreet", ("--no-report",))):
             assert place.run("publish", "mood.yaml", "--store", place.folder / store, *option).status == 0
@@ -520,22 +596,14 @@ class TestPublishing:
             line = refused(command, "mood.yaml", base=other)
             assert "the adapter was trained on another base than other-llama; set HOTSWAP_BASE_MODEL to it" in line
 
-    def test_of_a_damaged_adapter_is_refused(self, place: Workplace, refused: Callable[..., str]) -> None:
-        weights = place.run_folder / "adapter" / "adapter_model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-10])
-        assert "adapter_model.safetensors is damaged" in refused("publish", "mood.yaml")
-
-    @pytest.mark.parametrize("file", ["run.json", "evaluation.json", "adapter/task.json"])
-    def test_of_a_damaged_run_is_refused(self, place: Workplace, refused: Callable[..., str], file: str) -> None:
-        (place.run_folder / file).write_text("{")
-        assert f"{file} is damaged; delete " in refused("publish", "mood.yaml")
-
 
 class TestTheCard:
     def test_writes_large_counts_out(self, place: Workplace, tiny: Base) -> None:
         both = {"rows": 123_456, "accuracy": 0.98765}
         run = json.loads((place.run_folder / "run.json").read_text())
-        text = card(load_recipe(place.folder / "mood.yaml"), tiny, run, {"test": {"base": both, "adapter": both}})
+        text = card(
+            load_recipe(place.folder / "mood.yaml"), tiny, run, {"scores": {"test": {"base": both, "adapter": both}}}
+        )
         assert "| test | rows | 123456 | 123456 |" in text
         assert "| test | accuracy | 0.9877 | 0.9877 |" in text
 

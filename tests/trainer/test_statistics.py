@@ -57,8 +57,27 @@ def test_an_interval_holds_its_score_and_is_the_same_every_time(
     assert 0 < low < 0.5 < high < 1
 
 
-def test_nothing_varies_where_everything_is_right(sentiment_task: ClassificationTask) -> None:
-    assert intervals(sentiment_task, [told(0.9)] * 9, ["positive"] * 9)["accuracy"] == [1.0, 1.0]
+def test_nine_right_answers_of_nine_are_no_certainty(sentiment_task: ClassificationTask) -> None:
+    found = intervals(sentiment_task, [told(0.9)] * 9, ["positive"] * 9)
+    assert found == {"accuracy": [pytest.approx(9 / (9 + 1.96**2), abs=1e-3), 1.0]}  # Wilson's, in closed form
+
+
+def test_rows_of_one_group_count_as_what_they_are(sentiment_task: ClassificationTask) -> None:
+    outputs = [told(0.9)] * 320 + [told(0.9, "negative")] * 80
+    truth, groups = ["positive"] * 400, [f"film {n // 20}" for n in range(400)]
+    (low, high), (least, most) = (
+        intervals(sentiment_task, outputs, truth, given)["accuracy"] for given in ((), groups)
+    )
+    assert most - least == pytest.approx((high - low) * math.sqrt(20), rel=0.15)
+
+
+def test_a_label_that_no_row_has_counts_in_macro_f1_and_in_its_interval(sentiment_task: ClassificationTask) -> None:
+    third = sentiment_task.labels[0].model_copy(update={"name": "neutral", "token_id": 300})
+    task = sentiment_task.model_copy(update={"labels": (*sentiment_task.labels, third)})
+    outputs = [told(0.9), told(0.8, "negative"), told(0.7), told(0.6)] * 10
+    truth = ["positive", "negative", "negative", "positive"] * 10
+    low, high = intervals(task, outputs, truth)["macro_f1"]
+    assert low < task.score(outputs, truth)["macro_f1"] < high < 0.7
 
 
 def test_two_versions_are_compared_on_the_rows_where_they_differ(sentiment_task: ClassificationTask) -> None:

@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
+from transformers.trainer import TRAINER_STATE_NAME
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
@@ -27,8 +28,9 @@ from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.trainer.conftest import MakeRecipe, settings
 from trainer.batches import IGNORED, Encoded, LengthGrouped, collate
 from trainer.config import Recipe
-from trainer.data import Row, Splits
+from trainer.data import Splits
 from trainer.mixture import make_task
+from trainer.rows import Row
 from trainer.supervised import AnswerTrainer
 from trainer.train import shrink, train
 
@@ -245,6 +247,19 @@ class TestAKilledRun:
         assert same(weights(recipe), weights(finished[0]))
         assert (result["steps"], result["history"][-1]["step"]) == (STEPS, STEPS)
         assert result["best_validation_loss"] == finished[1]["best_validation_loss"]
+
+    def test_counts_the_time_before_the_kill_too(
+        self, make_recipe: MakeRecipe, splits: Splits, tiny: Base, killed_after: Callable[..., None]
+    ) -> None:
+        recipe = make_recipe(training=STEADY, lora=LORA)
+        killed_after(5, lambda: run(recipe, splits, tiny))
+        note = recipe.run_folder / "checkpoint-4" / TRAINER_STATE_NAME
+        state = json.loads(note.read_text())
+        clock = state["stateful_callbacks"]["Clock"]
+        assert clock["attributes"]["before"] > 0
+        clock["attributes"]["before"] = 1000
+        note.write_text(json.dumps(state))
+        assert run(recipe, splits, tiny)["seconds"] > 1000
 
     def test_may_be_killed_again(
         self,

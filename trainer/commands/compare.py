@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import HotswapError
+from adapters.manifest import Manifest
 from adapters.packages import cache_folder
+from adapters.tasks import ClassificationTask
 from trainer.commands.common import add_json_option, add_set_option, add_store_option, manifest_of, store_at, write_rows
 from trainer.config import load_recipe
-from trainer.data import Row
+from trainer.rows import Row
 from trainer.runs import Run
 
 
@@ -51,14 +53,23 @@ def _ask(folder: Path, options: argparse.Namespace) -> None:
 
     rows, ones, others = _answers_of_both(options)
     found = comparison.items(rows, ones, others)
-    page = comparison.write(folder, options.a, options.b, found, len(rows))
-    print(f"{len(found)} of {len(rows)} answers differ; open {page}, and keep {comparison.KEY} from the voters")
+    page = comparison.write(folder, options.a, options.b, found, len(rows)) if found else None
+    if options.json:
+        files = {"page": str(page), "key": str(folder / comparison.KEY)} if page else {"page": None, "key": None}
+        print(json.dumps({**files, "differ": len(found), "asked": len(rows)}))
+    elif page:
+        print(f"{len(found)} of {len(rows)} answers differ; open {page}, and keep {comparison.KEY} from the voters")
+    else:
+        print(f"none of {len(rows)} answers differ: there is nothing to judge, and no page was written")
 
 
 def _count(folder: Path, options: argparse.Namespace) -> None:
     from trainer import comparison
 
     key = comparison.read_key(folder)
+    if (options.a, options.b) != (key["a"], key["b"]):
+        judged = f"{folder / comparison.KEY} is of {key['a']} and {key['b']}"
+        raise HotswapError(f"{judged}, not of {options.a} and {options.b}; give the --folder of their page.")
     ballots = comparison.read_votes(options.votes, key)
     result = comparison.verdict(key, ballots)
     if options.pairs:
@@ -78,17 +89,27 @@ def _count(folder: Path, options: argparse.Namespace) -> None:
 def _answers_of_both(options: argparse.Namespace) -> tuple[list[Row], list[str], list[str]]:
     """Return the first test rows and what each side says to them."""
     run, store = Run(load_recipe(options.on, tuple(options.set))), store_at(options.store)
-    rows, base = run.splits.tests["test"][: options.rows], run.base
+    a, b = manifest_of(store, options.a), manifest_of(store, options.b)
+    _check_comparable(a, b)
+    for side, manifest in ((options.a, a), (options.b, b)):
+        if manifest.base.digest != run.base.digest:
+            raise HotswapError(f"{side} is for another base than {run.base.name}; set HOTSWAP_BASE_MODEL to it.")
+    rows = run.splits.tests["test"][: options.rows]
     from trainer.evaluate import answers
 
-    manifests = {side: manifest_of(store, side) for side in (options.a, options.b)}
-    for side, manifest in manifests.items():
-        if manifest.base.digest != base.digest:
-            raise HotswapError(f"{side} is for another base than {base.name}; set HOTSWAP_BASE_MODEL to it.")
-
-    def said(side: str) -> list[str]:
-        manifest = manifests[side]
+    def said(manifest: Manifest, side: str) -> list[str]:
         folder = store.fetch(manifest.name, manifest.version, cache_folder())
-        return answers(folder, rows, manifest.task, base, side)
+        return answers(folder, rows, manifest.task, run.base, side)
 
-    return rows, said(options.a), said(options.b)
+    return rows, said(a, options.a), said(b, options.b)
+
+
+def _check_comparable(a: Manifest, b: Manifest) -> None:
+    """Raise :class:`HotswapError` where the answers of two versions cannot be held against each other."""
+    sides = f"{a.name}@{a.version} and {b.name}@{b.version}"
+    if a.task.kind != b.task.kind:
+        raise HotswapError(f"{sides} do {a.task.kind} and {b.task.kind}; compare versions of one task.")
+    if isinstance(a.task, ClassificationTask) and isinstance(b.task, ClassificationTask):
+        only = {label.name for label in a.task.labels} ^ {label.name for label in b.task.labels}
+        if only:
+            raise HotswapError(f"{sides} do not share '{min(only)}' as a label; compare versions with the same labels.")

@@ -14,14 +14,17 @@ from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from trainer.checks import SHOWN, Finding, as_records, check_data
 from trainer.commands.common import add_json_option, add_set_option, write_rows
-from trainer.config import PAIRED, Data, Recipe, load_recipe
-from trainer.data import Columns
+from trainer.config import PAIRED, Recipe, load_recipe
+from trainer.data import load_splits
 from trainer.feedback import read_log, rows_for
+from trainer.mixture import make_task
 
 
 def add(commands: Any) -> None:
     text = "look at the data before it is trained on"
-    data = commands.add_parser("data", help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
+    example = "example: python -m trainer data check tickets.csv --text message --answer topic"
+    data = commands.add_parser("data", help=text, description=text, epilog=example)
+    data = data.add_subparsers(required=True, metavar="COMMAND")
     _add_check(data)
     _add_from_feedback(data)
 
@@ -34,7 +37,7 @@ def _add_check(data: Any) -> None:
     sub.add_argument(
         "file", type=Path, metavar="FILE", help="a .jsonl, .json, .csv, .tsv or .parquet file, or a recipe"
     )
-    sub.add_argument("--task", choices=("classification", "summarization"), default="classification")
+    sub.add_argument("--task", choices=("classification", "summarization"), help="of a file: classification")
     sub.add_argument("--text", metavar="COLUMN", help="default: text")
     sub.add_argument("--answer", metavar="COLUMN", help="default: label, or summary")
     sub.add_argument("--group", metavar="COLUMN", help="rows that share its value stay in one split")
@@ -50,7 +53,9 @@ def _add_from_feedback(data: Any) -> None:
     sub.set_defaults(command=from_feedback)
     sub.add_argument("log", type=Path, nargs="+", metavar="LOG", help="what HOTSWAP_FEEDBACK_LOG wrote")
     sub.add_argument("--adapter", required=True, metavar="NAME")
-    sub.add_argument("--objective", choices=("supervised", "dpo", "kto", "reward"), default="supervised")
+    objectives = ("supervised", "dpo", "kto", "reward")
+    text = "what the rows are for; default: supervised"
+    sub.add_argument("--objective", choices=objectives, default="supervised", help=text)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
 
 
@@ -68,37 +73,43 @@ def check(options: argparse.Namespace) -> int:
 
 def _findings(options: argparse.Namespace) -> list[Finding]:
     """Return what is to be said about a recipe's data, or a file's as the options describe it."""
-    named = options.base or os.environ.get("HOTSWAP_BASE_MODEL")
+    recipe = _recipe(options)
+    base = resolve_base(options.base or recipe.base or os.environ.get("HOTSWAP_BASE_MODEL"))
+    found = findings_of(recipe, base)
+    if all(finding.level != "error" for finding in found):
+        try:  # what would keep training from it all the same
+            make_task(recipe, load_splits(recipe, cache_folder()), base)
+        except HotswapError as error:
+            found.insert(0, Finding("error", "splits", str(error)))
+    return found
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    columns = {"text": options.text, "answer": options.answer, "group": options.group}
+    told = {key: column for key, column in columns.items() if column}
     if options.file.suffix.lower() in (".yaml", ".yml"):
-        recipe = load_recipe(options.file, tuple(options.set))
-        return findings_of(recipe, resolve_base(options.base or recipe.base or named))
+        if told or options.task:
+            raise HotswapError("a recipe names its task and columns itself; change them by --set data.text=COLUMN.")
+        return load_recipe(options.file, tuple(options.set))
     if options.set:
         raise HotswapError("--set changes a recipe's keys; a file's columns are named by --text, --answer and --group.")
-    columns = {"text": options.text, "answer": options.answer, "group": options.group}
-    data = Data(path=options.file, **{key: column for key, column in columns.items() if column})
-    limit = 512 if options.task == "classification" else 1024
-    return _checked(data, Columns(options.task), 0, limit, resolve_base(named))
+    task = {"kind": options.task or "classification"}
+    return Recipe.model_validate({"name": "file", "task": task, "data": {"path": options.file, **told}})
 
 
 def findings_of(recipe: Recipe, base: Base) -> list[Finding]:
     """Return what is to be said about the recipe's data, and that of each task of its ``mix``."""
-    columns = Columns(recipe.task.kind, recipe.objective)
-    found = _checked(recipe.data, columns, recipe.seed, recipe.task.max_input_tokens, base)
+    found = check_data(recipe, cache_folder(), lambda text: len(base.tokenizer.encode(text)))
     for name in recipe.mix:
         of_part = findings_of(recipe.part(name), base)
         found += [replace(finding, message=f"mix.{name}: {finding.message}") for finding in of_part]
     return found
 
 
-def _checked(data: Data, columns: Columns, seed: int, limit: int, base: Base) -> list[Finding]:
-    def count(text: str) -> int:
-        return len(base.tokenizer.encode(text))
-
-    return check_data(data, columns, cache_folder(), seed=seed, max_input_tokens=limit, count_tokens=count)
-
-
 def from_feedback(options: argparse.Namespace) -> None:
     records = read_log(options.log, options.adapter)
+    if options.out.exists() and any(options.out.samefile(log) for log in options.log):
+        raise HotswapError(f"--out {options.out} is a log that was read; give the rows another file.")
     rows = list(rows_for(options.objective, records))
     if not rows:
         wanted = "a better summary or the right label" if options.objective in PAIRED else "a right answer"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 from adapters import cli
@@ -13,9 +14,11 @@ from adapters.manifest import Manifest
 from adapters.packages import cache_folder
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of, say, store_at
-from trainer.config import Recipe
+from trainer.config import Recipe, general_text
 from trainer.report import score_rows
 from trainer.runs import EVALUATION, Run
+
+FEW_ROWS = 100
 
 
 def add(commands: Any) -> None:
@@ -34,6 +37,11 @@ def evaluate(options: argparse.Namespace) -> None:
         return
     rows = score_rows(evaluation["scores"])
     cli.show(rows, as_json=False, columns=("test", "metric", "base", "adapter", "interval"))
+    by_base = evaluation["base"]
+    print(
+        f"the base untrained: {by_base['base']:.4f} on the same test rows, "
+        f"this adapter {by_base['candidate']:.4f} (p = {by_base['p_value']:.2g})"
+    )
     if against := evaluation["released"]:
         print(
             f"released is version {against['version']}: {against['released']:.4f} on the same test rows, "
@@ -48,6 +56,12 @@ def evaluate(options: argparse.Namespace) -> None:
         f"{untrained['shots']} examples in the prompt {untrained['few_shot']:.3f}; "
         f"adapter {untrained['adapter']:.3f}"
     )
+    if forgotten := evaluation["forgetting"]:
+        say(f"perplexity of general text: base {forgotten['base']:.1f}, adapter {forgotten['adapter']:.1f}")
+    if (rows_tested := len(run.splits.tests["test"])) < FEW_ROWS:
+        say(
+            f"{rows_tested} test rows tell little: differences below about {1 / math.sqrt(rows_tested):.2f} do not show"
+        )
     say(f"report: {run.folder / REPORT}")
     print(next_command("publish", options))
 
@@ -120,7 +134,7 @@ def _encoder(recipe: Recipe) -> Any:
 
 def _general_text(recipe: Recipe) -> str:
     if recipe.evaluation.general_text is not None:
-        return recipe.evaluation.general_text.read_text(encoding="utf-8")
+        return general_text(recipe.evaluation.general_text)
     from pydoc_data.topics import topics  # English prose on every machine that has Python
 
     return "\n\n".join(topics[name] for name in sorted(topics))

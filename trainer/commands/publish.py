@@ -9,7 +9,7 @@ from typing import Any
 from adapters import cli
 from adapters.errors import HotswapError
 from adapters.store import Store
-from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, store_at
+from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, say, store_at
 from trainer.commands.evaluate import comparable, score
 from trainer.runs import EVALUATION, Run
 
@@ -27,8 +27,8 @@ def add(commands: Any) -> None:
 def publish(options: argparse.Namespace) -> None:
     run, signer = Run(recipe_of(options)), cli.signer_of(options)
     recipe = run.recipe
-    if recipe.objective == "reward":
-        raise HotswapError("a reward model answers nothing: it is for reinforce.reward_model, not for the store.")
+    if recipe.unserved is not None:
+        raise HotswapError(recipe.unserved)
     trained, store = run.trained(), store_at(options.store)
     evaluation = _evaluation(run, store)
     from trainer import publish as publishing
@@ -46,8 +46,12 @@ def publish(options: argparse.Namespace) -> None:
 
 def _evaluation(run: Run, store: Store) -> dict[str, Any]:
     """Return what evaluation found, asked again where it is to be compared with another version by now."""
-    if not (run.folder / EVALUATION).is_file():
-        return score(run, store)
-    done, served = run.read(EVALUATION), comparable(run, store)
-    compared_with = (done.get("released") or {}).get("version")
-    return done if compared_with == (served.version if served else None) else score(run, store)
+    why = "nobody evaluated it yet"
+    if (run.folder / EVALUATION).is_file():
+        done, served = run.read(EVALUATION), comparable(run, store)
+        compared_with = (done.get("released") or {}).get("version")
+        if compared_with == (served.version if served else None):
+            return done
+        why = f"version {served.version} is released by now" if served else "nothing is released there to compare with"
+    say(f"evaluating: {why}")
+    return score(run, store)

@@ -8,7 +8,8 @@ from typing import Any
 
 from adapters import cli
 from adapters.errors import HotswapError
-from trainer.commands.common import add_recipe_command, next_command, recipe_of
+from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of
+from trainer.commands.train import start_of
 from trainer.config import Recipe, load_recipe
 from trainer.runs import Run
 
@@ -16,6 +17,7 @@ from trainer.runs import Run
 def add(commands: Any) -> None:
     text = "try the recipe's `sweep` of settings; goes on where it stopped"
     parser = add_recipe_command(commands, "sweep", sweep, text)
+    add_store_option(parser)
     parser.add_argument("--trials", type=int, default=20, help="in all, those of earlier sweeps counted (20)")
 
 
@@ -32,17 +34,22 @@ def sweep(options: argparse.Namespace) -> None:
     def changed(params: dict[str, Any]) -> Recipe:
         return load_recipe(options.recipe, (*options.set, *sweeping.as_settings(params)))
 
-    for key, space in recipe.sweep.items():  # a misspelt key is said before the first training
-        first = space[0] if isinstance(space, tuple) else int(space.low) if space.whole else space.low
-        load_recipe(options.recipe, (*options.set, f"{key}={json.dumps(first)}"))
-    _, base = run.splits, run.base
     from trainer import sweep as sweeping
 
-    study = sweeping.sweep(recipe, changed, lambda tried: Run(tried).splits, base, options.trials)
+    for key, space in recipe.sweep.items():  # what makes no recipe is said before the first training
+        for value in sweeping.samples(space):
+            changed({key: value})
+    data = run.splits.fingerprint  # bad data is refused before a model is fetched
+    start = start_of(run, options.store)
+    study = sweeping.sweep(recipe, data, changed, lambda tried: Run(tried).splits, run.base, options.trials, start)
     rows = sweeping.table(study)
     if options.json:
         print(json.dumps(rows))
         return
-    cli.show(rows, as_json=False, columns=("trial", "state", "validation_loss", *recipe.sweep))
+    cli.show(
+        [sweeping.in_figures(row) for row in rows],
+        as_json=False,
+        columns=("trial", "state", "validation_loss", *recipe.sweep),
+    )
     options.set = [*options.set, *sweeping.as_settings(study.best_params)]
     print(next_command("train", options))

@@ -10,13 +10,22 @@ from typing import Any
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from trainer.checks import Finding, as_records
-from trainer.commands.common import add_recipe_command, manifest_of, next_command, recipe_of, say, store_at
+from trainer.commands.common import (
+    add_recipe_command,
+    add_store_option,
+    manifest_of,
+    next_command,
+    recipe_of,
+    say,
+    store_at,
+)
 from trainer.commands.data import findings_of
 from trainer.runs import CHECKED, RUN, TASK, Run
 
 
 def add(commands: Any) -> None:
-    add_recipe_command(commands, "train", train, "make the adapter; goes on where a killed run stopped")
+    parser = add_recipe_command(commands, "train", train, "make the adapter; goes on where a killed run stopped")
+    add_store_option(parser)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -27,11 +36,13 @@ def train(options: argparse.Namespace) -> None:
     task = make_task(recipe, splits, base)
     counts = ", ".join(f"{count} {name}" for name, count in splits.counts().items())
     say(f"{recipe.name}: {counts}; base {base.name}; run folder {run.folder}")
+    if recipe.unserved is not None and recipe.objective != "reward":
+        say(f"note: {recipe.unserved}")
     if run.is_finished():
         say(f"already trained; delete {run.folder} to train it again")
         done: dict[str, Any] | None = run.read(RUN)
     else:
-        done = _train(run, task)
+        done = _train(run, task, start_of(run, options.store))
     if done is None:
         return
     if options.json:
@@ -45,12 +56,11 @@ def train(options: argparse.Namespace) -> None:
     print(next_command("evaluate", options))
 
 
-def _train(run: Run, task: Any) -> dict[str, Any] | None:
+def _train(run: Run, task: Any, start: Path | None) -> dict[str, Any] | None:
     """Return what the training was like; nothing in all but the first of several processes."""
     from trainer.fit import processes
     from trainer.train import train as fit
 
-    start = _start(run)
     first = processes().is_main_process
     findings = _checked(run) if first else []
     done = fit(run.recipe, run.splits, task, run.base, start=start)
@@ -64,11 +74,12 @@ def _train(run: Run, task: Any) -> dict[str, Any] | None:
     return done
 
 
-def _start(run: Run) -> Path | None:
-    """Return the folder of the LoRA that the recipe starts from. Raises where there is none that could be."""
+def start_of(run: Run, place: str | None) -> Path | None:
+    """Return the folder of the LoRA that the recipe starts from, out of the store at ``place``. Raises where there is
+    none that could be."""
     if (start := run.recipe.start_from) is None:
         return None
-    store = store_at()
+    store = store_at(place)
     manifest = manifest_of(store, start)
     if manifest.base.digest != run.base.digest or manifest.virtual_tokens:
         raise HotswapError(f"start_from: {start} is not a LoRA for {run.base.name}.")

@@ -63,6 +63,8 @@ def test_what_users_said_becomes_a_better_version_of_what_they_used(place: Workp
         },
         data={"path": "kto.jsonl", "validation": 0.2, "test": 0.2},
     )
+    one = refused(place, "train", "mood.yaml", "--set", "task.labels=[negative, positive, unheard]")
+    assert 'set task to {template: "Review: {text}\\nSentiment:", labels: [negative, positive]}' in one
     done(place, "train", "mood.yaml")
     done(place, "evaluate", "mood.yaml")
     assert "mood@2 published" in done(place, "publish", "mood.yaml")

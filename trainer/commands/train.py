@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import HotswapError
+from adapters.manifest import Manifest
 from adapters.packages import cache_folder
 from trainer.checks import Finding, as_records
 from trainer.commands.common import (
@@ -20,6 +21,7 @@ from trainer.commands.common import (
     store_at,
 )
 from trainer.commands.data import findings_of
+from trainer.config import Recipe
 from trainer.runs import CHECKED, RUN, TASK, Run
 
 
@@ -42,7 +44,10 @@ def train(options: argparse.Namespace) -> None:
         say(f"already trained; delete {run.folder} to train it again")
         done: dict[str, Any] | None = run.read(RUN)
     else:
-        done = _train(run, task, start_of(run, options.store))
+        start = start_of(run, options.store)
+        if start is not None:
+            _check_task(recipe, task, manifest_of(store_at(options.store), str(recipe.start_from)))
+        done = _train(run, task, start)
     if done is None:
         return
     if options.json:
@@ -84,6 +89,22 @@ def start_of(run: Run, place: str | None) -> Path | None:
     if manifest.base.digest != run.base.digest or manifest.virtual_tokens:
         raise HotswapError(f"start_from: {start} is not a LoRA for {run.base.name}.")
     return store.fetch(manifest.name, manifest.version, cache_folder())
+
+
+def _check_task(recipe: Recipe, task: Any, started: Manifest) -> None:
+    """A LoRA that goes on with other labels or another prompt has to learn these first. That may be wanted of
+    supervised rows; judgements are about the answers of the task as it was."""
+    ours, theirs = (each.model_dump(include={"kind", "template", "labels"}) for each in (task, started.task))
+    if ours == theirs:
+        return
+    labels = ", ".join(label["name"] for label in theirs.get("labels", ()))
+    asks = f"template: {json.dumps(theirs['template']['text'])}" + (f", labels: [{labels}]" if labels else "")
+    told = (
+        f"start_from: {recipe.start_from} does another task than this recipe; to go on with it, set task to {{{asks}}}"
+    )
+    if recipe.objective != "supervised":
+        raise HotswapError(f"{told}.")
+    say(f"note: {told}")
 
 
 def _checked(run: Run) -> list[Finding]:

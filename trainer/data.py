@@ -80,7 +80,8 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
     if recipe.objective == "kto" and len({row.good for row in train}) < 2:
         raise HotswapError(f"objective kto needs good answers and bad ones; '{data.good}' says the same of all.")
     mixed = {name: _mixed(recipe, name, cache) for name in recipe.mix}
-    return _apart(Splits(train, validation, test, extra, mixed)) if mixed else Splits(train, validation, test, extra)
+    splits = Splits(train, validation, test, extra, mixed)
+    return _without_held_out(splits) if mixed else splits
 
 
 def _mixed(recipe: Recipe, name: str, cache: Path) -> Splits:
@@ -90,7 +91,7 @@ def _mixed(recipe: Recipe, name: str, cache: Path) -> Splits:
         raise HotswapError(f"mix.{name}: {error}") from error
 
 
-def _apart(splits: Splits) -> Splits:
+def _without_held_out(splits: Splits) -> Splits:
     """Take out of each task's training rows what another task holds out: one text may be in several data sets, whose
     shares and groups put it into different splits."""
     parts = {"": splits, **splits.mixed}

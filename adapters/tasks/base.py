@@ -31,8 +31,10 @@ def checked_template(text: str) -> str:
 
 def normalized(text: str) -> str:
     """Return ``text`` in NFKC (Unicode Standard Annex 15), without control and format characters such as soft hyphens,
-    and with single blanks and at most one empty line."""
-    kept = "".join(c for c in unicodedata.normalize("NFKC", text) if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    and with single blanks and at most one empty line. Text that is so already stays as it is: training sees it twice.
+    """
+    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    kept = unicodedata.normalize("NFKC", kept)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", re.sub(r"[ \t]+", " ", kept))).strip()
 
 

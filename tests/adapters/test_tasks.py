@@ -8,13 +8,14 @@ from string import ascii_uppercase
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from adapters.base_model import Base
 from adapters.errors import InputTooLong, InvalidAdapter
 from adapters.tasks import ClassificationTask, Completion, SummarizationTask
+from adapters.tasks.base import normalized
 from adapters.tasks.chunks import in_chunks
 from adapters.tasks.classification import MAX_LABELS, calibration_error, choose_tokens
 from adapters.tokens import FileTokenizer
@@ -79,6 +80,13 @@ def test_parts_end_where_sentences_do(tiny: Base) -> None:
 def test_a_long_line_is_divided_in_time_that_grows_with_its_length_only() -> None:
     pieces = in_chunks("A sentence about it. " * 20_000, 2000, len)
     assert 210 <= len(pieces) <= 230
+
+
+@given(st.text())
+@example("e\u00ad\u0301")  # an accent that a soft hyphen keeps from its letter
+@example(" \u00a0\n \n\u2003\n\n x")
+def test_normalized_text_stays_as_it_is(text: str) -> None:
+    assert normalized(normalized(text)) == normalized(text)
 
 
 def test_normalized_text_is_the_same_however_it_was_typed(tiny: Base) -> None:

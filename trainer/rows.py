@@ -145,6 +145,7 @@ def _label(names: list[str], number: int | None) -> str | None:
 def _load_table(origin: Origin, cache: Path) -> Any:
     from datasets import disable_progress_bars, load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from pyarrow.parquet import read_metadata
 
     disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would say is in the error
@@ -159,6 +160,8 @@ def _load_table(origin: Origin, cache: Path) -> Any:
             name, _, split = origin.dataset.partition(":")
             return load_dataset(name, split=split or "train", cache_dir=place)
         loader = LOADERS[path.suffix.lower()]
+        if loader == "parquet" and not read_metadata(path).num_rows:
+            raise ValueError("it has no rows")
         options = _csv_options(path) if loader == "csv" else {}
         files = glob.escape(str(path))  # or a name such as "rows[1].csv" would be a pattern for others
         return load_dataset(loader, data_files=files, split="train", cache_dir=place, **options)

@@ -198,6 +198,13 @@ class TestReading:
         (tmp_path / name).write_text("text,label\nright,right\n")
         assert [row.answer for row in read(tmp_path / name)] == ["right"]
 
+    def test_of_an_empty_parquet_file_says_so(self, tmp_path: Path) -> None:
+        from datasets import Dataset, Features, Value
+
+        features = Features({"text": Value("string"), "label": Value("string")})
+        Dataset.from_dict({"text": [], "label": []}, features=features).to_parquet(tmp_path / "rows.parquet")
+        assert "rows.parquet could not be read: it has no rows" in refusal(lambda: read(tmp_path / "rows.parquet"))
+
     def test_of_json_takes_objects_line_by_line_too(self, tmp_path: Path) -> None:
         (tmp_path / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
         assert len(read(tmp_path / "rows.json")) == 2

@@ -66,7 +66,8 @@ def check(options: argparse.Namespace) -> int:
     else:
         for finding in findings:
             more = " …" if len(finding.rows) == SHOWN else ""
-            where = f" (rows {', '.join(map(str, finding.rows))}{more})" if finding.rows else ""
+            named = finding.rows and finding.check != "cells"  # whose messages begin with the row
+            where = f" (rows {', '.join(map(str, finding.rows))}{more})" if named else ""
             print(f"{finding.level:8} {finding.check}: {finding.message}{where}")
     return 1 if any(finding.level == "error" for finding in findings) else 0
 

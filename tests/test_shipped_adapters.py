@@ -174,7 +174,7 @@ def reference_scores(base: Base, store: Store, who: tuple, texts: list[str]) -> 
         prompt = torch.tensor([task.prompt(text, base.tokenizer).ids])
         with torch.inference_mode():
             logits = model(prompt).logits[0, -1]
-        chosen = logits[[label.token_id for label in task.labels]].softmax(-1).tolist()
+        chosen = (logits[[label.token_id for label in task.labels]] / task.temperature).softmax(-1).tolist()
         scores.append(dict(zip((label.name for label in task.labels), chosen, strict=True)))
     return scores
 

@@ -18,6 +18,8 @@ from trainer.mixture import make_task, mixed_tasks, mixture
 from trainer.rows import Row
 from trainer.train import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOPICS = {"kind": "classification", "template": "Ticket: {text}\nTopic:"}
 WORDS = {"billing": "charged twice", "bug": "it crashes"}
 

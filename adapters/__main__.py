@@ -24,6 +24,7 @@ from adapters.server import ask_server
 from adapters.signing import TrustedKeys
 from adapters.store import Store, open_store
 from adapters.tasks import ClassificationTask, SummarizationTask, Task
+from adapters.tasks.classification import order_decides
 from adapters.validation import explained
 
 TASK_FILE = "task.json"
@@ -60,6 +61,12 @@ def add(options: argparse.Namespace) -> None:
         print(json.dumps({"name": manifest.name, "version": manifest.version}))
     else:
         print(manifest.version)
+    if (
+        isinstance(task, ClassificationTask)
+        and options.labels
+        and order_decides([label.name for label in task.labels], base.tokenizer)
+    ):
+        print("These labels begin alike: --labels must have the order in which they were trained", file=sys.stderr)
     if options.task and not options.template:
         prompt = TEMPLATES[options.task].replace("\n", "\\n")
         print(f"No --template: taken to be trained with the prompt '{prompt}'", file=sys.stderr)
@@ -322,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--task", choices=sorted(TEMPLATES))
-    sub.add_argument("--labels", help="comma-separated, for classification")
+    sub.add_argument("--labels", help="comma-separated, in the order of training (this trainer sorts them)")
     sub.add_argument("--template", help="the prompt it was trained with; {text} marks the input, \\n a new line")
     sub.add_argument("--description", default="")
     cli.add_sign_option(sub)

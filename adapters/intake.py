@@ -26,9 +26,11 @@ def add_version(
     base: Base,
     *,
     signer: Signer | None = None,
+    with_report: bool = False,
     **about: Any,
 ) -> Manifest:
-    """Return the manifest of the new version; ``about`` are further fields of it (metrics, lineage, …).
+    """Return the manifest of the new version; ``about`` are further fields of it (metrics, lineage, …);
+    ``with_report`` takes a ``report.html`` along, which quotes test rows.
 
     Raises :class:`~adapters.errors.InvalidAdapter` for a folder that could not be served on ``base``, and
     writes nothing then.
@@ -37,7 +39,7 @@ def add_version(
     _check_label_tokens(task, base)
     files = {
         file: File(bytes=(folder / file).stat().st_size, digest=file_digest(folder / file))
-        for file in (CONFIG, WEIGHTS, CARD, REPORT)
+        for file in (CONFIG, WEIGHTS, CARD, *([REPORT] if with_report else []))
         if (folder / file).is_file()
     }
 

@@ -237,7 +237,10 @@ class Inference:
             if len(parts) == 1:
                 break
             first = first or len(parts)
-            text = task.joined(await self._each(work, parts, whole, usage))
+            said = task.joined(await self._each(work, parts, whole, usage))
+            if not said:
+                break
+            text = said
         return text, first
 
     async def _each(self, work: Work, parts: list[str], asked: Inputs, usage: Usage) -> list[str]:

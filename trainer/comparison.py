@@ -127,7 +127,9 @@ def _ballot(path: Path) -> tuple[str | dict[str, str], str, dict[str, str]]:
         ballot = json.loads(path.read_bytes())
         page, votes = ballot["page"], ballot["votes"]
         voter = ballot.get("voter", votes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except OSError as error:
+        raise HotswapError(f"cannot read {path}: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         page = votes = voter = None
     if not isinstance(votes, dict) or not isinstance(voter, str | dict):
         raise HotswapError(f"{path} holds no votes; the page's button saves such files.")

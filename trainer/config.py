@@ -58,7 +58,9 @@ class Origin(Strict):
     dataset: str | None = Field(default=None, description="a Hugging Face data set id, with ':split' behind it")
     source: str | None = Field(default=None, description="a data set this project knows how to fetch")
     text: str = Field(default="text", description="the column with the input")
-    answer: str | None = Field(default=None, description="the column with the answer; default: label or summary")
+    answer: str | None = Field(
+        default=None, description="the column with the answer; default: label or summary; chosen for dpo and reward"
+    )
     group: str | None = Field(default=None, description="rows that share this column's value stay in one split")
     rejected: str = Field(default="rejected", description="objectives dpo and reward: the column with the worse answer")
     good: str = Field(default="good", description="objective kto: the column that says whether the answer was good")
@@ -97,6 +99,13 @@ class Data(Origin):
     )
     keep: Keep | None = Field(default=None, description="train on a part of the rows, chosen")
     extra_tests: dict[str, Origin] = Field(default_factory=dict, description="further rows only ever tested on")
+
+    @field_validator("slices")
+    @classmethod
+    def _not_length(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
+        if "length" in slices:
+            raise ValueError("the rows are scored apart by their length anyway; give the column another name")
+        return slices
 
     @field_validator("extra_tests")
     @classmethod
@@ -368,10 +377,12 @@ class Recipe(Strict):
     def _gate_can_open(self) -> Self:
         """Refuse a misspelt gate now, not when the training that it judges is over."""
         for test, thresholds in self.gate.extra_tests.items():
-            if test not in self.data.extra_tests:
-                raise ValueError(f"gate.extra_tests.{test}: data.extra_tests has no test of this name")
-            self._check_metrics(f"gate.extra_tests.{test}", thresholds)
-        self._check_metrics("gate.test", self.gate.test)
+            if test not in (*self.data.extra_tests, *self.mix):
+                raise ValueError(f"gate.extra_tests.{test}: data.extra_tests has no test of this name, nor has mix")
+            kind = self.mix[test].task.kind if test in self.mix else self.task.kind
+            embedded = self.evaluation.similarity and test not in self.mix
+            self._check_metrics(f"gate.extra_tests.{test}", thresholds, kind, embedded)
+        self._check_metrics("gate.test", self.gate.test, self.task.kind, self.evaluation.similarity)
         _check_names(self.mix)
         for name, mixed in self.mix.items():
             if name in ("test", *self.data.extra_tests):
@@ -446,11 +457,11 @@ class Recipe(Strict):
             raise ValueError("training.batch_size: objective kto compares the answers of a batch; 2 or more")
         return self
 
-    def _check_metrics(self, where: str, thresholds: dict[str, float]) -> None:
-        known = METRICS[self.task.kind]
+    def _check_metrics(self, where: str, thresholds: dict[str, float], kind: str, embedded: bool) -> None:
+        known = METRICS[kind]
         if self.objective == "dpo":
             known = (*known, "prefers_chosen")
-        if not self.evaluation.similarity:
+        if not embedded:
             known = tuple(metric for metric in known if metric != "similarity")
         for metric in thresholds:
             if metric not in known:

@@ -170,14 +170,16 @@ def baselines_of(
     the prompt; beside ``adapter``, that of the trained on the same rows. Did it need to be trained at all?"""
     rows = _first(splits.tests["test"], task)
     asked, shots = with_examples(task, [row for row in splits.train if row.good], base)
-    with model.disable_adapter():
-        few_shot = predict(model, rows, asked, base, "test: few-shot")
+    few_shot = None
+    if shots:
+        with model.disable_adapter():
+            few_shot = _mean_merit(task, predict(model, rows, asked, base, "test: few-shot"), rows)
     return {
         **({"majority": majority_of(splits, task)} if isinstance(task, ClassificationTask) else {}),
         "rows": len(rows),
         "shots": shots,
         "zero_shot": _mean_merit(task, zero_shot[: len(rows)], rows),
-        "few_shot": _mean_merit(task, few_shot, rows),
+        "few_shot": few_shot,
         "adapter": adapted,
     }
 
@@ -223,7 +225,9 @@ def examples_of(outputs: Sequence[dict[str, Any]], rows: list[Row], task: BaseTa
     ]
     worst = sorted((i for i in range(len(rows)) if merits[i] < 1), key=lambda i: (merits[i], -sureness[i]))
     best = sorted((i for i in range(len(rows)) if merits[i] > 0), key=lambda i: (-merits[i], -sureness[i]))
-    return {"wrong": [shown[i] for i in worst[:EXAMPLES]], "right": [shown[i] for i in best[:EXAMPLES]]}
+    # A summary is neither right nor wrong: of a few, none is to stand on both sides.
+    most = EXAMPLES if isinstance(task, ClassificationTask) else min(EXAMPLES, len(rows) // 2)
+    return {"wrong": [shown[i] for i in worst[:most]], "right": [shown[i] for i in best[:most]]}
 
 
 def with_adapter(adapter: Path, base: Base) -> Any:

@@ -45,11 +45,15 @@ def condensed(
     texts = list(texts)
     if not isinstance(task, SummarizationTask) or task.long == "cut":
         return texts
+    condensable = set(range(len(texts)))
     for _ in range(ROUNDS):
-        parts = {i: found for i, text in enumerate(texts) if len(found := task.parts(text, base.tokenizer)) > 1}
+        parts = {i: found for i in sorted(condensable) if len(found := task.parts(texts[i], base.tokenizer)) > 1}
         if not parts:
             break
         said = iter(summarize([part for found in parts.values() for part in found]))
         for i, found in parts.items():
-            texts[i] = task.joined([next(said) for _ in found])
+            joined = task.joined([next(said) for _ in found])
+            texts[i] = joined or texts[i]
+            if not joined:
+                condensable.remove(i)
     return texts

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from adapters.errors import HotswapError
 from trainer.config import IDENTITY
 from trainer.progress import Diverged
-from trainer.runs import identity_of
+from trainer.runs import aside_of, identity_of
 
 
 @contextmanager
@@ -30,8 +30,7 @@ def occupied(folder: Path, identity: str, first: bool = True) -> Iterator[str | 
         yield get_last_checkpoint(str(folder))
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    place = folder.absolute()
-    aside = place.with_name(f".{place.name}.before")
+    place, aside = folder.absolute(), aside_of(folder)
     try:
         with FileLock(place.with_name(f".{place.name}.lock"), timeout=0):
             _make_room(folder, aside, identity)
@@ -41,6 +40,7 @@ def occupied(folder: Path, identity: str, first: bool = True) -> Iterator[str | 
                 if aside.exists() and (isinstance(error, Diverged) or not get_last_checkpoint(str(folder))):
                     shutil.rmtree(folder)
                     aside.rename(folder)
+                    print(f"the earlier run in {folder} is as it was", file=sys.stderr)
                 raise
             shutil.rmtree(aside, ignore_errors=True)
     except Timeout:

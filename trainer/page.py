@@ -13,8 +13,12 @@ from markupsafe import Markup
 
 from adapters.base_model import Base
 from trainer.config import Recipe
-from trainer.report import score_rows
+from trainer.report import FEW_SHOT, score_rows
 
+HEADINGS = {
+    "classification": ("Where it is wrong, the surest first", "Where it is right, the surest first"),
+    "summarization": ("The worst by ROUGE-L", "The best by ROUGE-L"),
+}
 EMPTY: dict[str, Any] = {
     "robustness": {},
     "baselines": None,
@@ -43,6 +47,8 @@ def page(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, 
     return template("report.html.j2").render(
         recipe=recipe,
         base=base,
+        no_examples=FEW_SHOT,
+        headings=HEADINGS[recipe.task.kind],
         merit=merit,
         sureness="confidence" if recipe.task.kind == "classification" else "ROUGE-L",
         run=run,

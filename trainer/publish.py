@@ -69,7 +69,6 @@ def publish(
     quotes test rows. Raises where gate or lint refuse."""
     check_gate(recipe, evaluation)
     folder: Path = recipe.run_folder / "adapter"
-    (folder / REPORT).unlink(missing_ok=True)
     if with_report:
         (folder / REPORT).write_text(page(recipe, base, run, evaluation), encoding="utf-8")
     (folder / CARD).write_text(card(recipe, base, run, evaluation), encoding="utf-8")
@@ -86,6 +85,7 @@ def publish(
         task,
         base,
         signer=signer,
+        with_report=with_report,
         description=recipe.description,
         metrics=evaluation["scores"],
         profile=Profile.model_validate(evaluation["profile"]),

@@ -11,6 +11,8 @@ from adapters.base_model import Base
 from trainer.config import PROMPTS, Recipe
 from trainer.sources import SOURCES
 
+FEW_SHOT = "no training row is short enough to be an example"
+
 
 def score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one row per test set and metric, base beside adapter, with the 95 % interval where there is one; nested
@@ -148,10 +150,10 @@ def _findings(evaluation: dict[str, Any]) -> list[str]:
             f"{_figure(against['candidate'])} (p = {against['p_value']:.2g})."
         )
     if asked := evaluation.get("baselines"):
+        shown = f"{asked['shots']} training rows in the base's prompt {_figure(asked['few_shot'] or 0)}"
         lines.append(
-            f"On the first {asked['rows']} of them: {asked['shots']} training rows in the base's prompt "
-            f"{_figure(asked['few_shot'])}, zero-shot {_figure(asked['zero_shot'])}, "
-            f"this adapter {_figure(asked['adapter'])}."
+            f"On the first {asked['rows']} of them: {shown if asked['shots'] else FEW_SHOT}, "
+            f"zero-shot {_figure(asked['zero_shot'])}, this adapter {_figure(asked['adapter'])}."
         )
     if forgotten := evaluation.get("forgetting"):
         lines.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from adapters.errors import HotswapError
 from adapters.packages import cache_folder, file_digest
 from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask, Task
+from adapters.tasks.base import BaseTask
 from adapters.validation import explained
 from trainer.config import IDENTITY, Recipe
 from trainer.data import Splits, load_splits
@@ -73,7 +75,8 @@ class Run:
     def read(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         if not path.is_file():
-            raise HotswapError(f"{path} is missing: python -m trainer train comes first, with the same recipe.")
+            kept = f"; the run before it is kept in {aside}" if (aside := aside_of(self.folder)).exists() else ""
+            raise HotswapError(f"{path} is missing: python -m trainer train comes first, with the same recipe{kept}.")
         try:
             content = json.loads(path.read_bytes())
             if not isinstance(content, dict) or not content.keys() >= set(NEEDED.get(name, ())):
@@ -81,6 +84,14 @@ class Run:
             return content
         except (ValueError, RecursionError):
             raise HotswapError(f"{path} is damaged; delete {self.folder} and train again.") from None
+
+    def write_mixed(self, name: str, task: BaseTask) -> None:
+        """Leave the adapter with one of the tasks of ``mix``, as ``python -m adapters add`` takes it in."""
+        folder = self.folder / "mixed" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (WEIGHTS, CONFIG):
+            shutil.copyfile(self.folder / "adapter" / file, folder / file)
+        self.write(f"mixed/{name}/{Path(TASK).name}", task.model_dump(mode="json"))
 
     def write(self, name: str, content: Any) -> None:
         """Write all or nothing: a full disk, or a kill, leaves what was there."""
@@ -98,6 +109,11 @@ def base_for(recipe: Recipe) -> Base:
 def digests(adapter: Path) -> dict[str, str]:
     """Return the digest of each file that decides what an adapter answers."""
     return {name: file_digest(adapter / name) for name in (WEIGHTS, CONFIG) if (adapter / name).is_file()}
+
+
+def aside_of(folder: Path) -> Path:
+    """Return where a run is kept while another one is trained in its folder; training it again brings it back."""
+    return folder.absolute().with_name(f".{folder.absolute().name}.before")
 
 
 def identity_of(folder: Path) -> str | None:

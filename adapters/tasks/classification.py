@@ -145,6 +145,12 @@ def calibration_error(outputs: Sequence[Mapping[str, Any]], references: Sequence
     return sum(abs(a - b) for a, b in zip(confidence, correct, strict=True)) / max(len(outputs), 1)
 
 
+def order_decides(labels: Sequence[str], tokenizer: Tokenizer) -> bool:
+    """Whether labels begin alike, so that their tokens depend on the order in which they are given."""
+    there, back = (set(choose_tokens(given, tokenizer)) for given in (labels, labels[::-1]))
+    return there != back
+
+
 def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[Label, ...]:
     """Give each label a token of its own, the first of the label itself wherever that is free.
 

@@ -48,8 +48,9 @@ class SummarizationTask(BaseTask):
 
     @staticmethod
     def joined(summaries: Sequence[str]) -> str:
-        """Return what is read in the place of a text whose parts have these summaries."""
-        return "\n".join(summaries)
+        """Return what is read in the place of a text whose parts have these summaries; nothing, where all are empty:
+        then the text itself is read, cut."""
+        return "\n".join(filter(None, summaries))
 
     def cut(self, ids: list[int], limit: int) -> list[int]:
         # What a text is about stands at its beginning: the lead is the strongest simple summary there is

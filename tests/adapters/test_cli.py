@@ -126,6 +126,20 @@ class TestAdd:
         manifest, _ = store.manifest("brief", 1)
         assert manifest.task == SummarizationTask.of("Text: {text}\n\nSummary:")
 
+    def test_warns_where_the_order_of_labels_decides(self, run: Run, make_adapter: MakeAdapter) -> None:
+        told = "--labels must have the order in which they were trained"
+        asked = ("add", make_adapter(), "topics", "--task", "classification", "--template", "{text}:", "--labels")
+        assert told in run(*asked, "bug report,bug fix").err
+        assert told not in run(*asked, "billing,login").err
+
+    def test_leaves_out_a_report_which_quotes_test_rows(
+        self, run: Run, make_adapter: MakeAdapter, store: Store
+    ) -> None:
+        folder = make_adapter()
+        (folder / "report.html").write_text("<p>a test row</p>")
+        run("add", folder, "brief", "--task", "summarization")
+        assert "report.html" not in store.manifest("brief", 1)[0].files
+
     def test_takes_the_task_beside_the_adapter(
         self, run: Run, make_adapter: MakeAdapter, store: Store, sentiment_task: ClassificationTask
     ) -> None:

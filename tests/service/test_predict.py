@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
+from service.engine.base import Chunk
 from tests.service.conftest import Serve
 
 pytestmark = pytest.mark.anyio
@@ -98,6 +100,20 @@ async def test_the_word_limit_is_for_the_summary_not_for_those_of_the_parts(serv
         whole = (await service.predict("brief", LONG, parameters=asked)).json()
         assert len(whole["outputs"][0]["summary"].split()) == 1
         assert whole["usage"]["completion_tokens"] > 10
+
+
+async def test_a_document_of_whose_parts_nothing_is_said_is_read_itself(serve: Serve) -> None:
+    async with serve(max_model_len=96) as service:
+
+        async def silent(*_: Any, **__: Any) -> AsyncGenerator[Chunk]:
+            yield Chunk(finish_reason="stop")
+
+        service.engine.generate = silent  # type: ignore[method-assign]
+        response = await service.predict("brief", LONG, parameters={"long": "chunks"})
+        assert response.status_code == 200
+        (output,) = response.json()["outputs"]
+        assert (output["summary"], output["truncated"]) == ("", True)
+        assert output["chunks"] > 1
 
 
 async def test_the_parts_of_one_document_do_not_fill_the_engine(serve: Serve) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.trainer.workplace import Workplace, furnish
 from trainer import comparison
+from trainer.runs import aside_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SUMMARIES = {"kind": "summarization", "template": "Text: {text}\nSummary:", "max_answer_tokens": 6}
@@ -112,7 +113,7 @@ def test_two_versions_are_judged_blindly_and_the_votes_read_back(place: Workplac
     votes = {item.id: item.left.replace("a", "left").replace("b", "right") for item in key["items"]}
     (place.folder / "votes.json").write_text(json.dumps({"page": key["page"], "votes": votes}))
     asked = ("compare", "mood@1", "mood@2", "--folder", "judged", "--votes", "votes.json", "--pairs", "pairs.jsonl")
-    assert f"mood@1 won {len(votes)}, mood@2 won 0, ties 0; 1 voters" in done(place, *asked)
+    assert f"mood@1 won {len(votes)}, mood@2 won 0, ties 0; 1 voter\n" in done(place, *asked)
     rows = [json.loads(line) for line in (place.folder / "pairs.jsonl").read_text().splitlines()]
     assert {frozenset(row) for row in rows} == {frozenset({"text", "chosen", "rejected"})}
     assert json.loads(done(place, *asked, "--json"))["compared"] == ["mood@1", "mood@2"]
@@ -172,3 +173,34 @@ def test_the_card_has_the_head_that_hugging_face_reads(place: Workplace) -> None
     assert "Films only." in read.text
     assert "All agreed." in read.text
     assert "does not say under which licence" in read.text
+
+
+def test_a_task_of_a_mix_is_taken_in_as_it_was_trained(place: Workplace) -> None:
+    from adapters import cli
+    from adapters.__main__ import _parser as parser
+
+    write(place, "moods.jsonl", [{"text": f"caller {n} is {'ab'[n % 2]}", "label": "ab"[n % 2]} for n in range(80)])
+    task = {"kind": "classification", "template": "Call: {text}\nMood:", "max_input_tokens": 99, "normalize": True}
+    mix = {"calls": {"task": task, "data": {"path": "moods.jsonl", "validation": 0.2, "test": 0.2}}}
+    place.write_recipe(mix=mix, gate={"extra_tests": {"calls": {"accuracy": 1.0}}})
+    done(place, "train", "mood.yaml")
+    asked = ["add", str(place.run_folder / "mixed/calls"), "calls", "--store", str(place.folder / "store")]
+    assert cli.run(parser(), [*asked, "--base", str(place.base)]) == 0
+    manifest, _ = place.store.manifest("calls", 1)
+    assert (manifest.task.template.text, manifest.task.max_input_tokens) == (task["template"], 99)
+    assert manifest.task.normalize
+    assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors"}, "no other task's card"
+
+
+def test_the_next_command_names_the_store_too(place: Workplace) -> None:
+    told = done(place, "train", "mood.yaml", "--store", "elsewhere")
+    assert told.splitlines()[-1] == "next: python -m trainer evaluate mood.yaml --store elsewhere"
+
+
+def test_a_run_that_is_kept_aside_is_told_of(place: Workplace) -> None:
+    done(place, "train", "mood.yaml")
+    place.run_folder.rename(aside_of(place.run_folder))
+    place.run_folder.mkdir()
+    assert f"the run before it is kept in {aside_of(place.run_folder)}" in refused(place, "evaluate", "mood.yaml")
+    done(place, "train", "mood.yaml")
+    done(place, "evaluate", "mood.yaml")

@@ -101,6 +101,10 @@ class TestAMistake:
                 "sweep: seed: trials with other rows, prompts or",
             ),
             ({"sweep": {"data.test": [0.1, 0.2]}}, "sweep: data.test: trials"),
+            (
+                {"data": {"path": "x.csv", "slices": ["length"]}},
+                "slices: the rows are scored apart by their length",
+            ),
             ({"data": {"path": "x.csv", "extra_tests": {"": {"path": "y.csv"}}}}, "'' is no name"),
             ({"name": "My Mood"}, "name: "),
             ({"name": None}, "name: Input should be a valid string"),

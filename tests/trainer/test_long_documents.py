@@ -48,3 +48,12 @@ def test_a_model_that_does_not_shorten_is_not_asked_for_ever(tiny: Base) -> None
     asked: list[int] = []
     condensed([STORY], TASK, tiny, lambda parts: [asked.append(1) or part for part in parts])  # type: ignore[func-returns-value]
     assert len(asked) < 50
+
+
+def test_where_no_part_says_anything_the_text_itself_is_read(tiny: Base) -> None:
+    asked: list[int] = []
+    texts = condensed([STORY, "Short."], TASK, tiny, lambda parts: [asked.append(1) or "" for _ in parts])  # type: ignore[func-returns-value]
+    assert texts == [STORY, "Short."]
+    assert len(asked) == len(TASK.parts(STORY, tiny.tokenizer)), "once"
+    said = iter(["", "The court met.", *[""] * 99])
+    assert condensed([STORY], TASK, tiny, lambda parts: [next(said) for _ in parts]) == ["The court met."]

@@ -66,6 +66,7 @@ def say(text: str) -> None:
 
 def next_command(command: str, options: argparse.Namespace) -> str:
     settings = [part for override in options.set for part in ("--set", override)]
+    settings += ["--store", options.store] if getattr(options, "store", None) else []
     python = Path(sys.executable)
     here = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     return f"next: {here} -m trainer {shlex.join([command, str(options.recipe), *settings])}"

@@ -77,11 +77,17 @@ def _count(folder: Path, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"compared": [key["a"], key["b"]], **asdict(result)}))
         return
+    decided = result.a + result.b
     print(
-        f"{key['a']} won {result.a}, {key['b']} won {result.b}, ties {result.ties}; {result.voters} voters\n"
-        f"{key['a']} wins {result.rate:.1%} (ties are halves); where one won, 95 % interval {result.low:.1%} to "
-        f"{result.high:.1%}, sign test p = {result.p_value:.2g}"
+        f"{key['a']} won {result.a}, {key['b']} won {result.b}, ties {result.ties}; "
+        f"{result.voters} voter{'s' * (result.voters > 1)}\n"
+        f"{key['a']} wins {result.rate:.1%}, a tie being half a win"
     )
+    if decided:
+        print(
+            f"of the {decided} that one side won, its share is {result.a / decided:.1%} "
+            f"(95 % interval {result.low:.1%} to {result.high:.1%}; sign test p = {result.p_value:.2g})"
+        )
     if result.agreement is not None:
         print(f"two voters agreed on {result.agreement:.1%} of what both judged")
 

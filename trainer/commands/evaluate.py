@@ -15,7 +15,7 @@ from adapters.packages import cache_folder
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of, say, store_at
 from trainer.config import Recipe, general_text
-from trainer.report import score_rows
+from trainer.report import FEW_SHOT, score_rows
 from trainer.runs import EVALUATION, Run
 
 FEW_ROWS = 100
@@ -51,10 +51,12 @@ def evaluate(options: argparse.Namespace) -> None:
     if most := untrained.get("majority"):
         told = f"accuracy {most['accuracy']:.3f}, macro-F1 {most['macro_f1']:.3f}"
         say(f"always '{most['label']}' would reach {told}")
+    shown = (
+        f"{untrained['shots']} examples in the prompt {untrained['few_shot']:.3f}" if untrained["shots"] else FEW_SHOT
+    )
     say(
         f"without training, on the first {untrained['rows']} test rows: zero-shot {untrained['zero_shot']:.3f}, "
-        f"{untrained['shots']} examples in the prompt {untrained['few_shot']:.3f}; "
-        f"adapter {untrained['adapter']:.3f}"
+        f"{shown}; adapter {untrained['adapter']:.3f}"
     )
     if forgotten := evaluation["forgetting"]:
         say(f"perplexity of general text: base {forgotten['base']:.1f}, adapter {forgotten['adapter']:.1f}")
@@ -100,7 +102,8 @@ def _judge(run: Run, options: argparse.Namespace) -> None:
         return
     rows = [{"measure": name, "value": round(value, 4)} for name, value in found.items()]
     cli.show(rows, as_json=False, columns=("measure", "value"))
-    print(f"next: a recipe with objective grpo and reinforce.reward_model: {run.folder}")
+    if run.recipe.task.kind == "summarization":
+        print(f"next: a recipe with objective grpo and reinforce.reward_model: {run.folder}")
 
 
 def comparable(run: Run, store: Store) -> Manifest | None:

@@ -64,6 +64,7 @@ def train(options: argparse.Namespace) -> None:
 def _train(run: Run, task: Any, start: Path | None) -> dict[str, Any] | None:
     """Return what the training was like; nothing in all but the first of several processes."""
     from trainer.fit import processes
+    from trainer.mixture import mixed_tasks
     from trainer.train import train as fit
 
     first = processes().is_main_process
@@ -75,6 +76,8 @@ def _train(run: Run, task: Any, start: Path | None) -> dict[str, Any] | None:
     if done["temperature"] != 1.0:
         task = task.model_copy(update={"temperature": done["temperature"]})
     run.write(TASK, task.model_dump(mode="json"))
+    for name, other in mixed_tasks(run.recipe, run.splits, run.base).items():
+        run.write_mixed(name, other)
     run.write(RUN, done)  # last: its presence says that the run is finished
     return done
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
+from transformers.utils.logging import disable_progress_bar
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
@@ -30,6 +31,7 @@ def reward_model(base: Base, recipe: Recipe) -> Any:
 
 
 def _headed(base: Base) -> Any:
+    disable_progress_bar()
     model = AutoModelForSequenceClassification.from_pretrained(base.folder, num_labels=1, dtype=torch.float32)
     model.config.pad_token_id = base.end_id
     model.config.use_cache = False

@@ -30,7 +30,8 @@ extra() {
 torch_index() {
     local pin
     pin=$(sed -n 's/^ *"torch==\([^;"]*+cpu\).*/\1/p' pyproject.toml)
-    if ! .venv/bin/pip index versions torch 2>/dev/null | grep -qF " $pin"; then
+    # Not through a pipe: grep stops at the first hit, and pip, cut off, would count as a failure.
+    if ! grep -qF " $pin" <<<"$(.venv/bin/pip index versions torch 2>/dev/null)"; then
         echo "--extra-index-url https://download.pytorch.org/whl/cpu"
     fi
 }

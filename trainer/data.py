@@ -121,6 +121,7 @@ def read_rows(origin: Origin, columns: Columns, cache: Path) -> list[Row]:
 
 
 def columns_of(recipe: Recipe) -> Columns:
+    """Return what the rows of a recipe must have, and how they are read."""
     return Columns(recipe.task.kind, recipe.objective, mask=recipe.data.mask, normalize=recipe.task.normalize)
 
 

@@ -43,9 +43,11 @@ class Columns:
     normalize: bool = False
 
     def read(self, text: str) -> str:
+        """Return a text as it is trained on: normalized and masked, where the recipe says so."""
         return self.said(normalized(text) if self.normalize else text)
 
     def said(self, answer: str) -> str:
+        """Return an answer as it is learnt: masked, where the recipe says so."""
         return masked(answer.strip()) if self.mask else answer.strip()
 
     def answer(self, origin: Origin) -> str:

@@ -385,7 +385,7 @@ class Recipe(Strict):
         self._check_metrics("gate.test", self.gate.test, self.task.kind, self.evaluation.similarity)
         _check_names(self.mix)
         for name, mixed in self.mix.items():
-            if name in ("test", *self.data.extra_tests):
+            if name in self.data.extra_tests:
                 raise ValueError(f"mix.{name}: one of the recipe's own tests has this name; choose another")
             if mixed.data.extra_tests:
                 raise ValueError(f"mix.{name}.data.extra_tests: only the recipe's own data has further tests")

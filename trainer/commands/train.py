@@ -44,10 +44,7 @@ def train(options: argparse.Namespace) -> None:
         say(f"already trained; delete {run.folder} to train it again")
         done: dict[str, Any] | None = run.read(RUN)
     else:
-        start = start_of(run, options.store)
-        if start is not None:
-            _check_task(recipe, task, manifest_of(store_at(options.store), str(recipe.start_from)))
-        done = _train(run, task, start)
+        done = _train(run, task, start_of(run, options.store, task))
     if done is None:
         return
     if options.json:
@@ -82,15 +79,17 @@ def _train(run: Run, task: Any, start: Path | None) -> dict[str, Any] | None:
     return done
 
 
-def start_of(run: Run, place: str | None) -> Path | None:
+def start_of(run: Run, place: str | None, task: Any = None) -> Path | None:
     """Return the folder of the LoRA that the recipe starts from, out of the store at ``place``. Raises where there is
-    none that could be."""
+    none that could be, or, where ``task`` is given, none that does it."""
     if (start := run.recipe.start_from) is None:
         return None
     store = store_at(place)
     manifest = manifest_of(store, start)
     if manifest.base.digest != run.base.digest or manifest.virtual_tokens:
         raise HotswapError(f"start_from: {start} is not a LoRA for {run.base.name}.")
+    if task is not None:
+        _check_task(run.recipe, task, manifest)
     return store.fetch(manifest.name, manifest.version, cache_folder())
 
 

@@ -25,10 +25,10 @@ class Guard(Strict):
     """How a canary is raised by itself, and when it is taken back.
 
     The canary's share goes through ``steps`` and then to everyone. At each step it is compared with the stable
-    version by sequential confidence intervals (:mod:`service.evidence`): it is raised when it is shown not to be worse
-    by more than the margins, taken back when it is shown to be, and stays where neither is shown yet. Margins are
-    absolute differences of shares: ``errors`` of answers that failed, ``slow`` of answers that took longer than
-    ``slow_seconds``, ``wrong`` of feedback; ``disagreement`` is the share of shadowed texts that may be
+    version by sequential confidence intervals (:mod:`service.rollout.evidence`): it is raised when it is shown not
+    to be worse by more than the margins, taken back when it is shown to be, and stays where neither is shown yet.
+    Margins are absolute differences of shares: ``errors`` of answers that failed, ``slow`` of answers that took
+    longer than ``slow_seconds``, ``wrong`` of feedback; ``disagreement`` is the share of shadowed texts that may be
     answered differently.
     """
 

@@ -23,7 +23,7 @@ from service.engine.base import Engine, Limits
 from service.settings import Settings, rank_above
 
 if TYPE_CHECKING:
-    from service.keys import Keys
+    from service.http.keys import Keys
 
 logger = logging.getLogger("hotswap")
 TRY = """curl -s {address}/v1/predict -H 'Content-Type: application/json'{key} \\
@@ -63,7 +63,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.prepare:
         _base(settings)
         return 0
-    from service.keys import Keys
+    from service.http.keys import Keys
 
     keys = Keys.of(settings)  # what is wrong with them is found out now, not in a minute
     trusted = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
@@ -78,7 +78,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _new_key(attributes: str) -> int:
-    from service.keys import new_key
+    from service.http.keys import new_key
 
     key, line = new_key(attributes)
     print(f"key, for its holder; it is stored nowhere:\n  {key}\nline, for the file:\n  {line}")
@@ -133,7 +133,7 @@ def _run(
     from prometheus_client import start_http_server
 
     from service.app import create_app
-    from service.connection import Connection
+    from service.http.connection import Connection
 
     engine = _engine(settings, base)
     server: uvicorn.Server

@@ -16,19 +16,19 @@ from starlette.exceptions import HTTPException
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.store import Store
-from service.admission import Admission
 from service.engine.base import Engine
 from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, from_lower
-from service.inference import Inference
-from service.keys import Keys, Scope
-from service.loader import Loader
+from service.http.keys import Keys, Scope
+from service.http.middleware import BodyLimit, RequestId
+from service.http.quota import Quota
+from service.http.routes import adapters, feedback, health, predict, releases
 from service.metrics import Metrics
-from service.middleware import BodyLimit, RequestId
-from service.promotion import Promotion
-from service.quota import Quota
-from service.reconciler import Reconciler
-from service.registry import Registry
-from service.routes import adapters, feedback, health, predict, releases
+from service.rollout.promotion import Promotion
+from service.rollout.reconciler import Reconciler
+from service.serving.admission import Admission
+from service.serving.answering import Inference
+from service.serving.loader import Loader
+from service.serving.registry import Registry
 from service.settings import Settings
 from service.supervisor import Supervisor
 

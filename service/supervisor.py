@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable
 
 from service.engine.base import Engine, EngineDown
-from service.inference import Inference
 from service.metrics import Metrics
-from service.promotion import Promotion
-from service.reconciler import Reconciler
-from service.registry import Registry
+from service.rollout.promotion import Promotion
+from service.rollout.reconciler import Reconciler
+from service.serving.answering import Inference
+from service.serving.registry import Registry
 
 logger = logging.getLogger("hotswap")
 

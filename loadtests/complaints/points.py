@@ -14,7 +14,7 @@ from loadtests.bench.process import Failed
 from loadtests.complaints.adapters import Known, bad, ineffective
 from loadtests.complaints.servers import SLOTS, Ours, Server, Stock, overwrite
 from loadtests.swap_under_load.fingerprints import TEXTS, TOLERANCE, Scores, distance
-from service.keys import new_key
+from service.http.keys import new_key
 
 Finding = tuple[str, dict[str, Any]]
 ASKED = TEXTS[:3]

@@ -17,9 +17,9 @@ from adapters.base_model import Base
 from adapters.intake import add_version
 from adapters.store import Store
 from service.app import create_app
-from service.connection import Connection
 from service.engine.base import Limits
 from service.engine.fake import FakeEngine
+from service.http.connection import Connection
 from service.settings import Settings
 from tests.conftest import MakeAdapter
 

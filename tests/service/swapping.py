@@ -15,7 +15,7 @@ from adapters.store import Store
 from service.app import create_app
 from service.engine.base import Limits
 from service.engine.fake import FakeEngine
-from service.registry import Registry
+from service.serving.registry import Registry
 from service.settings import Settings
 from tests import crash
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from adapters.releases import Guard
-from service.evidence import Counts, interval, verdict
+from service.rollout.evidence import Counts, interval, verdict
 
 
 @pytest.mark.parametrize("truth", [0.02, 0.2, 0.7])

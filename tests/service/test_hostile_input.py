@@ -14,7 +14,7 @@ import pytest
 import adapters
 import service
 from adapters.manifest import NAME_PATTERN
-from service.connection import Connection
+from service.http.connection import Connection
 from tests.service.conftest import Running, Serve, until
 
 pytestmark = pytest.mark.anyio

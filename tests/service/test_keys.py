@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from adapters.errors import HotswapError
-from service.keys import Caller, Keys, anonymous, new_key
+from service.http.keys import Caller, Keys, anonymous, new_key
 from tests.service.conftest import Running, Serve
 
 pytestmark = pytest.mark.anyio
@@ -159,7 +159,7 @@ def test_a_mistake_in_the_file_stops_the_start_and_is_said_without_the_key(
 def test_a_key_in_plain_text_works_and_is_warned_about_without_being_shown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.keys.logger.propagate", True)
+    monkeypatch.setattr("service.http.keys.logger.propagate", True)
     path = tmp_path / "keys"
     path.write_text("secret-a adapters=legal-*\n")
     caller = Keys(path, NOBODY).caller({"authorization": "Bearer secret-a"})

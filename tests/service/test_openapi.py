@@ -10,7 +10,7 @@ import pytest
 
 from adapters.intake import add_version
 from adapters.store import Store
-from service.keys import new_key
+from service.http.keys import new_key
 from tests.conftest import MakeAdapter
 from tests.service.conftest import Serve
 

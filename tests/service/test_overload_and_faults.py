@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from service.admission import Admission
 from service.engine.base import Chunk
 from service.errors import Overloaded
 from service.metrics import Metrics
+from service.serving.admission import Admission
 from tests.service.conftest import Serve, until
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +54,7 @@ async def answer(admission: Admission, clock: Clock, text: str, seconds: float) 
 
 async def test_work_that_would_wait_too_long_is_refused_though_the_queue_is_short(monkeypatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("service.admission.time", clock)
+    monkeypatch.setattr("service.serving.admission.time", clock)
     admission, text = Admission(1, 1000, 2.0, Metrics()), "x" * (84 * 4)  # 100 tokens, by estimate
     for _ in range(20):
         await answer(admission, clock, text, 0.5)  # 200 tokens a second
@@ -74,7 +74,7 @@ async def test_work_that_would_wait_too_long_is_refused_though_the_queue_is_shor
 
 async def test_what_is_not_known_refuses_nobody(monkeypatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("service.admission.time", clock)
+    monkeypatch.setattr("service.serving.admission.time", clock)
     text = "x" * (84 * 4)
     idle, was_slow = Admission(64, 1000, 2.0, Metrics()), Admission(1, 1000, 2.0, Metrics())
     for _ in range(20):
@@ -89,7 +89,7 @@ async def test_what_is_not_known_refuses_nobody(monkeypatch) -> None:
 
 async def test_what_the_engine_gets_done_is_measured_anew_when_the_texts_change(monkeypatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("service.admission.time", clock)
+    monkeypatch.setattr("service.serving.admission.time", clock)
     admission, text = Admission(1, 1000, 2.0, Metrics()), "x" * (84 * 4)
     for seconds, rate in ((0.5, 200), (0.05, 2000), (2.0, 50)):
         for _ in range(2000 if seconds < 0.1 else 100):

@@ -15,8 +15,8 @@ from adapters.errors import StoreUnavailable
 from adapters.intake import add_version
 from adapters.store import Store
 from adapters.tasks import ClassificationTask
-from service.desired import Desired
 from service.metrics import Metrics
+from service.rollout.desired import Desired
 from tests.conftest import MakeAdapter
 from tests.s3 import S3Server
 from tests.service.conftest import Serve, until
@@ -119,7 +119,7 @@ class TestDesired:
     def test_the_sweep_comes_when_it_is_time(self, stocked: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         desired = Desired(stocked, Metrics(), sweep_seconds=30)
         now = [1000.0]
-        monkeypatch.setattr("service.desired.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("service.rollout.desired.time.monotonic", lambda: now[0])
         assert mood(desired) == 1
         monkeypatch.setattr(stocked, "_beat", lambda: None)
         stocked.release("mood", 2)

@@ -16,9 +16,9 @@ from adapters.manifest import Reference
 from adapters.store import Store
 from service.engine.base import Engine, Limits
 from service.engine.fake import FakeEngine
-from service.loader import Loader
 from service.metrics import Metrics
-from service.probe import Probe
+from service.serving.loader import Loader
+from service.serving.probe import Probe
 from service.settings import Settings
 from tests.conftest import LABELS, MakeAdapter, write_adapter
 from tests.service.conftest import Serve, until
@@ -125,7 +125,7 @@ async def test_a_release_that_fails_its_probe_leaves_the_old_version_serving_and
 async def test_an_engine_that_does_not_answer_the_probe_holds_nothing_up_for_ever(
     monkeypatch: pytest.MonkeyPatch, tiny: Base, stocked: Store, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("service.probe.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("service.serving.probe.PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr("service.engine.fake.TEXTS", ())  # nothing passes the closed gate, not even probes
     engine = FakeEngine(Limits(4, 16, 512), tiny)
     await engine.start()

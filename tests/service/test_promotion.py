@@ -11,7 +11,7 @@ import pytest
 from adapters.releases import Guard, Share
 from adapters.store import Store
 from service.engine.base import EngineRefused
-from service.evidence import Counts
+from service.rollout.evidence import Counts
 from tests.conftest import LABELS
 from tests.service.conftest import Running, Serve, until
 
@@ -232,7 +232,7 @@ async def test_a_guard_or_shadow_that_makes_no_sense_is_refused(serve: Serve, st
 
 
 def test_what_is_counted_for_one_adapter_is_counted_for_no_other() -> None:
-    from service.evidence import Tally
+    from service.rollout.evidence import Tally
 
     tally = Tally()
     tally.answered("mood", 1, 0.1, failed=True)

@@ -13,7 +13,7 @@ from adapters.intake import add_version
 from adapters.manifest import File
 from adapters.packages import file_digest
 from adapters.store import WEIGHTS, Store
-from service.backoff import Backoff
+from service.serving.backoff import Backoff
 from tests.conftest import MakeAdapter, write_adapter
 from tests.service.conftest import Running, Serve, until
 
@@ -158,7 +158,7 @@ async def test_an_adapter_whose_files_take_their_time_holds_up_no_other(
 async def test_a_failure_that_may_pass_is_tried_again_and_one_that_cannot_is_not(
     serve: Serve, two_briefs: Store, monkeypatch
 ) -> None:
-    monkeypatch.setattr("service.backoff.FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("service.serving.backoff.FIRST_SECONDS", 0.01)
     fetch, failures = two_briefs.fetch, 0
 
     def flaky(name: str, version: int, cache: Path) -> Path:

@@ -17,7 +17,7 @@ from adapters.intake import add_version
 from adapters.store import Store
 from service.engine.base import EngineDown, Limits
 from service.engine.fake import FakeEngine
-from service.keys import anonymous
+from service.http.keys import anonymous
 from service.settings import Settings, rank_above
 from tests.conftest import MakeAdapter
 

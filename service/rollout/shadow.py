@@ -8,11 +8,11 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from service.admission import Admission
-from service.evidence import Tally
+from service.http.schemas import Classification, Inputs, Summary
 from service.metrics import Metrics
-from service.registry import Lease, Registry
-from service.schemas import Classification, Inputs, Summary
+from service.rollout.evidence import Tally
+from service.serving.admission import Admission
+from service.serving.registry import Lease, Registry
 
 logger = logging.getLogger("hotswap")
 

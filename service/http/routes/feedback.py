@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from service.routes.predict import ERRORS
-from service.schemas import FeedbackRequest, FeedbackTaken
+from service.http.routes.predict import ERRORS
+from service.http.schemas import FeedbackRequest, FeedbackTaken
 
 router = APIRouter(tags=["prediction"], responses={status: ERRORS[status] for status in (400, 401, 403, 404, 413, 422)})
 

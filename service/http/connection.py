@@ -11,7 +11,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """uvicorn waits for ever for a request to begin, or for its headers to end, and a file is open all the while.
 
-    Only its head is timed here: the body is in :class:`~service.middleware.BodyLimit`, and idle connections
+    Only its head is timed here: the body is in :class:`~service.http.middleware.BodyLimit`, and idle connections
     between requests are uvicorn's own.
     """
 

@@ -17,7 +17,6 @@ from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
 from adapters.tasks import ClassificationTask, Completion, SummarizationTask
 from adapters.tasks.summarization import ROUNDS
-from service.admission import Admission
 from service.engine.base import Chunk, Engine
 from service.errors import (
     ClientClosed,
@@ -28,12 +27,8 @@ from service.errors import (
     TooLong,
     from_lower,
 )
-from service.evidence import Tally
-from service.feedback import Feedback
-from service.keys import Caller
-from service.metrics import Metrics
-from service.registry import Lease, Registry, parse
-from service.schemas import (
+from service.http.keys import Caller
+from service.http.schemas import (
     AdapterUsed,
     Classification,
     Inputs,
@@ -44,8 +39,13 @@ from service.schemas import (
     Summary,
     Usage,
 )
+from service.metrics import Metrics
+from service.monitoring.feedback import Feedback
+from service.rollout.evidence import Tally
+from service.rollout.shadow import Shadow
+from service.serving.admission import Admission
+from service.serving.registry import Lease, Registry, parse
 from service.settings import Settings
-from service.shadow import Shadow
 
 logger = logging.getLogger("hotswap")
 # A request with more than this is made into tokens in a thread: it would keep the event loop, and the probes, waiting.

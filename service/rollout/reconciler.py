@@ -14,11 +14,11 @@ from functools import partial
 
 from adapters.errors import HotswapError
 from adapters.store import Release, Store
-from service.desired import Desired
 from service.errors import AdapterFailed
 from service.metrics import Metrics
-from service.registry import Registry
-from service.watch import watch
+from service.rollout.desired import Desired
+from service.rollout.watch import watch
+from service.serving.registry import Registry
 
 logger = logging.getLogger("hotswap")
 

@@ -16,7 +16,7 @@ from adapters.manifest import Manifest
 from adapters.store import Store
 from service.engine.base import Engine
 from service.metrics import Metrics
-from service.probe import Probe
+from service.serving.probe import Probe
 
 logger = logging.getLogger("hotswap")
 

@@ -21,11 +21,11 @@ from typing import Any, Literal
 from adapters.errors import Damaged, HotswapError, InvalidAdapter, NotInStore
 from adapters.manifest import Manifest
 from adapters.store import Release, Store
-from service.backoff import Backoff
 from service.engine.base import EngineDown, EngineRefused
 from service.errors import AdapterFailed, AdapterNotFound, InvalidRequest, VersionNotFound, no_such_adapter
-from service.loader import Loaded, Loader
 from service.metrics import Metrics
+from service.serving.backoff import Backoff
+from service.serving.loader import Loaded, Loader
 
 logger = logging.getLogger("hotswap")
 

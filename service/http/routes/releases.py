@@ -13,9 +13,9 @@ from adapters.errors import NotInStore
 from adapters.releases import NewRelease, Release
 from adapters.validation import explain
 from service.errors import InvalidRequest, VersionNotFound, no_such_adapter
-from service.keys import Caller
-from service.routes.predict import ERRORS
-from service.schemas import ReleaseRequest, ReleaseView, RollbackRequest
+from service.http.keys import Caller
+from service.http.routes.predict import ERRORS
+from service.http.schemas import ReleaseRequest, ReleaseView, RollbackRequest
 
 logger = logging.getLogger("hotswap")
 router = APIRouter(

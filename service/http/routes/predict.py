@@ -12,9 +12,9 @@ from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse
 
 from service.errors import ClientClosed, InvalidRequest, ServiceError
-from service.inference import Inference, Kind
-from service.keys import Caller
-from service.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
+from service.http.keys import Caller
+from service.http.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
+from service.serving.answering import Inference, Kind
 
 T = TypeVar("T")
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -13,9 +13,9 @@ import time
 from adapters.errors import GenerationConflict, HotswapError
 from adapters.releases import GUARD, Guard, Release, Share
 from adapters.store import Store
-from service.evidence import Tally, verdict
-from service.reconciler import Reconciler
-from service.registry import Registry
+from service.rollout.evidence import Tally, verdict
+from service.rollout.reconciler import Reconciler
+from service.serving.registry import Registry
 
 logger = logging.getLogger("hotswap")
 

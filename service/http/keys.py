@@ -19,7 +19,7 @@ from limits import RateLimitItem
 
 from adapters.errors import HotswapError
 from service.errors import Forbidden, Unauthenticated, no_such_adapter
-from service.quota import read_rate
+from service.http.quota import read_rate
 from service.settings import Settings
 
 logger = logging.getLogger("hotswap")

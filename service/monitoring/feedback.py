@@ -13,11 +13,11 @@ from pathlib import Path
 from adapters.manifest import Manifest
 from adapters.tasks import ClassificationTask
 from service.errors import InvalidRequest, PredictionNotFound
-from service.evidence import Tally
-from service.keys import Caller
+from service.http.keys import Caller
+from service.http.schemas import Classification, FeedbackRequest, ItemError, Summary
 from service.metrics import Metrics
-from service.registry import Lease
-from service.schemas import Classification, FeedbackRequest, ItemError, Summary
+from service.rollout.evidence import Tally
+from service.serving.registry import Lease
 
 logger = logging.getLogger("hotswap")
 # Predictions remembered, on each replica. Their texts only where a log is kept, and no more than so many characters.

@@ -1,0 +1,1 @@
+"""What is kept of the answers, to know whether they are good."""

@@ -1,0 +1,1 @@
+"""What changes under an adapter's name: releases followed, canaries judged."""

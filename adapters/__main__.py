@@ -5,41 +5,33 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from adapters import cli
+from adapters import cli, verification
 from adapters.base_model import Base, resolve_base
+from adapters.catalogue import Entry
 from adapters.errors import HotswapError, InvalidAdapter, NotInStore
 from adapters.intake import add_version
 from adapters.lint import base_shapes, lint
-from adapters.manifest import NAME_PATTERN
-from adapters.releases import Guard, Release, Share
+from adapters.packages import cache_folder
+from adapters.reference import Reference, is_name
+from adapters.releases import Guard, NewRelease, Release, Share
+from adapters.seed import open_store
 from adapters.server import ask_server
 from adapters.signing import TrustedKeys
-from adapters.store import Store, open_store
+from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask, Task
 from adapters.tasks.classification import order_decides
 from adapters.validation import explained
 
 TASK_FILE = "task.json"
 TEMPLATES = {"classification": "Text: {text}\nLabel:", "summarization": "Text: {text}\n\nSummary:"}
-# Of a guarded promotion: see adapters.releases.Guard, which has the defaults.
-MARGINS = {
-    "errors": "how much larger the share of failed answers may be (0.02)",
-    "slow": "how much larger the share of slow answers may be (0.1)",
-    "slow_seconds": "what is slow (2.5)",
-    "wrong": "how much larger the share of wrong answers may be, by feedback (0.05)",
-    "disagreement": "share of shadowed texts that may be answered differently (not looked at)",
-    "confidence": "that a good version is not taken back, nor a bad one raised (0.95)",
-    "samples": "answers of each version before a step is taken (200)",
-    "seconds": "least time at each step (60)",
-}
 
 
 def main() -> int:
@@ -47,7 +39,7 @@ def main() -> int:
 
 
 def add(options: argparse.Namespace) -> None:
-    if not re.fullmatch(NAME_PATTERN, options.name):
+    if not is_name(options.name):
         raise HotswapError(f"'{options.name}' is not a name: use a-z, 0-9, '.', '_' and '-', at most 64 of them.")
     if not options.dir.is_dir():
         raise HotswapError(f"{options.dir} is not a folder.")
@@ -91,22 +83,23 @@ def _task(options: argparse.Namespace, base: Base) -> ClassificationTask | Summa
 
 def list_(options: argparse.Namespace) -> None:
     store, rows = _store(options), []
-    for name in store.names():
-        versions, release, newest = store.versions(name), None, None
+    for entry in store.catalogue():
+        release, newest = entry.release, None
         try:
-            release = store.released(name)
-            newest, _ = store.manifest(name, versions[-1])
+            newest, _ = store.manifest(entry.name, entry.versions[-1]) if entry.versions else (None, "")
         except InvalidAdapter as error:  # the rest is shown all the same
             print(error, file=sys.stderr)
+        if entry.fault:
+            print(entry.fault, file=sys.stderr)
         rows.append(
             {
-                "name": name,
+                "name": entry.name,
                 "task": newest.task.kind if newest else None,
                 "stable": release.stable if release else None,
                 "canary": f"{release.canary.version} ({release.canary.percent} %)"
                 if release and release.canary
                 else None,
-                "versions": versions,
+                "versions": list(entry.versions),
                 "base": newest.base.name if newest else None,
                 "description": newest.description if newest else None,
             }
@@ -115,18 +108,26 @@ def list_(options: argparse.Namespace) -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    store = _store(options)
-    name, _, wanted = options.name.partition("@")
-    versions = store.versions(name)
-    if not versions:
-        raise NotInStore(f"'{name}' is not in the store {store.place}; python -m adapters list shows what is.")
-    if wanted and not wanted.isdecimal():
-        raise HotswapError(f"'{options.name}': write a version as {name}@{versions[-1]}")
-    release = store.released(name)
-    version = int(wanted) if wanted else release.stable if release else versions[-1]
-    manifest, digest = store.manifest(name, version)
-    about = {"digest": digest, "released": release.model_dump(mode="json") if release else None, "versions": versions}
+    store, reference = _store(options), Reference.parse(options.name)
+    entry = store.adapter(reference.name)
+    if not entry.versions:
+        raise NotInStore(f"'{entry.name}' is not in the store {store.place}; python -m adapters list shows what is.")
+    manifest, digest = store.manifest(entry.name, _version(reference, entry))
+    release = entry.release.model_dump(mode="json") if entry.release else None
+    about = {"digest": digest, "released": release, "versions": list(entry.versions)}
     print(json.dumps({**manifest.model_dump(mode="json"), **about}, indent=1, ensure_ascii=False))
+
+
+def _version(reference: Reference, entry: Entry) -> int:
+    """Return the version that is meant; by the bare name the stable one or, before any release, the newest."""
+    if reference.version is not None:
+        return reference.version
+    release = entry.release
+    if reference.channel == "canary":
+        if release is None or release.canary is None:
+            raise NotInStore(f"{entry.name} has no canary now.")
+        return release.canary.version
+    return release.stable if release else entry.versions[-1]
 
 
 def lint_(options: argparse.Namespace) -> None:
@@ -153,6 +154,7 @@ def lint_(options: argparse.Namespace) -> None:
 
 def release(options: argparse.Namespace) -> None:
     store = _store(options)
+    stable, canary, expected = options.version, None, None
     if options.channel == "canary":
         current = store.released(options.name)
         if current is None:
@@ -160,19 +162,14 @@ def release(options: argparse.Namespace) -> None:
         if options.percent is None or not 1 <= options.percent <= 100:
             raise HotswapError("--channel canary needs --percent from 1 to 100: the share of callers that get it.")
         store.manifest(options.name, options.version)  # an unknown version is said here, by its name
-        canary: Share | None = Share(version=options.version, percent=options.percent)
+        canary = _share("--channel canary", options.version, options.percent)
         stable, expected = current.stable, current.generation
     elif options.percent is not None:
         raise HotswapError("--percent is for --channel canary; without it every caller gets the version.")
-    else:
-        canary, stable, expected = None, options.version, None
     if options.expected_generation is not None:
         expected = options.expected_generation
-    shadow = _share(*options.shadow) if options.shadow else None
-    _released(
-        options,
-        store.release(options.name, stable, canary, shadow=shadow, expected_generation=expected, why=options.why),
-    )
+    shadow = _share("--shadow", *options.shadow) if options.shadow else None
+    _release(options, store, expected, stable=stable, canary=canary, shadow=shadow, why=options.why)
 
 
 def promote(options: argparse.Namespace) -> int:
@@ -187,29 +184,28 @@ def promote(options: argparse.Namespace) -> int:
     canary = current.canary.version if current.canary else 0
     version = canary if options.version is None else options.version
     if not options.guard:
-        record = store.release(options.name, version, expected_generation=current.generation, why=options.why)
-        _released(options, record)
+        _release(options, store, current.generation, stable=version, why=options.why)
         return 0
     if version == current.stable:
         raise HotswapError(f"{options.name}@{version} is the stable version already.")
     guard = _guard(options)
-    record = store.release(
-        options.name,
-        current.stable,
-        Share(version=version, percent=guard.steps[0]),
-        shadow=Share(version=version, percent=options.shadow) if options.shadow else None,
+    record = _release(
+        options,
+        store,
+        current.generation,
+        stable=current.stable,
+        canary=_share("canary", version, guard.steps[0]),
+        shadow=_share("--shadow", version, options.shadow) if options.shadow else None,
         guard=guard,
-        expected_generation=current.generation,
         why=options.why or "guarded promotion",
     )
-    _released(options, record)
     return _follow(options, store, record) if options.follow else 0
 
 
 def _guard(options: argparse.Namespace) -> Guard:
     given = {name: getattr(options, name) for name in Guard.model_fields if getattr(options, name) is not None}
     if options.steps is not None:
-        given["steps"] = [step.strip() for step in options.steps.split(",")]
+        given["steps"] = [_number(step.strip()) for step in options.steps.split(",")]
     with explained(Guard, "nothing is released"):
         return Guard.model_validate(given)
 
@@ -226,9 +222,25 @@ def _follow(options: argparse.Namespace, store: Store, record: Release) -> int:
     return 0 if started.canary and record.stable == started.canary.version else 1
 
 
-def _share(version: str, percent: str) -> Share:
-    with explained(Share, "--shadow VERSION PERCENT"):
-        return Share.model_validate({"version": version, "percent": percent})
+def _release(options: argparse.Namespace, store: Store, expected: int | None, **what: Any) -> Release:
+    """Release versions that are whole and sound, and print the record."""
+    store.manifest(options.name, what["stable"])  # an unknown version is named
+    with explained(NewRelease, "nothing is released"):
+        new = NewRelease(**what)
+    for version in new.versions:
+        verification.verify(store, options.name, version, cache_folder())
+    record = store.release(options.name, new, expected_generation=expected)
+    _released(options, record)
+    return record
+
+
+def _share(what: str, version: str | int, percent: str | int) -> Share:
+    with explained(Share, what):
+        return Share.model_validate({"version": _number(version), "percent": _number(percent)})
+
+
+def _number(text: str | int) -> object:
+    return int(text) if str(text).isdecimal() else text
 
 
 def retire(options: argparse.Namespace) -> None:
@@ -251,7 +263,7 @@ def _released(options: argparse.Namespace, record: Release) -> None:
         return
     shares = {"canary": record.canary, "shadow": record.shadow}
     beside = "".join(f", {what} {share.version} for {share.percent} %" for what, share in shares.items() if share)
-    why = f" ({record.why})" if record.by == "guard" else ""
+    why = f" ({record.why})" if record.step else ""
     print(f"{options.name}: generation {record.generation}, stable {record.stable}{beside}{why}", flush=True)
 
 
@@ -293,6 +305,10 @@ def _generation(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is no generation: history shows them, from 1 on")
     return int(text)
+
+
+def _margin(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)
 
 
 def _add_expected_generation(parser: argparse.ArgumentParser) -> None:
@@ -366,8 +382,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--shadow", type=int, metavar="PERCENT", help="also copy a share of the stable version's texts to it"
     )
-    for margin, what in MARGINS.items():
-        sub.add_argument(f"--{margin.replace('_', '-')}", type=float, metavar="N", help=what)
+    for margin, field in Guard.model_fields.items():
+        if margin != "steps":
+            text = f"{field.description} ({'not looked at' if field.default is None else field.default})"
+            sub.add_argument(f"--{margin.replace('_', '-')}", type=_margin, metavar="N", help=text)
     sub.add_argument("--follow", action="store_true", help="wait for the end: 0 if it became stable, 1 if not")
     sub.add_argument("--why", default="")
     sub = command(

@@ -7,25 +7,21 @@ import json
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from adapters.errors import InvalidAdapter
+from adapters.reference import NAME
 from adapters.tasks import Task
 from adapters.tasks.classification import MAX_LABELS
-from adapters.validation import explain
+from adapters.validation import Strict, explain
 
-# Also a path segment, a metric label and part of the name the engine sees: nothing that needs quoting.
-NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$"
+NAME_PATTERN = rf"^{NAME}$"
 # A file of a version is a plain name: a manifest must not be able to point outside its own folder.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")]
 SCHEMA_VERSION = 1
 # Upper bounds of the buckets in which training and serving count the same things, to be compared.
 CONFIDENCE_BOUNDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 TOKEN_BOUNDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class File(Strict):

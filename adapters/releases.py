@@ -4,48 +4,50 @@ from __future__ import annotations
 
 from datetime import datetime
 from itertools import pairwise
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictInt, model_validator
 
-from adapters.manifest import Strict
+from adapters.validation import Strict
 
-# Who releases the steps of a guarded promotion but the first.
-GUARD = "guard"
+# As many digits as a reference may have.
+VersionNumber = Annotated[StrictInt, Field(ge=1, le=999_999_999)]
+Percent = Annotated[StrictInt, Field(ge=1, le=100)]
 
 
 class Share(Strict):
     """A version, and the share of the callers (a canary) or of their texts (a shadow) that it gets."""
 
-    version: int = Field(ge=1)
-    percent: int = Field(ge=1, le=100)
+    version: VersionNumber
+    percent: Percent
 
 
 class Guard(Strict):
-    """How a canary is raised by itself, and when it is taken back.
+    """When a canary is raised by itself, and when it is taken back; margins are differences of shares.
 
     The canary's share goes through ``steps`` and then to everyone. At each step it is compared with the stable
     version by sequential confidence intervals (:mod:`service.rollout.evidence`): it is raised when it is shown not
     to be worse by more than the margins, taken back when it is shown to be, and stays where neither is shown yet.
-    Margins are absolute differences of shares: ``errors`` of answers that failed, ``slow`` of answers that took
-    longer than ``slow_seconds``, ``wrong`` of feedback; ``disagreement`` is the share of shadowed texts that may be
-    answered differently.
     """
 
-    steps: tuple[int, ...] = (5, 25, 50)
-    errors: float = Field(default=0.02, gt=0, lt=1)
-    slow: float = Field(default=0.1, gt=0, lt=1)
-    slow_seconds: float = Field(default=2.5, gt=0, le=3600)
-    wrong: float = Field(default=0.05, gt=0, lt=1)
-    disagreement: float | None = Field(default=None, gt=0, lt=1)
-    confidence: float = Field(default=0.95, ge=0.5, lt=1)
-    samples: int = Field(default=200, ge=1, le=10**9, description="answers of each version before a step is taken")
-    seconds: float = Field(default=60, ge=0, le=10**7, description="least time at each step")
+    steps: Annotated[tuple[Percent, ...], Field(min_length=1, max_length=20)] = Field(
+        (5, 25, 50), description="percentages; after the last one everyone gets it"
+    )
+    errors: float = Field(0.02, gt=0, lt=1, description="how many more answers may fail")
+    slow: float = Field(0.1, gt=0, lt=1, description="how many more may take longer than `slow_seconds`")
+    slow_seconds: float = Field(2.5, gt=0, le=3600, description="what is slow")
+    wrong: float = Field(0.05, gt=0, lt=1, description="how many more may be wrong by feedback")
+    disagreement: float | None = Field(
+        None, gt=0, lt=1, description="how many shadowed texts may be answered differently"
+    )
+    confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="that a good version is not taken back, nor a bad one raised"
+    )
+    samples: StrictInt = Field(200, ge=1, le=10**9, description="answers of each version before a step is taken")
+    seconds: float = Field(60, ge=0, le=10**7, description="least time at each step")
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
-        if not self.steps or any(not 1 <= step <= 100 for step in self.steps):
-            raise ValueError("steps are percentages from 1 to 100")
         if any(later <= earlier for earlier, later in pairwise(self.steps)):
             raise ValueError("every step is above the one before")
         return self
@@ -55,17 +57,15 @@ class Guard(Strict):
         return next((step for step in self.steps if step > percent), None)
 
 
-class Release(Strict):
-    """What is served under an adapter's name since ``at``."""
+class Serving(Strict):
+    """Which versions are served under a name, and to whom."""
 
-    stable: int = Field(ge=1)
-    canary: Share | None = None
-    shadow: Share | None = None
-    guard: Guard | None = None
-    by: str
-    at: datetime
-    why: str = ""
-    generation: int = Field(default=0, exclude=True, description="the record's number: its file name")
+    stable: VersionNumber = Field(description="the version to serve under the bare name")
+    canary: Share | None = Field(None, description="a version that a share of the callers gets instead")
+    shadow: Share | None = Field(
+        None, description="a version that gets copies of a share of the texts; its answers are compared, not returned"
+    )
+    guard: Guard | None = Field(None, description="raise the canary step by step, and take it back, by itself")
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
@@ -81,9 +81,22 @@ class Release(Strict):
         others = [share.version for share in (self.canary, self.shadow) if share]
         return tuple(dict.fromkeys((self.stable, *others)))
 
+    @property
+    def under_way(self) -> bool:
+        """Whether something is being tried that another release would end."""
+        return self.canary is not None or self.shadow is not None
 
-class NewRelease(Release):
-    """A record about to be written: held to more than those that are read, so that every old one stays readable."""
+
+class NewRelease(Serving):
+    """What is to be served from now on, and who says so (default: the user of this process).
+
+    Held to more than records that are read, so that every old one stays readable. ``step``: a server's guard goes on
+    with a promotion that a person began; to a rollback all its steps are one release.
+    """
+
+    by: str | None = None
+    why: str = ""
+    step: bool = False
 
     @model_validator(mode="after")
     def _different(self) -> Self:
@@ -91,3 +104,19 @@ class NewRelease(Release):
             if share is not None and share.version == self.stable:
                 raise ValueError(f"version {share.version} is the stable one; a {what} is another version")
         return self
+
+
+class Release(Serving):
+    """A record of the log: what is served under an adapter's name since ``at``."""
+
+    by: str
+    at: datetime
+    why: str = ""
+    step: bool = False
+    generation: int = Field(default=0, exclude=True, description="the record's number: its file name")
+
+    def again(self, *, by: str | None, why: str) -> NewRelease:
+        """Return the same once more, for another log entry."""
+        return NewRelease.model_construct(
+            stable=self.stable, canary=self.canary, shadow=self.shadow, guard=self.guard, by=by, why=why, step=False
+        )

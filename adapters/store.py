@@ -16,33 +16,34 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import re
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, NotModifiedError
 from pydantic import ValidationError
 from ulid import ULID
 
+from adapters.cache import touch
+from adapters.catalogue import Catalogue, Entry
 from adapters.errors import Damaged, GenerationConflict, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
-from adapters.manifest import NAME_PATTERN, Manifest, digest_of
+from adapters.listing import Listed, list_adapter, list_all
+from adapters.manifest import Manifest, digest_of
 from adapters.objects import open_objects, reachable
 from adapters.packages import file_digest, move_into_place
-from adapters.releases import GUARD, Guard, NewRelease, Release, Share
+from adapters.reference import is_name
+from adapters.releases import NewRelease, Release
 from adapters.signing import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Signer, TrustedKeys
-from adapters.validation import explained
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PULSE = ".pulse"
-STARTER = Path(__file__).parent / "starter"
-DEFAULT_STORE = Path(__file__).parents[1] / "var" / "store"
-SEEDING = ".seeding-"
+# Of records in a bucket, each a round trip.
+READS_AT_ONCE = 16
 
 
 class Store:
@@ -59,15 +60,39 @@ class Store:
         self._trusted = trusted
         self._verified: set[str] = set()
 
+    def catalogue(self, previous: Catalogue = Catalogue()) -> Catalogue:  # noqa: B008 - immutable
+        """Return the store as it is now, from one listing; records that ``previous`` holds are not read again.
+
+        Raises :class:`StoreUnavailable`, also where a store that held adapters holds none at all: a folder is not
+        mounted, and nobody is to be told that the adapters do not exist.
+        """
+        with reachable(self.place):
+            listed, odd = list_all(self._objects, self.folder)
+        if previous.entries and not listed:
+            raise StoreUnavailable(f"the store {self.place} is empty, and was not before: is it mounted?")
+        changed, entries = [], {}
+        for name, of_it in sorted(listed.items()):
+            if not of_it.versions and not of_it.fault:
+                continue
+            known = previous.entries.get(name)
+            entries[name] = entry = self._entry(name, of_it, known)
+            if entry.release is None and entry.generation:
+                changed.append(entry)
+        for entry in _side_by_side(self._with_release, changed, remote=self.folder is None):
+            entries[entry.name] = entry
+        return Catalogue(entries, tuple(odd))
+
+    def adapter(self, name: str) -> Entry:
+        """Return one adapter as it is now; of an unknown one, an entry without versions."""
+        return self._with_release(self._entry(name, self._listed(name)))
+
     def names(self) -> list[str]:
         """Return the adapters that have a committed version."""
-        if self.folder is not None and not self.folder.is_dir():
-            raise StoreUnavailable(f"the store {self.place} is gone: there is no such folder.")
-        return [name for name in self._children("") if re.fullmatch(NAME_PATTERN, name) and self.versions(name)]
+        return [entry.name for entry in self.catalogue() if entry.versions]
 
     def versions(self, name: str) -> list[int]:
         """Return the committed versions of ``name``, oldest first; none for an unknown name."""
-        return [version for version in self._claimed(name) if self._exists(_version_path(name, version, MANIFEST))]
+        return sorted(self._listed(name).versions)
 
     def manifest(self, name: str, version: int) -> tuple[Manifest, str]:
         """Return a version's manifest and its digest. Raises :class:`NotInStore`, :class:`InvalidAdapter`."""
@@ -93,7 +118,7 @@ class Store:
         that is never used again, and no version.
         """
         config = (folder / CONFIG).read_bytes()
-        version = max(self._claimed(name), default=0) + 1
+        version = max(self._listed(name).claimed, default=0) + 1
         while not self._create(_version_path(name, version, CONFIG), config):
             version += 1
         manifest = describe(version)
@@ -101,8 +126,10 @@ class Store:
         signature = signer.sign(folder, manifest.files, content) if signer else None
         for file in manifest.files:
             if file != CONFIG:
+                path = _version_path(name, version, file)
                 with reachable(self.place):
-                    obstore.put(self._objects, _version_path(name, version, file), folder / file)
+                    obstore.put(self._objects, path, folder / file)
+                self._make_durable(path)
         if signature is not None:
             self._create(_version_path(name, version, SIGNATURE), signature)
         if not self._create(_version_path(name, version, MANIFEST), content):
@@ -121,6 +148,7 @@ class Store:
         present = kept.is_dir()
         if present and not _damage(kept, manifest):
             self._check_signature(manifest, digest, kept)
+            touch(kept)
             return kept
         with _writable(cache):
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -141,43 +169,23 @@ class Store:
                     move_into_place(made, kept)
         return kept
 
-    def release(
-        self,
-        name: str,
-        stable: int,
-        canary: Share | None = None,
-        *,
-        shadow: Share | None = None,
-        guard: Guard | None = None,
-        expected_generation: int | None = None,
-        by: str | None = None,
-        why: str = "",
-    ) -> Release:
+    def release(self, name: str, new: NewRelease, *, expected_generation: int | None = None) -> Release:
         """Append a release record. Raises :class:`NotInStore` for a version that is not there or retired, and
         :class:`GenerationConflict` where the newest generation is not ``expected_generation``, or another
         writer was first."""
-        retired = self.retired(name)
-        for version in {stable, *(share.version for share in (canary, shadow) if share)}:
-            if not self._exists(_version_path(name, version, MANIFEST)):  # whatever was there a moment ago
+        listed = self._listed(name)
+        for version in new.versions:
+            if version not in listed.versions:
                 raise NotInStore(f"{name}@{version} is not in the store.")
             self.manifest(name, version)
-            if version in retired:
+            if version in listed.retired:
                 raise NotInStore(f"{name}@{version} was retired; release another version, or add it anew.")
-        newest = max(self._generations(name), default=0)
-        with explained(NewRelease, "nothing is released"):
-            wished = NewRelease(
-                stable=stable,
-                canary=canary,
-                shadow=shadow,
-                guard=guard,
-                by=by or _user(),
-                at=datetime.now(UTC).replace(microsecond=0),
-                why=why,
-                generation=newest + 1,
-            )
-        record = Release.model_construct(**dict(wished))
+        newest = max(listed.releases, default=0)
         _expect(name, newest, expected_generation)
-        if not self._create(_release_path(name, record.generation), record.model_dump_json().encode() + b"\n"):
+        values = {**dict(new), "by": new.by or _user(), "at": datetime.now(UTC).replace(microsecond=0)}
+        record = Release.model_construct(**values, generation=newest + 1)
+        content = record.model_dump_json(exclude=None if record.step else {"step"}).encode() + b"\n"
+        if not self._create(_release_path(name, record.generation), content):
             raise GenerationConflict(
                 f"someone else released generation {record.generation} of {name}; look, then retry."
             )
@@ -193,27 +201,19 @@ class Store:
         """
         newest, previous = self.before(name)
         _expect(name, newest, expected_generation)
-        return self.release(
-            name,
-            previous.stable,
-            previous.canary,
-            shadow=previous.shadow,
-            guard=previous.guard,
-            expected_generation=newest,
-            by=by,
-            why=why or f"rollback of generation {newest}",
-        )
+        again = previous.again(by=by, why=why or f"rollback of generation {newest}")
+        return self.release(name, again, expected_generation=newest)
 
     def before(self, name: str) -> tuple[int, Release]:
         """Return the newest generation, and what a rollback of it would release again: what was served before it, all
         steps of one guarded promotion being one release. Raises :class:`NotInStore` if nothing was."""
-        generations = self._generations(name)
+        generations = sorted(self._listed(name).releases)
         if len(generations) < 2:
             raise NotInStore(f"{name} has no release to go back to.")
         earlier = reversed(generations)
         for generation in earlier:
             with suppress(InvalidAdapter):  # a damaged record is reason enough to go back
-                if self._release(name, generation).by == GUARD:
+                if self._release(name, generation).step:
                     continue
             break
         previous = next(earlier, None)
@@ -221,6 +221,10 @@ class Store:
             first = self._release(name, generations[0])
             return generations[-1], first.model_copy(update={"canary": None, "shadow": None, "guard": None})
         return generations[-1], self._release(name, previous)
+
+    def superseded(self, name: str, generation: int) -> bool:
+        """Whether there is a newer release than this one. One request: generations have no gaps."""
+        return self._exists(_release_path(name, generation + 1))
 
     def retire(self, name: str, version: int, *, by: str | None = None, why: str = "") -> None:
         """Have a version served to nobody any more, not even to those who ask for it by number. For ever; its files
@@ -236,13 +240,9 @@ class Store:
         self._create(f"{_checked(name)}/retired/{version}.json", json.dumps(record).encode() + b"\n")
         self._beat()
 
-    def retired(self, name: str) -> set[int]:
-        """Return the versions of ``name`` that are served to nobody any more."""
-        return set(self._numbers(name, "retired"))
-
     def released(self, name: str) -> Release | None:
-        """Return the newest release of ``name``, if any."""
-        newest = max(self._generations(name), default=0)
+        """Return the newest release of ``name``, if any. Raises :class:`InvalidAdapter` where it is damaged."""
+        newest = max(self._listed(name).releases, default=0)
         return self._release(name, newest) if newest else None
 
     def pulse(self, seen: str | None = None) -> str | None:
@@ -261,18 +261,22 @@ class Store:
 
     def history(self, name: str) -> list[Release]:
         """Return every release of ``name``, oldest first, but for damaged records: :meth:`problems` names those."""
-        found = []
-        for generation in self._generations(name):
+        records = []
+        for generation in sorted(self._listed(name).releases):
             with suppress(InvalidAdapter):
-                found.append(self._release(name, generation))
-        return found
+                records.append(self._release(name, generation))
+        return records
 
     def problems(self) -> Iterator[tuple[str, int, str]]:
         """Yield (name, version, what is wrong) for every version whose files differ from its manifest or that is
         released and not there, and, as version 0, for every release record that cannot be read."""
-        for name in filter(re.compile(NAME_PATTERN).fullmatch, self._children("")):
-            versions, release = self.versions(name), None
-            for generation in self._generations(name):
+        with reachable(self.place):
+            listed, _ = list_all(self._objects, self.folder)
+        for name, of_it in sorted(listed.items()):
+            if of_it.fault:
+                yield name, 0, of_it.fault
+            versions, release = sorted(of_it.versions), None
+            for generation in sorted(of_it.releases):
                 try:
                     release = self._release(name, generation)
                 except InvalidAdapter as error:
@@ -327,23 +331,40 @@ class Store:
         except ValidationError as error:
             raise InvalidAdapter(f"release {generation} of {name} is damaged; release again.") from error
 
-    def _claimed(self, name: str) -> list[int]:
-        return sorted(int(child) for child in self._children(f"{_checked(name)}/versions") if child.isdecimal())
-
-    def _generations(self, name: str) -> list[int]:
-        return self._numbers(name, "releases")
-
-    def _numbers(self, name: str, kind: str) -> list[int]:
-        """Return the numbers of an adapter's records of one kind, in order."""
+    def _listed(self, name: str) -> Listed:
         with reachable(self.place):
-            listed = obstore.list_with_delimiter(self._objects, prefix=f"{_checked(name)}/{kind}")["objects"]
-        found = [re.fullmatch(r"(\d+)\.json", entry["path"].rsplit("/", 1)[-1]) for entry in listed]
-        return sorted(int(match[1]) for match in found if match)
+            return list_adapter(self._objects, self.folder, _checked(name))
 
-    def _children(self, prefix: str) -> list[str]:
-        with reachable(self.place):
-            listed = obstore.list_with_delimiter(self._objects, prefix=prefix or None)
-        return sorted(path.rsplit("/", 1)[-1] for path in listed["common_prefixes"])
+    def _entry(self, name: str, listed: Listed, known: Entry | None = None) -> Entry:
+        """Return what a listing says of one adapter, with the release that is known already, if it is the newest."""
+        generation = max(listed.releases, default=0)
+        release = known.release if known and known.generation == generation else None
+        retired = frozenset(listed.retired.difference(release.versions if release else ()))
+        return Entry(name, tuple(sorted(listed.versions)), generation, release, retired, listed.fault)
+
+    def _with_release(self, entry: Entry) -> Entry:
+        if not entry.generation:
+            return entry
+        try:
+            release = self._release(entry.name, entry.generation)
+        except InvalidAdapter as error:  # a damaged record concerns its own adapter alone
+            return replace(entry, fault=str(error))
+        except StoreUnavailable as error:
+            if self.folder is None:  # a bucket's requests fail for reasons that are not this adapter's
+                raise
+            return replace(entry, fault=str(error))
+        return replace(entry, release=release, retired=entry.retired.difference(release.versions))
+
+    def _make_durable(self, path: str) -> None:
+        """Have a file of a local disk, and the folders that name it, survive a power cut."""
+        if self.folder is not None:
+            for place in (self.folder / path, *(self.folder / parent for parent in PurePosixPath(path).parents)):
+                with reachable(self.place):
+                    handle = os.open(place, os.O_RDONLY)
+                    try:
+                        os.fsync(handle)
+                    finally:
+                        os.close(handle)
 
     def _exists(self, path: str) -> bool:
         try:
@@ -371,42 +392,8 @@ class Store:
                 obstore.put(self._objects, path, content, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return False
+        self._make_durable(path)
         return True
-
-
-def open_store(
-    place: str | None = None, *, seed: Literal["default", "empty"] = "default", trusted: TrustedKeys | None = None
-) -> Store:
-    """Return the store at ``place``, or the project's own (``var/store``), which starts with the shipped adapters.
-
-    ``seed="empty"`` puts them into any other empty folder too.
-    """
-    folder = Path(place).expanduser() if place and "://" not in place else None
-    default = not place or (folder is not None and folder.resolve() == DEFAULT_STORE)
-    target = DEFAULT_STORE if default else folder
-    if target is not None and (default or seed == "empty"):
-        with reachable(str(target)):
-            _seed(target)
-    return Store(target or place or DEFAULT_STORE, trusted=trusted)
-
-
-def _seed(folder: Path) -> None:
-    """Copy the starter adapters into ``folder`` if it has no adapters, or if a seeding of it was not finished.
-
-    Each adapter is renamed into place when it is complete, and the scratch folder is removed last: what a
-    kill leaves half done is finished the next time. It is inside ``folder``, which may be a mounted volume.
-    """
-    present = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    starters = [path for path in STARTER.iterdir() if path.is_dir()] if STARTER.is_dir() else []
-    missing = [starter for starter in starters if starter.name not in present]
-    unfinished = any(name.startswith(SEEDING) for name in present)
-    if not missing or (any(re.fullmatch(NAME_PATTERN, name) for name in present) and not unfinished):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=SEEDING, dir=folder) as scratch:
-        for starter in missing:
-            shutil.copytree(starter, Path(scratch, starter.name))
-            move_into_place(Path(scratch, starter.name), folder / starter.name)
 
 
 def _version_path(name: str, version: int, file: str) -> str:
@@ -430,9 +417,17 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
+def _side_by_side(read: Callable[[Entry], Entry], entries: list[Entry], *, remote: bool) -> Iterable[Entry]:
+    """Read records from afar many at a time: each is a round trip."""
+    if not remote:
+        return map(read, entries)
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        return list(pool.map(read, entries))
+
+
 def _checked(name: str) -> str:
     """Refuse what is no name before it becomes part of a path."""
-    if not re.fullmatch(NAME_PATTERN, name):
+    if not is_name(name):
         raise NotInStore("an adapter's name is made of a-z, 0-9, '.', '_' and '-', at most 64 of them.")
     return name
 

@@ -7,9 +7,15 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adapters.errors import InvalidAdapter
+
+
+class Strict(BaseModel):
+    """What is stored: nothing is misspelt, nothing is changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from adapters import cli
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
+from adapters.seed import open_store
 from adapters.signing import TrustedKeys
-from adapters.store import Store, open_store
+from adapters.store import Store
 from service.engine import launch
 from service.engine.base import Engine, Limits
 from service.settings import Settings, rank_above

@@ -1,16 +1,26 @@
 """Every metric and label of the service, declared here and nowhere else.
 
-The number of label values is bounded: beyond ``CAP`` distinct adapter versions, or labels, it is
+The number of label values is bounded: beyond ``CAP`` adapter versions in use, or labels, it is
 ``other``, so that nobody can fill the memory of the monitoring by inventing names.
 """
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 
 from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
 
 CAP = 200
+# Of two gauges each: what an operator must see is which one of all does not follow.
+ADAPTERS_CAP = 5000
+# Prometheus has read what nobody used for so long.
+UNUSED_SECONDS = 600.0
 OTHER = "other"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 VERSION = ("adapter", "version")
@@ -21,7 +31,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._seen: dict[str, set[tuple[str, ...]]] = {}
+        self._versions = _Bounded(CAP, lambda values: self.forget(*values))
+        self._adapters = _Bounded(ADAPTERS_CAP, lambda values: self.forget_adapter(*values))
+        self._labels: dict[tuple[str, str], set[str]] = {}
         self.requests = Counter(
             "hotswap_requests",
             "Requests by what became of them: ok, or the code of the error.",
@@ -104,17 +116,73 @@ class Metrics:
         self.served_generation = Gauge(
             "hotswap_served_generation", "Release that is being served.", ("adapter",), registry=registry
         )
+        self.adapters_behind = Gauge(
+            "hotswap_adapters_behind", "Adapters whose newest release is not served here yet.", registry=registry
+        )
         self.store_errors = Counter("hotswap_store_errors", "Store reads that failed.", registry=registry)
         self.engine_restarts = Counter(
             "hotswap_engine_restarts", "Engines that died and were replaced.", registry=registry
         )
         self.ready = Gauge("hotswap_ready", "1 while this replica answers requests.", registry=registry)
 
-    def bounded(self, what: str, *values: str) -> tuple[str, ...]:
-        """Return ``values``, or ``other`` for each once ``what`` has had ``CAP`` different ones."""
-        seen = self._seen.setdefault(what, set())
-        if values not in seen:
-            if len(seen) >= CAP:
-                return (OTHER,) * len(values)
-            seen.add(values)
+    def version(self, name: str, version: str) -> tuple[str, str]:
+        """Return the labels of an adapter's version: its own, or ``other`` while the last ``CAP`` are all in use."""
+        return self._versions.take((name, version)) or (OTHER, OTHER)
+
+    def label(self, name: str, version: str, label: str) -> str:
+        """Return the label value of a version's answer ``label``."""
+        labels = self._labels.setdefault((name, version), set())
+        if label not in labels and len(labels) >= CAP:
+            return OTHER
+        labels.add(label)
+        return label
+
+    def generation(self, gauge: Gauge, name: str, generation: int) -> None:
+        """Set one adapter's generation; those beyond the cap have none, for one number cannot stand for many."""
+        if labels := self._adapters.take((name,)):
+            gauge.labels(*labels).set(generation)
+
+    def forget(self, name: str, version: str) -> None:
+        """Drop the series of a version that is not served any more."""
+        self._versions.drop((name, version))
+        self._remove({"adapter": name, "version": version})
+
+    def forget_adapter(self, name: str) -> None:
+        """Drop the series of an adapter that is not in the store any more."""
+        self._adapters.drop((name,))
+        for version in [version for adapter, version in self._versions if adapter == name]:
+            self.forget(name, version)
+        for gauge in (self.store_generation, self.served_generation):
+            gauge.remove_by_labels({"adapter": name})
+
+    def _remove(self, labels: dict[str, str]) -> None:
+        self._labels.pop((labels["adapter"], labels["version"]), None)
+        for metric in vars(self).values():
+            if isinstance(metric, MetricWrapperBase) and set(labels) <= set(metric._labelnames):
+                metric.remove_by_labels(labels)
+
+
+class _Bounded:
+    """Label values, at most so many: a new one takes the place of one that was not used for long, if there is one."""
+
+    def __init__(self, most: int, dropped: Callable[[tuple[str, ...]], None]) -> None:
+        self._most, self._dropped = most, dropped
+        self._used: OrderedDict[tuple[str, ...], float] = OrderedDict()
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return iter(self._used)
+
+    def take(self, values: tuple[str, ...]) -> Any:
+        """Return ``values``, or None where there is no room for them."""
+        now = time.monotonic()
+        if values not in self._used and len(self._used) >= self._most:
+            oldest, used = next(iter(self._used.items()))
+            if now - used < UNUSED_SECONDS:
+                return None
+            self._dropped(oldest)
+        self._used[values] = now
+        self._used.move_to_end(values)
         return values
+
+    def drop(self, values: tuple[str, ...]) -> None:
+        self._used.pop(values, None)

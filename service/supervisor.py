@@ -1,4 +1,4 @@
-"""The engine's life: started beside the open port, watched, and started again when it dies."""
+"""The engine's life: started beside the open port, watched, and started again when it dies or hangs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from collections import deque
 from collections.abc import Callable
 
 from service.engine.base import Engine, EngineDown
+from service.group import Group
+from service.heartbeat import Heartbeat
 from service.metrics import Metrics
 from service.rollout.promotion import Promotion
 from service.rollout.reconciler import Reconciler
-from service.serving.answering import Inference
-from service.serving.registry import Registry
+from service.serving.answering import Answering
+from service.serving.residency import Residency
 
 logger = logging.getLogger("hotswap")
 
 WATCH_SECONDS = 0.1
+# Large models are read from slow disks and compiled; an engine that takes longer than this never comes.
+START_SECONDS = 3600.0
+STOP_SECONDS = 30.0
 # An engine that dies so often within so long will die again: the process ends, for whoever supervises it.
 DEATHS, WITHIN_SECONDS = 3, 600.0
 
@@ -31,27 +36,41 @@ class Supervisor:
     def __init__(
         self,
         engine: Engine,
-        registry: Registry,
+        residency: Residency,
         reconciler: Reconciler,
         promotion: Promotion,
-        inference: Inference,
+        answering: Answering,
         metrics: Metrics,
+        heartbeat: Heartbeat,
     ) -> None:
-        self._engine, self._registry = engine, registry
+        self._engine, self._residency = engine, residency
         self._reconciler, self._promotion = reconciler, promotion
-        self._inference, self._metrics = inference, metrics
+        self._answering, self._metrics, self._heartbeat = answering, metrics, heartbeat
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self.phase = "starting"
 
     async def run(self, on_ready: Callable[[], None], on_failure: Callable[[], None]) -> None:
-        """Serve until cancelled. ``on_ready`` is called once; ``on_failure`` where it is no use to go on."""
+        """Serve until cancelled. ``on_ready`` is called once; ``on_failure`` where it is no use to go on, also for
+        a fault of ours: a process that follows nothing any more must not look well."""
+        try:
+            await self._run(on_ready)
+        except Exception:
+            logger.exception("the supervisor failed")
+        self._close("failed")
+        on_failure()
+
+    def stop(self) -> None:
+        self._close("stopping")
+
+    async def _run(self, on_ready: Callable[[], None]) -> None:
+        """Return where it is no use to go on."""
         if not await self._start():
-            return self._give_up(on_failure)
+            return
         began = time.monotonic()
         await self._reconciler.settle()
         logger.info("released adapters prepared in %.1f s", time.monotonic() - began)
         self._open()
-        on_ready()
+        _announce(on_ready)
         while True:
             await self._serve()
             logger.error("the engine has died; it is started again")
@@ -60,47 +79,58 @@ class Supervisor:
                 self._deaths.append(time.monotonic())
                 if len(self._deaths) == DEATHS and self._deaths[-1] - self._deaths[0] < WITHIN_SECONDS:
                     logger.error("the engine died %d times in %.0f s", DEATHS, WITHIN_SECONDS)
-                    return self._give_up(on_failure)
-                await self._registry.forget()
-                await self._engine.stop()
+                    return
+                await self._residency.forget()
+                await self._stop()
                 if await self._start():
                     break
             await self._reconciler.warm()
             self._metrics.engine_restarts.inc()
             self._open()
 
-    def stop(self) -> None:
-        self._close("stopping")
-
     async def _start(self) -> bool:
         began = time.monotonic()
         try:
-            await self._engine.start()
+            async with asyncio.timeout(START_SECONDS):
+                await self._engine.start()
         except Exception as error:
             logger.error("the engine did not start: %s", error, exc_info=not isinstance(error, EngineDown))
             return False
         logger.info("engine started in %.1f s", time.monotonic() - began)
         return True
 
-    async def _serve(self) -> None:
-        """Follow the store, and the canaries, until the engine dies."""
-        following = [asyncio.create_task(work.run()) for work in (self._reconciler, self._promotion)]
+    async def _stop(self) -> None:
+        """What is left of a dead engine may not be there to be stopped; a new one is started all the same."""
         try:
-            while self._engine.alive:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._engine.stop()
+        except Exception:
+            logger.exception("the engine could not be stopped")
+
+    async def _serve(self) -> None:
+        """Follow the store, and the canaries, until the engine dies or hangs."""
+        async with Group() as group:
+            group.keep("reconciler", self._reconciler.run)
+            group.keep("promotion", self._promotion.run)
+            beating = group.start(self._heartbeat.follow())
+            while self._engine.alive and not beating.done():
                 await asyncio.sleep(WATCH_SECONDS)
-        finally:
-            for task in following:
-                task.cancel()
-            await asyncio.gather(*following, return_exceptions=True)
+        if self._engine.alive:
+            self._close("restarting its engine")
+            await self._engine.kill()
 
     def _open(self) -> None:
-        self.phase, self._inference.open = "serving", True
+        self.phase, self._answering.open = "serving", True
         self._metrics.ready.set(1)
 
     def _close(self, phase: str) -> None:
-        self.phase, self._inference.open = phase, False
+        self.phase, self._answering.open = phase, False
         self._metrics.ready.set(0)
 
-    def _give_up(self, on_failure: Callable[[], None]) -> None:
-        self._close("failed")
-        on_failure()
+
+def _announce(on_ready: Callable[[], None]) -> None:
+    """Say that the service is ready. Who should hear it may be gone, which is no reason not to serve."""
+    try:
+        on_ready()
+    except Exception as error:
+        logger.warning("nobody could be told that the service is ready: %s", error)

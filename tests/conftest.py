@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from adapters.base_model import Base, resolve_base
 from adapters.intake import add_version
+from adapters.releases import NewRelease
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.s3 import S3Server
@@ -179,6 +180,6 @@ def stocked(
     for seed in (1, 2):
         add_version(store, "mood", make_adapter(seed=seed), sentiment_task, tiny)
     add_version(store, "brief", make_adapter(seed=3), summary_task, tiny)
-    store.release("mood", 1)
-    store.release("brief", 1)
+    store.release("mood", NewRelease(stable=1))
+    store.release("brief", NewRelease(stable=1))
     return store

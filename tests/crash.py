@@ -23,7 +23,7 @@ import obstore
 
 When = Literal["before", "after"]
 Function = tuple[Any, str]
-STORE: list[Function] = [(obstore, name) for name in ("put", "get", "head", "list_with_delimiter")]
+STORE: list[Function] = [(obstore, name) for name in ("put", "get", "head", "list")] + [(os, "fsync")]
 FILES: list[Function] = [(Path, name) for name in ("write_bytes", "mkdir", "rename", "replace")]
 _forks = get_context("forkserver")
 _forks.set_forkserver_preload(["tests.crash", "tests.service.swapping", "adapters.__main__"])

@@ -11,6 +11,7 @@ import pytest
 
 from adapters.base_model import Base
 from adapters.intake import add_version
+from adapters.releases import NewRelease
 from adapters.store import Store
 from tests.conftest import write_adapter
 from tests.server import Server, serving
@@ -28,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny: Base, sentiment_task,
     store = Store(place / "store")
     for seed, (name, task) in enumerate((("mood", sentiment_task), ("long", long_answers(summary_task)))):
         add_version(store, name, write_adapter(place / name, seed=seed), task, tiny)
-        store.release(name, 1)
+        store.release(name, NewRelease(stable=1))
     settings = {"store": store.place, "base_model": str(tiny.folder), "cache": str(place / "cache")}
     with serving(place / "server.log", **settings, max_model_len=str(CONTEXT), kv_cache_gib=f"{KV_GIB:.6f}") as started:
         yield started

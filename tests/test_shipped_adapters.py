@@ -12,7 +12,9 @@ import pytest
 from adapters.base_model import Base, resolve_base
 from adapters.intake import add_version
 from adapters.packages import cache_folder
-from adapters.store import STARTER, Store, open_store
+from adapters.releases import NewRelease
+from adapters.seed import STARTER, open_store
+from adapters.store import Store
 from adapters.tasks import ClassificationTask
 from loadtests import run_locust
 from tests.server import Server, serving
@@ -66,7 +68,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, base: Base) -> Store:
     (folder / "README.md").unlink()
     task = ClassificationTask.of("Text: {text}\nOpinion:", ["good", "bad", "mixed"], base.tokenizer)
     add_version(stocked, "opinion", folder, task, base)
-    stocked.release("opinion", 1)
+    stocked.release("opinion", NewRelease(stable=1))
     return stocked
 
 
@@ -122,7 +124,7 @@ def test_a_long_document_is_read_by_the_service_as_by_evaluation(server: Server,
     task = store.manifest("one-line-summary", 1)[0].task.model_copy(update={"long": "chunks", "max_input_tokens": 200})
     asked = {"adapter": "long-lines", "input": document}
     add_version(store, "long-lines", STARTER / "one-line-summary/versions/1", task, base)
-    store.release("long-lines", 1)
+    store.release("long-lines", NewRelease(stable=1))
     while (response := server.client.post("/v1/summarize", json=asked)).status_code == 404:
         pass  # until the release is seen; bounded by the test's timeout
     (output,) = response.json()["outputs"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapters.store import Release, Share
+from adapters.releases import Release, Share
 from loadtests.swap_under_load import report
 from loadtests.swap_under_load.fingerprints import Variant
 from loadtests.swap_under_load.fleet import Adapter, Served, Version, fault

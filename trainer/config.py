@@ -29,7 +29,7 @@ from adapters.tasks.base import checked_template
 from adapters.tasks.summarization import Long
 from adapters.validation import explain
 
-VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]*$"
+VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]{0,8}$"
 IDENTITY = "run-identity"  # the file in a run's folder that holds :meth:`Recipe.run_identity`
 
 

@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 from adapters.base_model import Base, resolve_base
 from adapters.intake import add_version
 from adapters.packages import cache_folder
-from adapters.store import CONFIG, STARTER, WEIGHTS, Store
+from adapters.releases import NewRelease
+from adapters.seed import STARTER
+from adapters.store import CONFIG, WEIGHTS, Store
 from adapters.tasks import Task
 from trainer.config import load_recipe
 from trainer.data import load_splits
@@ -76,7 +78,7 @@ def _derive(store: Store, base: Base, starter: str, number: int) -> Adapter:
     name = f"bench-{starter}-{number:03d}"
     add_version(store, name, scratch, original.task, base)
     if number < RELEASED:
-        store.release(name, 1)
+        store.release(name, NewRelease(stable=1))
     return Adapter(name, Path(store.place) / name / "versions" / "1", original.task)
 
 

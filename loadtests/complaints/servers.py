@@ -17,6 +17,7 @@ from adapters.errors import HotswapError
 from adapters.intake import add_version
 from adapters.manifest import BaseReference, File, Manifest
 from adapters.packages import file_digest
+from adapters.releases import NewRelease
 from adapters.store import CONFIG, Store
 from loadtests.bench.process import Failed, Process
 from loadtests.bench.servers import BASE, NEEDED
@@ -181,7 +182,7 @@ class Ours(Server):
         try:
             if unchecked:
                 version = self._smuggle(name, folder)
-                self.store.release(name, version)
+                self.store.release(name, NewRelease(stable=version))
             else:
                 version = add_version(self.store, name, folder, self.material.task, self.material.base).version
                 answer = self.post(f"/v1/adapters/{name}/releases", {"stable": version})

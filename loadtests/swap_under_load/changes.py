@@ -14,7 +14,8 @@ import aiohttp
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.intake import add_version
-from adapters.store import Release, Share, Store
+from adapters.releases import NewRelease, Release, Share
+from adapters.store import Store
 from adapters.tasks import ClassificationTask
 from loadtests.swap_under_load.fleet import Adapter, Served, Version, Way
 
@@ -158,7 +159,7 @@ class Changes:
         elif stable is None:
             await asyncio.to_thread(self._store.rollback, adapter.name)
         else:
-            await asyncio.to_thread(self._store.release, adapter.name, stable, canary)
+            await asyncio.to_thread(self._store.release, adapter.name, NewRelease(stable=stable, canary=canary))
         served.created = loop.time()
         return served
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from adapters.store import Release
+from adapters.releases import Release
 from loadtests.swap_under_load.fingerprints import TOLERANCE, Variant, distance
 from loadtests.traffic import Outcome
 

@@ -62,6 +62,19 @@ class Engine(Protocol):
     def alive(self) -> bool:
         """Whether the engine can answer now."""
 
+    @property
+    def loading(self) -> bool:
+        """Whether an adapter is being read: the engine may wait for a disk."""
+
+    async def check(self) -> None:
+        """Go through the engine's own process and back: it answers between two steps. Raises :class:`EngineDown`."""
+
+    def work_seconds(self) -> float:
+        """Return how long its processes have calculated so far: one that does not answer may be in a long step."""
+
+    async def kill(self) -> None:
+        """End an engine that does not answer, without asking it: requests in flight end with :class:`EngineDown`."""
+
     async def load(self, name: str, folder: Path) -> None:
         """Make the PEFT adapter in ``folder``, a LoRA or a learnt prompt, resident as ``name``, which has never meant
         other weights.

@@ -29,11 +29,11 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.active = 0
-        self._alive = False
+        self._alive = self._hung = self.loading = False
 
     async def start(self) -> None:
         self.resident.clear()
-        self._alive = True
+        self._alive, self._hung = True, False
 
     async def stop(self) -> None:
         self._alive = False
@@ -41,12 +41,28 @@ class FakeEngine:
 
     def die(self) -> None:
         """Be as a killed vLLM: requests in flight fail, and nothing works any more."""
-        self._alive = False
+        self._alive = self._hung = False
         self.gate.set()
+
+    def hang(self) -> None:
+        """Be as a stopped vLLM process: it lives, and answers nothing."""
+        self._hung = True
+        self.gate.clear()
 
     @property
     def alive(self) -> bool:
         return self._alive
+
+    async def check(self) -> None:
+        self._check_alive()
+        while self._hung:
+            await asyncio.sleep(0.01)
+
+    def work_seconds(self) -> float:
+        return 0.0
+
+    async def kill(self) -> None:
+        self.die()
 
     async def load(self, name: str, folder: Path) -> None:
         self._check_alive()

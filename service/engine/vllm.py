@@ -9,9 +9,11 @@ import json
 import logging
 import math
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from adapters.base_model import Base
 from adapters.lint import PROMPT, is_prompt
@@ -47,6 +49,7 @@ class VllmEngine:
         self._adapter_ids = itertools.count(1)
         self._request_ids = itertools.count(1)
         self._llm: Any = None
+        self._loads = 0
 
     async def start(self) -> None:
         launch.prepare(self._settings)
@@ -149,13 +152,53 @@ class VllmEngine:
         if llm is not None:
             # Not in a thread: vLLM's output task would see its dying process first, and log that as a crash.
             gc.unfreeze()
-            llm.shutdown(timeout=SHUTDOWN_SECONDS)
+            llm.shutdown(timeout=0.0 if llm.errored else SHUTDOWN_SECONDS)
             # Its __del__ calls shutdown once more, and fails noisily if the interpreter is going down by then.
             llm.shutdown = lambda timeout=None: None
 
     @property
     def alive(self) -> bool:
         return self._llm is not None and not self._llm.errored
+
+    @property
+    def loading(self) -> bool:
+        return self._loads > 0
+
+    async def check(self) -> None:
+        try:
+            await self._running().is_sleeping()
+        except Exception as error:
+            self._raise_if_dead(error)
+            raise
+
+    def work_seconds(self) -> float:
+        seconds = 0.0
+        for process in self._processes():
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                seconds += times.user + times.system
+        return seconds
+
+    async def kill(self) -> None:
+        llm = self._llm
+        for process in self._processes():
+            with suppress(psutil.Error):
+                process.kill()
+        # vLLM sees it and fails what is in flight. It must before it is shut down, or those would wait for ever.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                while llm is not None and not llm.errored:
+                    await asyncio.sleep(0.05)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Return the engine's processes and what they have started."""
+        manager = self._llm.engine_core.resources.engine_manager if self._llm is not None else None
+        processes = []
+        for child in getattr(manager, "processes", ()):
+            with suppress(psutil.Error):
+                process = psutil.Process(child.pid)
+                processes += [process, *process.children(recursive=True)]
+        return processes
 
     async def load(self, name: str, folder: Path) -> None:
         from vllm.lora.request import LoRARequest
@@ -169,11 +212,14 @@ class VllmEngine:
             self._adapters[name] = await asyncio.to_thread(self._vectors, folder)
             return
         request = LoRARequest(name, next(self._adapter_ids), str(folder))
+        self._loads += 1
         try:
             loaded = await self._running().add_lora(request)
         except Exception as error:
             self._raise_if_dead(error)
             raise EngineRefused(f"vLLM could not load {name}: {error}") from error
+        finally:
+            self._loads -= 1
         if not loaded:
             raise EngineRefused(f"vLLM would not load {name}")
         self._adapters[name] = request

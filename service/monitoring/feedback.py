@@ -17,7 +17,7 @@ from service.http.keys import Caller
 from service.http.schemas import Classification, FeedbackRequest, ItemError, Summary
 from service.metrics import Metrics
 from service.rollout.evidence import Tally
-from service.serving.registry import Lease
+from service.serving.answering import Answered
 
 logger = logging.getLogger("hotswap")
 # Predictions remembered, on each replica. Their texts only where a log is kept, and no more than so many characters.
@@ -28,9 +28,11 @@ Output = Classification | Summary | ItemError
 @dataclass
 class _Predicted:
     manifest: Manifest
-    said: list[str | None]
+    routed: bool
+    answers: list[str | None]
     texts: Sequence[str]
     judged: set[int] = field(default_factory=set)
+    counted: bool = False
 
     @property
     def chars(self) -> int:
@@ -45,70 +47,79 @@ class Feedback:
         self._predicted: OrderedDict[str, _Predicted] = OrderedDict()
         self._chars = 0
 
-    def remember(self, prediction_id: str, lease: Lease, texts: Sequence[str], outputs: Sequence[Output]) -> None:
-        """Keep what an adapter said to each text. Texts and summaries are forgotten at once unless there is a log."""
-        said = [_said(output, whole=self._log is not None) for output in outputs]
-        made = _Predicted(lease.manifest, said, texts if self._log else ())
-        self._predicted[prediction_id] = made
-        self._chars += made.chars
+    def remember(self, answered: Answered) -> None:
+        """Keep what an adapter answered to each text. Texts and summaries are forgotten at once unless there is a
+        log."""
+        answers = [_content(output, whole=self._log is not None) for output in answered.outputs]
+        texts = answered.asked.texts if self._log else ()
+        predicted = _Predicted(answered.held.manifest, answered.held.choice.routed, answers, texts)
+        self._predicted[answered.id] = predicted
+        self._chars += predicted.chars
         while len(self._predicted) > MOST or self._chars > MOST_CHARS:
             self._chars -= self._predicted.popitem(last=False)[1].chars
 
-    def take(self, caller: Caller, told: FeedbackRequest) -> tuple[str, int, bool]:
+    def take(self, caller: Caller, judgement: FeedbackRequest) -> tuple[str, int, bool]:
         """Return adapter, version and whether the answer was right; count it, once for each answer.
 
+        As evidence about a canary it counts once for a prediction, of traffic that the release routed, and from
+        callers with the scope ``feedback``: nobody else's word takes a version back.
         Raises :class:`PredictionNotFound`, :class:`InvalidRequest`.
         """
-        found = self._predicted.get(told.id)
-        if found is None or not caller.may_use(found.manifest.name):
+        predicted = self._predicted.get(judgement.id)
+        if predicted is None or not caller.may_use(predicted.manifest.name):
             raise PredictionNotFound("This replica does not know the prediction: it was made elsewhere, or long ago.")
-        if told.index >= len(found.said) or (said := found.said[told.index]) is None:
-            raise InvalidRequest(f"The prediction has no answer number {told.index}; they are counted from 0.")
-        _check(found.manifest, told)
-        right = bool(told.correct) if told.correct is not None else said == (told.label or told.better)
-        if told.index not in found.judged:
-            found.judged.add(told.index)
-            name, version = found.manifest.name, found.manifest.version
-            outcome = "right" if right else "wrong"
-            self._metrics.feedback.labels(*self._metrics.bounded("version", name, str(version)), outcome).inc()
-            self._tally.judged(name, version, right=right)
+        if judgement.index >= len(predicted.answers) or (answer := predicted.answers[judgement.index]) is None:
+            raise InvalidRequest(f"The prediction has no answer number {judgement.index}; they are counted from 0.")
+        _check(predicted.manifest, judgement)
+        right = answer == (judgement.label or judgement.better)
+        if judgement.correct is not None:
+            right = judgement.correct
+        name, version = predicted.manifest.name, predicted.manifest.version
+        if judgement.index not in predicted.judged:
+            predicted.judged.add(judgement.index)
+            labels = self._metrics.version(name, str(version))
+            self._metrics.feedback.labels(*labels, "right" if right else "wrong").inc()
+            if predicted.routed and not predicted.counted and "feedback" in caller.scopes:
+                predicted.counted = True
+                self._tally.judged(name, version, right=right)
             if self._log is not None:
-                self._keep(self._log, found, said, told, right=right)
-        return found.manifest.name, found.manifest.version, right
+                self._keep(self._log, predicted, answer, judgement, right=right)
+        return name, version, right
 
-    def _keep(self, log: Path, found: _Predicted, said: str, told: FeedbackRequest, *, right: bool) -> None:
+    def _keep(self, log: Path, predicted: _Predicted, answer: str, judgement: FeedbackRequest, *, right: bool) -> None:
         record = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "id": told.id,
-            "adapter": found.manifest.name,
-            "version": found.manifest.version,
-            "task": found.manifest.task.kind,
-            "text": found.texts[told.index],
-            "answer": said,
+            "id": judgement.id,
+            "adapter": predicted.manifest.name,
+            "version": predicted.manifest.version,
+            "task": predicted.manifest.task.kind,
+            "text": predicted.texts[judgement.index],
+            "answer": answer,
             "good": right,
-            "better": told.label or told.better,
+            "better": judgement.label or judgement.better,
         }
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a", encoding="utf-8") as file:  # one write: replicas may share the file
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            with log.open("ab", buffering=0) as file:  # one write of any length: replicas may share the file
+                file.write(line)
         except OSError as error:
             logger.error("feedback is counted but not kept: %s: %s", log, error.strerror)
 
 
-def _said(output: Output, *, whole: bool) -> str | None:
+def _content(output: Output, *, whole: bool) -> str | None:
     if isinstance(output, Summary):
         return output.summary if whole else ""
     return output.label if isinstance(output, Classification) else None
 
 
-def _check(manifest: Manifest, told: FeedbackRequest) -> None:
+def _check(manifest: Manifest, judgement: FeedbackRequest) -> None:
     if not isinstance(manifest.task, ClassificationTask):
-        if told.label is not None:
+        if judgement.label is not None:
             raise InvalidRequest("A summary has no label; send 'correct' or 'better'.")
         return
-    if told.better is not None:
+    if judgement.better is not None:
         raise InvalidRequest("Of a classification, send the right 'label'.")
     labels = [label.name for label in manifest.task.labels]
-    if told.label is not None and told.label not in labels:
+    if judgement.label is not None and judgement.label not in labels:
         raise InvalidRequest(f"'label' is one of {', '.join(labels)}.")

@@ -11,36 +11,52 @@ import logging
 import time
 
 from adapters.errors import GenerationConflict, HotswapError
-from adapters.releases import GUARD, Guard, Release, Share
+from adapters.releases import Guard, NewRelease, Release, Share
 from adapters.store import Store
+from service.offload import Offload
 from service.rollout.evidence import Tally, verdict
 from service.rollout.reconciler import Reconciler
-from service.serving.registry import Registry
+from service.serving.routing import Routing
 
 logger = logging.getLogger("hotswap")
+# Whom the log names; what counts is that the record is a step.
+BY = "guard"
 
 
 class Promotion:
     """Follows the guarded releases that are served here."""
 
     def __init__(
-        self, registry: Registry, reconciler: Reconciler, store: Store, tally: Tally, poll_seconds: float
+        self,
+        routing: Routing,
+        reconciler: Reconciler,
+        store: Store,
+        offload: Offload,
+        tally: Tally,
+        poll_seconds: float,
     ) -> None:
-        self._registry, self._reconciler, self._store = registry, reconciler, store
-        self._tally, self._poll_seconds = tally, poll_seconds
+        self._routing, self._reconciler, self._store = routing, reconciler, store
+        self._offload, self._tally, self._poll_seconds = offload, tally, poll_seconds
         self._since: dict[str, tuple[int, float]] = {}
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         while True:
             await asyncio.sleep(self._poll_seconds)
-            for name, release in self._registry.releases.items():
-                try:
-                    await self._look(name, release)
-                except GenerationConflict:
-                    self._reconciler.wake()  # another replica, or a person, was first
-                except HotswapError as error:
-                    logger.warning("the canary of %s stays as it is: %s", name, error)
+            for name, release in list(self._routing.releases.items()):
+                if release.guard is not None or name in self._since:
+                    await self._look_safely(name, release)
+
+    async def _look_safely(self, name: str, release: Release) -> None:
+        """A fault of one canary's judgement, ours included, switches no other's guard off."""
+        try:
+            await self._look(name, release)
+        except GenerationConflict:
+            self._reconciler.wake()  # another replica, or a person, was first
+        except HotswapError as error:
+            logger.warning("the canary of %s stays as it is: %s", name, error)
+        except Exception:
+            logger.exception("the canary of %s could not be judged; it is tried again", name)
 
     async def _look(self, name: str, release: Release) -> None:
         guard, canary = release.guard, release.canary
@@ -53,33 +69,25 @@ class Promotion:
             self._since[name] = release.generation, time.monotonic()
             self._tally.watch(name, release)
             return
-        found = verdict(guard, self._tally.of(name, release.stable), self._tally.of(name, canary.version))
-        if found.worse:
-            await self._release(name, release, release.stable, None, None, f"canary {canary.version}: {found.why}")
-        elif found.worse is False and time.monotonic() - since >= guard.seconds:
-            await self._raise(name, release, guard, canary, found.why)
+        judgement = verdict(guard, self._tally.of(name, release.stable), self._tally.of(name, canary.version))
+        if judgement.worse:
+            why = f"canary {canary.version}: {judgement.why}"
+            await self._release(name, release, NewRelease(stable=release.stable, why=why))
+        elif judgement.worse is False and time.monotonic() - since >= guard.seconds:
+            why = f"canary {canary.version} at {canary.percent} %: {judgement.why}"
+            await self._release(name, release, _raised(release, guard, canary, why))
 
-    async def _raise(self, name: str, release: Release, guard: Guard, canary: Share, why: str) -> None:
-        step = guard.after(canary.percent)
-        why = f"canary {canary.version} at {canary.percent} %: {why}"
-        if step is None:
-            await self._release(name, release, canary.version, None, None, why)
-        else:
-            await self._release(name, release, release.stable, Share(version=canary.version, percent=step), guard, why)
-
-    async def _release(
-        self, name: str, before: Release, stable: int, canary: Share | None, guard: Guard | None, why: str
-    ) -> None:
-        record = await asyncio.to_thread(
-            self._store.release,
-            name,
-            stable,
-            canary,
-            shadow=before.shadow if guard else None,
-            guard=guard,
-            expected_generation=before.generation,
-            by=GUARD,
-            why=why,
-        )
-        logger.info("%s: generation %d, stable %d, by its guard: %s", name, record.generation, stable, why)
+    async def _release(self, name: str, before: Release, new: NewRelease) -> None:
+        new = new.model_copy(update={"by": BY, "step": True})
+        record = await self._offload(name, self._store.release, name, new, expected_generation=before.generation)
+        logger.info("%s: generation %d, stable %d, by its guard: %s", name, record.generation, record.stable, new.why)
         self._reconciler.wake()
+
+
+def _raised(release: Release, guard: Guard, canary: Share, why: str) -> NewRelease:
+    """Return the canary's next step, and after the last one the canary for everyone."""
+    step = guard.after(canary.percent)
+    if step is None:
+        return NewRelease(stable=canary.version, why=why)
+    share = Share(version=canary.version, percent=step)
+    return NewRelease(stable=release.stable, canary=share, shadow=release.shadow, guard=guard, why=why)

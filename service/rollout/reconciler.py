@@ -9,34 +9,65 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
-from adapters.errors import HotswapError
-from adapters.store import Release, Store
+from adapters.catalogue import Catalogue
+from adapters.errors import HotswapError, NotInStore
+from adapters.releases import Release
+from adapters.store import Store
 from service.errors import AdapterFailed
+from service.group import Group
 from service.metrics import Metrics
+from service.offload import Offload
 from service.rollout.desired import Desired
 from service.rollout.watch import watch
-from service.serving.registry import Registry
+from service.serving.residency import Residency
+from service.serving.routing import Routing
+from service.settings import Settings
 
 logger = logging.getLogger("hotswap")
+# A listing of everything: so many times the limit of one question to the store.
+SWEEP_PATIENCE = 6
+# The service opens after so long, whoever is still being prepared: one adapter that hangs is not everybody's matter.
+SETTLE_SECONDS = 60.0
+# Whoever invents names has the store looked at no more often than this, and waits for it no longer than that.
+FIND_SECONDS, FIND_WAIT_SECONDS = 0.1, 1.0
+
+
+@dataclass(frozen=True)
+class _Move:
+    """An adapter on its way to a release."""
+
+    release: Release
+    task: asyncio.Task[None]
 
 
 class Reconciler:
-    """Polls the store, every ``poll_seconds`` and when woken, and moves the registry to what it finds."""
+    """Looks at the store, every ``poll_seconds`` and when woken, and moves what is served to what it sees."""
 
     def __init__(
-        self, registry: Registry, store: Store, metrics: Metrics, poll_seconds: float, sweep_seconds: float
+        self,
+        routing: Routing,
+        residency: Residency,
+        store: Store,
+        offload: Offload,
+        metrics: Metrics,
+        settings: Settings,
     ) -> None:
-        self._registry, self._store, self._metrics = registry, store, metrics
-        self._poll_seconds = poll_seconds
+        self._routing, self._residency, self._store = routing, residency, store
+        self._offload, self._metrics, self._poll_seconds = offload, metrics, settings.poll_seconds
         self._tried: dict[str, int] = {}
-        self._said: dict[str, Exception] = {}
-        self._moves: dict[str, asyncio.Task[None]] = {}
-        self._desired = Desired(store, metrics, sweep_seconds)
+        self._logged: dict[str, str] = {}
+        self._moves: dict[str, _Move] = {}
+        self._finds: dict[str, asyncio.Task[bool]] = {}
+        self._next_find = float("-inf")
+        self._desired = Desired(store, settings.sweep_seconds)
         self._woken = asyncio.Event()
         self._settled = False
+        self._group = Group()
         self.store_reachable = True
 
     def wake(self) -> None:
@@ -45,30 +76,24 @@ class Reconciler:
 
     async def run(self) -> None:
         """Reconcile for ever; a store that cannot be reached changes nothing."""
-        watching = asyncio.create_task(watch(self._store, self.wake))
-        try:
-            await asyncio.sleep(0)  # the watch stands before the first look: nothing is missed in between
-            while True:
-                woken = self._woken.is_set()
-                self._woken.clear()
-                await self._look(sweep=woken)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
-        finally:
-            for task in (watching, *self._moves.values()):
-                task.cancel()
-            await asyncio.gather(watching, *self._moves.values(), return_exceptions=True)
-
-    async def _look(self, *, sweep: bool = False) -> None:
-        try:
-            await self.reconcile(sweep=sweep)
-        except Exception:  # a fault of ours must not end the following
-            logger.exception("reconciling failed; the served releases stay")
+        async with Group() as watching:
+            watching.keep("watch", lambda: watch(self._store, self.wake))
+            try:
+                await asyncio.sleep(0)  # the watch stands before the first look: nothing is missed in between
+                while True:
+                    woken = self._woken.is_set()
+                    self._woken.clear()
+                    await self.reconcile(sweep=woken)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
+            finally:
+                await self._group.close()
 
     async def reconcile(self, *, sweep: bool = False) -> None:
-        """Look at every adapter once; with ``sweep`` in the store itself, whatever its pulse says."""
+        """Look once, and begin to move what is behind; with ``sweep`` at the store itself, whatever its pulse says."""
         try:
-            wanted = await asyncio.to_thread(lambda: self._desired.look(sweep=sweep))
+            if sweep or await self._offload("pulse", self._desired.is_due):
+                self._adopt(await self._offload("sweep", self._desired.look, patience=SWEEP_PATIENCE))
         except HotswapError as error:
             self._metrics.store_errors.inc()
             if self.store_reachable:
@@ -78,60 +103,137 @@ class Reconciler:
         if not self.store_reachable:
             logger.info("the store %s can be used again", self._store.place)
         self.store_reachable = True
-        self._registry.retire(wanted.retired)
-        for name in sorted(wanted.releases, key=lambda name: not self._registry.is_warm(name)):
-            release, served = wanted.releases[name], self._registry.served(name)
-            self._metrics.store_generation.labels(*self._metrics.bounded("adapter", name)).set(release.generation)
-            behind = served is None or served.generation != release.generation
-            # Side by side: an adapter that takes its time holds up no other.
-            if behind and name not in self._moves:
-                self._moves[name] = move = asyncio.create_task(self._move(name, served, release))
-                move.add_done_callback(partial(self._moves.pop, name))
+        self._move_all()
+
+    async def find(self, name: str) -> bool:
+        """Look whether the store has an adapter, or a version of it, that the catalogue lacks; return whether it was
+        looked. Raises :class:`StoreUnavailable`."""
+        task = self._finds.get(name)
+        if task is None:
+            now = time.monotonic()
+            turn = max(now, self._next_find)
+            if turn - now > FIND_WAIT_SECONDS:
+                return False
+            self._next_find = turn + FIND_SECONDS
+            task = self._finds[name] = asyncio.create_task(self._find(name, turn - now))
+            task.add_done_callback(lambda _: self._finds.pop(name, None))
+        return await asyncio.shield(task)
 
     async def settle(self) -> None:
         """Look, and wait until what can be served is; then until what is to be kept in memory is there."""
-        await self._look()
-        await asyncio.gather(*self._moves.values(), return_exceptions=True)
+        await self.reconcile(sweep=True)
+        if tasks := [move.task for move in self._moves.values()]:
+            _, late = await asyncio.wait(tasks, timeout=SETTLE_SECONDS)
+            if late:
+                logger.warning("%d adapters are still being prepared; the service opens without them", len(late))
         self._settled = True
         await self.warm()
 
     async def warm(self) -> None:
-        """Make resident what is to be kept, then what is served, as far as it fits. The registry logs what fails."""
-        for name, version in self._registry.warm_versions:
-            with suppress(Exception):
-                await self._registry.prepare(name, version)
-        releases = self._registry.releases
-        for name in sorted(releases, key=lambda name: not self._registry.is_warm(name)):
-            if self._registry.is_warm(name) or self._registry.has_room():
-                with suppress(Exception):
-                    await self._prepare(name, releases[name])
+        """Make resident what is to be kept, then what is served, as far as it fits. The residency logs what fails."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                for name, version in self._residency.warm_versions:
+                    with suppress(HotswapError, AdapterFailed):
+                        await self._residency.prepare(name, version)
+                for name in self._in_order(self._routing.releases):
+                    if self._residency.is_warm(name) or self._residency.has_room():
+                        with suppress(Exception):
+                            await self._prepare(name, self._routing.releases[name])
 
-    async def _prepare(self, name: str, release: Release) -> None:
-        for version in release.versions:
-            await self._registry.prepare(name, version)
+    def _adopt(self, catalogue: Catalogue) -> None:
+        """Take the store as it is now for what requests are routed by."""
+        before, self._routing.catalogue = self._routing.catalogue, catalogue
+        if catalogue.odd != before.odd:
+            logger.warning("in the store %s, no names of adapters: %s", self._store.place, ", ".join(catalogue.odd))
+        for entry in catalogue:
+            known = before.entries.get(entry.name)
+            if entry.fault and (known is None or known.fault != entry.fault):
+                logger.warning("%s What it serves stays.", entry.fault)
+                self._metrics.store_errors.inc()
+            if known is None or known.generation != entry.generation:
+                self._metrics.generation(self._metrics.store_generation, entry.name, entry.generation)
+            for version in entry.retired - (known.retired if known else frozenset()):
+                self._metrics.forget(entry.name, str(version))
+        for name in before.entries.keys() - catalogue.entries.keys():
+            self._metrics.forget_adapter(name)
+        self._residency.supersede_retired()
 
-    async def _move(self, name: str, served: Release | None, release: Release) -> None:
+    def _move_all(self) -> None:
+        behind = {}
+        for entry in self._routing.catalogue:
+            release, served = entry.release, self._routing.served(entry.name)
+            if release is not None and (served is None or served.generation != release.generation):
+                behind[entry.name] = release
+        self._metrics.adapters_behind.set(len(behind))
+        for name in self._in_order(behind):
+            self._begin_move(name, behind[name])
+
+    def _begin_move(self, name: str, release: Release) -> None:
+        """Side by side: an adapter that takes its time holds up no other. A newer release ends the move to an older."""
+        move = self._moves.get(name)
+        if move is not None and move.release.generation == release.generation:
+            return
+        if move is not None:
+            move.task.cancel()
+            for version in set(move.release.versions) - self._needed(name, release):
+                self._residency.supersede((name, version))
+        task = self._group.start(self._move(name, release))
+        self._moves[name] = move = _Move(release, task)
+        task.add_done_callback(partial(self._moved, name, move))
+
+    def _moved(self, name: str, move: _Move, _: object) -> None:
+        if self._moves.get(name) is move:
+            del self._moves[name]
+
+    def _needed(self, name: str, release: Release) -> set[int]:
+        served = self._routing.served(name)
+        return {*release.versions, *(served.versions if served else ())}
+
+    async def _move(self, name: str, release: Release) -> None:
         started = time.monotonic()
         if self._tried.get(name) != release.generation:
             self._tried[name] = release.generation
-            self._registry.give_another_chance(name, release)
+            self._residency.give_another_chance(name, release)
+        served = self._routing.served(name)
+        ready = all(self._residency.is_resident(name, version) for version in release.versions)
         try:
             # The first look warms what fits; a change is always proven good before anyone is moved to it.
-            if self._settled or self._registry.is_warm(name) or self._registry.has_room():
+            if self._settled or self._residency.is_warm(name) or self._residency.has_room():
                 await self._prepare(name, release)
         except Exception as error:
             kept = served or await self._earlier(name, release, error)
             if kept is not None:
-                # Said when it is tried, not at every poll in between.
-                if self._said.get(name) is not error:
+                # Logged when it is tried, not at every poll in between.
+                if self._logged.get(name) != str(error):
                     logger.error("%s stays at generation %d: %s", name, kept.generation, error)
-                self._said[name] = error
+                self._logged[name] = str(error)
                 if served is None:
-                    self._registry.flip(name, kept)
+                    self._flip(name, kept)
                 return
-        self._registry.flip(name, release)
+        # It may have been taken back while it was loaded.
+        if not ready and await self._is_superseded(name, release):
+            self.wake()
+            return
+        self._logged.pop(name, None)
+        self._flip(name, release)
         self._metrics.swap_seconds.observe(time.monotonic() - started)
         logger.info("%s: generation %d, stable %d", name, release.generation, release.stable)
+
+    def _flip(self, name: str, release: Release) -> None:
+        for key in self._routing.flip(name, release):
+            self._residency.supersede(key)
+        self._metrics.generation(self._metrics.served_generation, name, release.generation)
+
+    async def _is_superseded(self, name: str, release: Release) -> bool:
+        try:
+            return await self._offload(name, self._store.superseded, name, release.generation)
+        except HotswapError:
+            return False  # as far as anybody can know
+
+    async def _prepare(self, name: str, release: Release) -> None:
+        for version in release.versions:
+            await self._residency.prepare(name, version)
 
     async def _earlier(self, name: str, release: Release, error: Exception) -> Release | None:
         """Return the newest earlier release that can be served: what a replica that was not restarted still serves.
@@ -141,13 +243,27 @@ class Reconciler:
         if not isinstance(error, AdapterFailed):
             return None
         try:
-            history = await asyncio.to_thread(self._store.history, name)
-            retired = await asyncio.to_thread(self._store.retired, name)
+            history = await self._offload(name, self._store.history, name)
         except HotswapError:
             return None
+        retired = self._routing.catalogue.get(name).retired
         for earlier in reversed(history):
             if earlier.generation < release.generation and retired.isdisjoint(earlier.versions):
                 with suppress(Exception):
                     await self._prepare(name, earlier)
                     return earlier.model_copy(update={"guard": None})  # nobody judges what is served for want of better
         return None
+
+    async def _find(self, name: str, delay: float) -> bool:
+        await asyncio.sleep(delay)
+        try:
+            entry = await self._offload(name, self._store.adapter, name)
+        except NotInStore:  # not even a name
+            return False
+        if entry.versions:
+            self._routing.learn(entry)
+        return True
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        """First those that are to be kept in memory."""
+        return sorted(names, key=lambda name: not self._residency.is_warm(name))

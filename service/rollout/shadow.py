@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from service.group import Group
 from service.http.schemas import Classification, Inputs, Summary
 from service.metrics import Metrics
 from service.rollout.evidence import Tally
 from service.serving.admission import Admission
-from service.serving.registry import Lease, Registry
+from service.serving.answering import Answered, Answering
+from service.serving.routing import Choice, Routing
 
 logger = logging.getLogger("hotswap")
 
@@ -24,55 +26,51 @@ class Shadow:
     """Offers stable answers to the release's shadow; the first thing to be left out when there is load."""
 
     def __init__(
-        self,
-        registry: Registry,
-        admission: Admission,
-        metrics: Metrics,
-        tally: Tally,
-        answer: Callable[[Lease, Inputs], Awaitable[Sequence[Any]]],
+        self, answering: Answering, routing: Routing, admission: Admission, metrics: Metrics, tally: Tally
     ) -> None:
-        self._registry, self._admission, self._metrics, self._tally = registry, admission, metrics, tally
-        self._answer = answer
+        self._answering, self._routing, self._admission = answering, routing, admission
+        self._metrics, self._tally = metrics, tally
         self._texts = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Group()
 
-    def offer(self, lease: Lease, asked: Inputs, outputs: Sequence[Any]) -> None:
+    def offer(self, answered: Answered) -> None:
         """Copy a request that the stable version has answered, if it falls into the share and there is room."""
-        name = lease.manifest.name
-        release = self._registry.served(name)
-        if lease.channel != "stable" or release is None or release.shadow is None:
+        choice, outputs = answered.held.choice, answered.outputs
+        release = self._routing.served(choice.name)
+        if choice.channel != "stable" or release is None or release.shadow is None:
             return
         if random.random() * 100 >= release.shadow.percent:  # noqa: S311 - a sample, not a secret
             return
-        version = release.shadow.version
+        shadow = Choice(choice.name, release.shadow.version, "pinned")
         if not self._admission.has_time or self._texts + len(outputs) > MOST_TEXTS:
-            self._count(name, version, "shed", len(outputs))
+            self._count(shadow, "shed", len(outputs))
             return
         self._texts += len(outputs)
-        task = asyncio.create_task(self._compare(name, version, asked, outputs))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._compare(shadow, answered.asked, outputs))
 
-    async def _compare(self, name: str, version: int, asked: Inputs, outputs: Sequence[Any]) -> None:
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    async def _compare(self, shadow: Choice, asked: Inputs, outputs: Sequence[Any]) -> None:
         try:
-            async with self._registry.lease(f"{name}@{version}", "shadow") as lease:
-                answers = await self._answer(lease, asked)
+            answers = await self._answering.shadow(shadow, asked)
         except Exception as error:
             logger.debug("a shadowed request failed: %s", error)
-            self._count(name, version, "failed", len(outputs))
+            self._count(shadow, "failed", len(outputs))
         else:
             for given, answer in zip(outputs, answers, strict=True):
-                agree = _said(given) == _said(answer)
-                self._count(name, version, "agree" if agree else "differ", 1)
-                self._tally.compared(name, version, agree=agree)
+                agree = _content(given) == _content(answer)
+                self._count(shadow, "agree" if agree else "differ", 1)
+                self._tally.compared(shadow.name, shadow.version, agree=agree)
         finally:
             self._texts -= len(outputs)
 
-    def _count(self, name: str, version: int, outcome: str, texts: int) -> None:
-        self._metrics.shadow.labels(*self._metrics.bounded("version", name, str(version)), outcome).inc(texts)
+    def _count(self, shadow: Choice, outcome: str, texts: int) -> None:
+        name, version = self._metrics.version(shadow.name, str(shadow.version))
+        self._metrics.shadow.labels(name, version, outcome).inc(texts)
 
 
-def _said(output: Any) -> str | None:
+def _content(output: Any) -> str | None:
     match output:
         case Classification():
             return output.label

@@ -5,48 +5,85 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
-from service.errors import Overloaded
+from service.errors import InvalidRequest, Overloaded
 from service.metrics import Metrics
 
 # English has about four characters to a token; the instructions and the answer come on top.
 CHARS_PER_TOKEN, TOKENS_AROUND = 4, 16
 # What fewer get done says little of what many would; more are never there where only short waits are allowed.
 BUSY_TEXTS = 4
-# What was measured so long ago counts half, or not at all: the mix of texts changes.
-HALF_LIFE_SECONDS, FORGOTTEN_SECONDS = 10.0, 60.0
+# Work is measured over windows of about so long. A batch's texts end together: a window lasts from the end of one
+# batch to the end of another, and what is further apart than the gap belongs to two.
+WINDOW_SECONDS, GAP_SECONDS = 1.0, 0.05
+# The best of the last windows counts, for as long as it is not too old: the mix of texts changes.
+WINDOWS, FORGOTTEN_SECONDS = 8, 60.0
 
 
 class Throughput:
-    """Estimated tokens a second of a busy engine: a mean over the busy time, the recent counting more.
+    """Tokens a second that the engine can do: the best of what was measured lately.
 
-    Only what is measured with enough work in the engine says what it can do; a text alone takes as long as it takes
-    (as with the samples that are limited by their sender in BBR, Cardwell et al. 2016).
+    Only what is measured with enough work in the engine says what it can do; a text alone takes as long as it takes.
+    And a pause, a slow batch or a cold adapter says nothing of the next second: an estimate below the truth would
+    refuse what would have been answered in time. So it is a maximum over windows, as of delivery rates in BBR
+    (Cardwell et al. 2016).
     """
 
     def __init__(self) -> None:
-        self._tokens = self._seconds = 0.0
-        self._last = self._measured = time.monotonic()
+        self._windows: deque[tuple[float, float]] = deque(maxlen=WINDOWS)  # when it ended, tokens a second
+        self._began = self._last = time.monotonic()
+        self._idle_since, self._tokens = math.inf, 0.0
 
     def resume(self) -> None:
-        """Begin to count time: there is enough work."""
-        self._last = time.monotonic()
-
-    def done(self, tokens: float) -> None:
-        """Count finished work."""
+        """Note that there is enough work again: the time without it does not count."""
         now = time.monotonic()
-        passed, self._last, self._measured = now - self._last, now, now
-        kept = 0.5 ** (passed / HALF_LIFE_SECONDS)
-        self._tokens, self._seconds = self._tokens * kept + tokens, self._seconds * kept + passed
+        if now - self._last > GAP_SECONDS:
+            self._close(WINDOW_SECONDS)
+            self._began, self._last, self._tokens = now, now, 0.0
+
+    def done(self, tokens: float, *, busy: bool) -> None:
+        """Count finished work. The last texts of a batch find the engine all but empty, and count as well."""
+        now = time.monotonic()
+        self._idle_since = math.inf if busy else min(self._idle_since, now)
+        if now - self._idle_since > GAP_SECONDS:
+            return
+        self._close(WINDOW_SECONDS if now - self._last > GAP_SECONDS else 2 * WINDOW_SECONDS)
+        self._tokens += tokens
+        self._last = now
+
+    def _close(self, least: float) -> None:
+        """End the window where the last text did, if it is so long."""
+        length = self._last - self._began
+        if length >= least:
+            self._windows.append((self._last, self._tokens / length))
+            self._began, self._tokens = self._last, 0.0
 
     @property
     def rate(self) -> float:
         """Tokens a second; infinite while nothing is known, or not any more."""
-        if time.monotonic() - self._measured > FORGOTTEN_SECONDS:
-            self._tokens = self._seconds = 0.0
-        return self._tokens / self._seconds if self._seconds > 0 and self._tokens > 0 else math.inf
+        now = time.monotonic()
+        return max((rate for ended, rate in self._windows if now - ended < FORGOTTEN_SECONDS), default=math.inf)
+
+
+@dataclass
+class Ticket:
+    """What a request brought in, in estimated tokens."""
+
+    _admission: Admission
+    tokens: float
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Do not count this as work for the engine meanwhile: it waits for something else."""
+        self._admission.queued_tokens -= self.tokens
+        try:
+            yield
+        finally:
+            self._admission.queued_tokens += self.tokens
 
 
 class Admission:
@@ -59,7 +96,7 @@ class Admission:
         self._concurrency, self._capacity, self._max_wait = concurrency, concurrency + queue, max_wait
         self._metrics, self._turns = metrics, asyncio.Semaphore(concurrency)
         self._throughput = Throughput()
-        self._texts, self._tokens = 0, 0.0
+        self._texts, self._in_engine, self.queued_tokens = 0, 0, 0.0
 
     @property
     def has_time(self) -> bool:
@@ -69,36 +106,37 @@ class Admission:
     @property
     def _busy(self) -> bool:
         """Whether there is enough in the engine for its rate to say what it can do."""
-        return self._texts >= min(BUSY_TEXTS, self._concurrency)
+        return self._in_engine >= min(BUSY_TEXTS, self._concurrency)
 
     @asynccontextmanager
-    async def admit(self, texts: Sequence[str]) -> AsyncIterator[None]:
-        """Count ``texts`` in, or raise :class:`Overloaded` saying when there should be room for them."""
+    async def admit(self, texts: Sequence[str]) -> AsyncIterator[Ticket]:
+        """Count ``texts`` in, or raise :class:`Overloaded` saying when there should be room for them, and
+        :class:`InvalidRequest` where there never will be."""
+        if len(texts) > self._capacity:
+            raise InvalidRequest(f"The service takes at most {self._capacity} texts at once; send fewer in a request.")
         tokens, rate = estimated_tokens(texts), self._throughput.rate
-        if not self._texts:
-            self._tokens = 0.0
-        if not self._busy:
-            self._throughput.resume()
         crowd = self._texts + len(texts) - self._capacity
-        excess = self._tokens + tokens - self._max_wait * rate
-        if crowd > 0 or (excess > 0 and self._texts):
+        excess = self.queued_tokens + tokens - self._max_wait * rate
+        if crowd > 0 or (excess > 0 and self.queued_tokens > 0):
             self._metrics.refused_tokens.inc(tokens)
             # Whatever is over must be done first; beyond an empty queue there is nothing to wait for.
-            share = min(1.0, max(crowd / max(self._texts, 1), excess / max(self._tokens, 1.0)))
-            wait = max(1, min(60, math.ceil(share * self._tokens / rate)))
+            share = min(1.0, max(crowd / max(self._texts, 1), excess / max(self.queued_tokens, 1.0)))
+            wait = max(1, min(60, math.ceil(share * self.queued_tokens / rate)))
             raise Overloaded(self._why(crowd, rate), retry_after=wait)
         self._texts += len(texts)
-        self._tokens += tokens
+        self.queued_tokens += tokens
         try:
-            yield
+            yield Ticket(self, tokens)
         finally:
             self._texts -= len(texts)
-            self._tokens -= tokens
+            self.queued_tokens = self.queued_tokens - tokens if self._texts else 0.0  # no rounding errors are kept
 
     def _why(self, crowd: int, rate: float) -> str:
         if crowd > 0:
             return f"{self._texts} texts are being answered or wait, and {self._capacity} may; send fewer."
-        return f"What was sent before takes about {self._tokens / rate:.1f} s to answer; send fewer, or come back."
+        return (
+            f"What was sent before takes about {self.queued_tokens / rate:.1f} s to answer; send fewer, or come back."
+        )
 
     @asynccontextmanager
     async def turn(self, text: str) -> AsyncIterator[None]:
@@ -111,13 +149,15 @@ class Admission:
             self._metrics.waiting.dec()
         self._metrics.queue_seconds.observe(time.monotonic() - started)
         self._metrics.in_flight.inc()
+        was_busy = self._busy
+        self._in_engine += 1
+        if self._busy and not was_busy:
+            self._throughput.resume()
         try:
             yield
-            if self._busy:
-                self._throughput.done(estimated_tokens([text]))
-            else:
-                self._throughput.resume()
+            self._throughput.done(estimated_tokens([text]), busy=self._busy)
         finally:
+            self._in_engine -= 1
             self._metrics.in_flight.dec()
             self._turns.release()
 

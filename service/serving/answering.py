@@ -1,12 +1,13 @@
-"""The use case: reference → lease → prompt → engine → reading → answer. Knows no HTTP."""
+"""The use case: reference → choice → hold → prompt → engine → reading → answer. Knows no HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,16 +16,20 @@ from ulid import ULID
 
 from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
+from adapters.reference import Reference
 from adapters.tasks import ClassificationTask, Completion, SummarizationTask
 from adapters.tasks.summarization import ROUNDS
 from service.engine.base import Chunk, Engine
 from service.errors import (
+    AdapterFailed,
+    AdapterNotFound,
     ClientClosed,
     InvalidRequest,
     NotReady,
     ServiceError,
     TaskMismatch,
     TooLong,
+    VersionNotFound,
     from_lower,
 )
 from service.http.keys import Caller
@@ -40,11 +45,10 @@ from service.http.schemas import (
     Usage,
 )
 from service.metrics import Metrics
-from service.monitoring.feedback import Feedback
 from service.rollout.evidence import Tally
-from service.rollout.shadow import Shadow
 from service.serving.admission import Admission
-from service.serving.registry import Lease, Registry, parse
+from service.serving.residency import Held, Residency
+from service.serving.routing import Choice, Routing
 from service.settings import Settings
 
 logger = logging.getLogger("hotswap")
@@ -54,74 +58,95 @@ INLINE_CHARS = 4000
 PARTS_AT_ONCE = 4
 Kind = Literal["classification", "summarization"]
 AnyTask = ClassificationTask | SummarizationTask
+BASE = ("base", "0")  # the metrics' labels of the base model
 
 
 @dataclass(frozen=True)
 class Work:
-    """Who answers: the version a request got, or the base model with a task made for the request."""
+    """Who answers: the version that a request holds, or the base model with a task made for the request."""
 
     task: AnyTask
-    lease: Lease | None = None
+    held: Held | None = None
 
     @property
     def engine_name(self) -> str | None:
-        return self.lease.loaded.engine_name if self.lease else None
+        return self.held.loaded.engine_name if self.held else None
 
     @property
     def labels(self) -> tuple[str, str]:
-        return (self.lease.manifest.name, str(self.lease.manifest.version)) if self.lease else ("base", "0")
+        return (self.held.choice.name, str(self.held.choice.version)) if self.held else BASE
 
     @property
     def used(self) -> AdapterUsed | None:
-        if self.lease is None:
+        if self.held is None:
             return None
-        manifest = self.lease.manifest
+        choice = self.held.choice
         return AdapterUsed(
-            name=manifest.name, version=manifest.version, channel=self.lease.channel, digest=self.lease.loaded.digest
+            name=choice.name, version=choice.version, channel=choice.channel, digest=self.held.loaded.digest
         )
 
 
-class Inference:
-    """Answers requests; metrics of a request are written in one place, whatever became of it."""
+@dataclass(frozen=True)
+class Answered:
+    """A request that a version has answered, for whoever learns from answers."""
+
+    id: str
+    held: Held
+    asked: Inputs
+    outputs: Sequence[Any]
+
+
+class Answering:
+    """Answers requests; metrics of a request are written in one place, whatever became of it.
+
+    ``find`` looks whether the store has an adapter that the catalogue lacks. ``listeners`` are called with every
+    answer that a version gave.
+    """
 
     def __init__(
-        self, engine: Engine, registry: Registry, admission: Admission, base: Base, settings: Settings, metrics: Metrics
+        self,
+        engine: Engine,
+        routing: Routing,
+        residency: Residency,
+        admission: Admission,
+        base: Base,
+        settings: Settings,
+        metrics: Metrics,
+        tally: Tally,
+        find: Callable[[str], Awaitable[bool]],
     ) -> None:
-        self._engine, self._registry, self._admission = engine, registry, admission
-        self._base, self._settings, self._metrics = base, settings, metrics
-        self.tally = Tally()
-        self.feedback = Feedback(metrics, self.tally, settings.feedback_log)
-        self._shadow = Shadow(registry, admission, metrics, self.tally, self._shadowed)
+        self._engine, self._routing, self._residency, self._admission = engine, routing, residency, admission
+        self._base, self._settings, self._metrics, self._tally = base, settings, metrics, tally
+        self._find = find
+        self.listeners: list[Callable[[Answered], None]] = []
         self.open = False
 
     async def predict(self, route: str, asked: Inputs, reference: str, caller: Caller, kind: Kind | None) -> Prediction:
         """Answer with an adapter. ``kind`` is the task that the route insists on, if it does."""
         async with (
-            self._request(route, asked) as seen,
-            self._work(reference, caller, asked.caller, kind, seen) as work,
+            self._request(route) as outcome,
+            self._work(outcome, reference, caller, asked, kind) as work,
         ):
-            prediction = await self._answer_all(work, asked)
-        if work.lease is not None:
-            self._shadow.offer(work.lease, asked, prediction.outputs)
-        return prediction
+            return self._told(work, asked, await self._answer_all(work, asked))
 
     async def zero_shot(self, route: str, asked: Inputs, labels: list[str]) -> Prediction:
         """Classify with the base model."""
-        async with self._request(route, asked) as seen:
+        async with self._request(route) as outcome:
+            outcome.labels = BASE
             try:
                 task = ClassificationTask.zero_shot(labels, self._base.tokenizer)
             except (ValidationError, InvalidAdapter) as error:
                 raise InvalidRequest("these labels cannot be told apart by the model; reword them.") from error
-            seen.work = work = Work(task)
-            return await self._answer_all(work, asked)
+            async with self._admission.admit(asked.texts):
+                return await self._answer_all(Work(task), asked)
 
     async def stream(
         self, route: str, asked: Inputs, reference: str, caller: Caller
     ) -> AsyncGenerator[tuple[Literal["delta"], str] | tuple[Literal["done"], Prediction]]:
         """Summarize one text; yield ("delta", text) pieces, then ("done", the whole prediction)."""
         async with (
-            self._request(route, asked) as seen,
-            self._work(reference, caller, asked.caller, "summarization", seen) as work,
+            self._request(route) as outcome,
+            self._work(outcome, reference, caller, asked, "summarization") as work,
         ):
             usage, sent = Usage(), ""
             output = Summary(summary="", finish_reason="stop")
@@ -130,55 +155,91 @@ class Inference:
                     if len(output.summary) > len(sent):
                         yield "delta", output.summary[len(sent) :]
                         sent = output.summary
-            yield "done", self._prediction(work, asked, [output], usage)
+            yield "done", self._told(work, asked, self._prediction(work, [output], usage))
+
+    async def shadow(self, choice: Choice, asked: Inputs) -> list[Any]:
+        """Answer a copy of a request: nobody waits for it, and it is no request in the metrics."""
+        async with asyncio.timeout(self._settings.deadline_seconds), self._residency.hold(choice) as held:
+            return await self._outputs(Work(held.manifest.task, held), asked, Usage())
 
     @asynccontextmanager
-    async def _request(self, route: str, asked: Inputs) -> AsyncIterator[_Seen]:
-        """Admit, bound in time, translate errors, and write the request's metrics."""
-        seen, started, outcome, failed = _Seen(), time.monotonic(), "ok", False
+    async def _request(self, route: str) -> AsyncIterator[_Outcome]:
+        """Bound in time, translate errors, and write the request's metrics."""
+        outcome, started = _Outcome(), time.monotonic()
         try:
             if not self.open:
                 raise NotReady("The service is starting or stopping; see /readyz.")
-            async with asyncio.timeout(self._settings.deadline_seconds), self._admission.admit(asked.texts):
-                yield seen
+            async with asyncio.timeout(self._settings.deadline_seconds):
+                yield outcome
         except (asyncio.CancelledError, GeneratorExit):
-            outcome = ClientClosed.code
+            outcome.code = ClientClosed.code
             raise
         except Exception as error:
-            told = from_lower(error)
-            outcome, failed = told.code, told.status >= 500
-            if type(told) is ServiceError:
-                logger.exception("a request failed")
-            if told is error:
+            failure = from_lower(error)
+            outcome.code, outcome.failed = failure.code, failure.status >= 500
+            if outcome.failed:
+                self._log(outcome, failure, error)
+            if failure is error:
                 raise
-            raise told from error
+            raise failure from error
         finally:
-            name, version = self._metrics.bounded("version", *(seen.work.labels if seen.work else ("none", "0")))
-            channel = seen.work.lease.channel if seen.work and seen.work.lease else "none"
-            self._metrics.requests.labels(route, name, version, channel, outcome).inc()
-            seconds = time.monotonic() - started
-            self._metrics.request_seconds.labels(route, name, version).observe(seconds)
-            # A caller's own mistake, or its leaving, says nothing about the version.
-            if seen.work and seen.work.lease and channel != "pinned" and (failed or outcome == "ok"):
-                manifest = seen.work.lease.manifest
-                self.tally.answered(manifest.name, manifest.version, seconds, failed=failed)
+            self._record(route, outcome, time.monotonic() - started)
+
+    def _log(self, outcome: _Outcome, failure: ServiceError, error: Exception) -> None:
+        if type(failure) is ServiceError:
+            logger.error("a request to %s failed", outcome.choice or "the base model", exc_info=error)
+        elif outcome.choice is not None:
+            channel = outcome.choice.channel
+            logger.info("a request to %s (%s) failed: %s %s", outcome.choice, channel, failure.code, failure.detail)
+
+    def _record(self, route: str, outcome: _Outcome, seconds: float) -> None:
+        choice = outcome.choice
+        labels = (choice.name, str(choice.version)) if choice else outcome.labels
+        name, version = self._metrics.version(*labels)
+        self._metrics.requests.labels(route, name, version, choice.channel if choice else "none", outcome.code).inc()
+        self._metrics.request_seconds.labels(route, name, version).observe(seconds)
+        # A caller's own mistake, its leaving, or its own choice of a version says nothing about the version.
+        if choice and choice.routed and (outcome.failed or outcome.code == "ok"):
+            self._tally.answered(choice.name, choice.version, seconds, failed=outcome.failed)
 
     @asynccontextmanager
     async def _work(
-        self, reference: str, caller: Caller, user: str | None, kind: Kind | None, seen: _Seen
+        self, outcome: _Outcome, reference: str, caller: Caller, asked: Inputs, kind: Kind | None
     ) -> AsyncIterator[Work]:
-        name, _ = parse(reference)
-        caller.need_adapter(name)
-        async with self._registry.lease(reference, user or caller.name) as lease:
-            seen.work = work = Work(lease.manifest.task, lease)
+        choice = outcome.choice = await self._choose(Reference.parse(reference), caller, asked.caller)
+        async with self._admission.admit(asked.texts) as ticket, AsyncExitStack() as stack:
+            if self._residency.is_resident(*choice.key):
+                held = await stack.enter_async_context(self._residency.hold(choice))
+            else:  # who waits for a version is no work for the engine yet
+                with ticket.aside():
+                    held = await stack.enter_async_context(self._residency.hold(choice))
+            work = Work(held.manifest.task, held)
             if kind is not None and work.task.kind != kind:
-                raise TaskMismatch(f"'{lease.manifest.name}' does {work.task.kind}; use /v1/predict or its own route.")
+                raise TaskMismatch(f"'{choice.name}' does {work.task.kind}; use /v1/predict or its own route.")
             yield work
+
+    async def _choose(self, reference: Reference, caller: Caller, user: str | None) -> Choice:
+        caller.need_adapter(reference.name)
+        user = user or caller.name
+        try:
+            return self._routing.choose(reference, user)
+        except (AdapterNotFound, VersionNotFound):
+            # What the catalogue lacks may have been added a moment ago.
+            if not await self._find(reference.name):
+                raise
+        return self._routing.choose(reference, user)
+
+    def _told(self, work: Work, asked: Inputs, prediction: Prediction) -> Prediction:
+        if work.held is not None:
+            answered = Answered(prediction.id, work.held, asked, prediction.outputs)
+            for listener in self.listeners:
+                listener(answered)
+        return prediction
 
     async def _answer_all(self, work: Work, asked: Inputs) -> Prediction:
         """Answer every text; one that cannot be answered is reported in its place and costs the others nothing."""
         usage = Usage()
-        return self._prediction(work, asked, await self._outputs(work, asked, usage), usage)
+        return self._prediction(work, await self._outputs(work, asked, usage), usage)
 
     async def _outputs(self, work: Work, asked: Inputs, usage: Usage) -> list[Any]:
         if asked.input is not None:
@@ -189,11 +250,11 @@ class Inference:
         try:
             return await self._answer(work, text, asked, usage)
         except Exception as error:
-            told = from_lower(error)
-            if told.status >= 500:
+            failure = from_lower(error)
+            if failure.status >= 500:
                 # Not this text's fault, and no answer for the others either: the request as a whole failed.
                 raise
-            return ItemError(error=Problem.model_validate(told.problem()))
+            return ItemError(error=Problem.model_validate(failure.problem()))
 
     async def _answer(self, work: Work, text: str, asked: Inputs, usage: Usage) -> Classification | Summary:
         if isinstance(work.task, SummarizationTask):
@@ -202,9 +263,9 @@ class Inference:
         async with aclosing(self._ask(work, text, asked, usage, stream=False)) as chunks:
             chunk, truncated = [answer async for answer in chunks][-1]
         output = work.task.read(Completion(logprobs=chunk.logprobs), {})
-        name, version = self._metrics.bounded("version", *work.labels)
-        label = output["label"] if work.lease else "zero-shot"
-        self._metrics.predictions.labels(name, version, *self._metrics.bounded(f"label of {name}", label)).inc()
+        name, version = self._metrics.version(*work.labels)
+        label = output["label"] if work.held else "zero-shot"
+        self._metrics.predictions.labels(name, version, self._metrics.label(name, version, label)).inc()
         self._metrics.confidence.labels(name, version).observe(output["score"])
         return Classification(**output, truncated=truncated or None)
 
@@ -237,10 +298,10 @@ class Inference:
             if len(parts) == 1:
                 break
             first = first or len(parts)
-            said = task.joined(await self._each(work, parts, whole, usage))
-            if not said:
+            summaries = task.joined(await self._each(work, parts, whole, usage))
+            if not summaries:
                 break
-            text = said
+            text = summaries
         return text, first
 
     async def _each(self, work: Work, parts: list[str], asked: Inputs, usage: Usage) -> list[str]:
@@ -257,7 +318,7 @@ class Inference:
         self, work: Work, text: str, asked: Inputs, usage: Usage, *, stream: bool
     ) -> AsyncGenerator[tuple[Chunk, bool]]:
         """Send one text to the engine when its turn comes; yield chunks, and whether the text was cut."""
-        name, version = self._metrics.bounded("version", *work.labels)
+        name, version = self._metrics.version(*work.labels)
         if len(asked.texts) * len(text) < INLINE_CHARS:
             prompt = self._prompt(work, text, asked)
         else:
@@ -272,6 +333,7 @@ class Inference:
             started = time.monotonic()
             async with aclosing(self._engine.generate(prompt.ids, sampling, work.engine_name, stream=stream)) as chunks:
                 async for chunk in chunks:
+                    _check_finite(work, chunk)
                     usage.completion_tokens += chunk.tokens
                     self._metrics.completion_tokens.labels(name, version).inc(chunk.tokens)
                     yield chunk, prompt.truncated
@@ -288,18 +350,11 @@ class Inference:
             raise TooLong(f"The text has {len(text)} characters; the limit is {self._settings.max_input_chars}.")
 
     def _room(self, work: Work) -> int:
-        return self._settings.max_model_len - (work.lease.manifest.virtual_tokens if work.lease else 0)
+        return self._settings.max_model_len - (work.held.manifest.virtual_tokens if work.held else 0)
 
-    async def _shadowed(self, lease: Lease, asked: Inputs) -> list[Any]:
-        async with asyncio.timeout(self._settings.deadline_seconds):
-            return await self._outputs(Work(lease.manifest.task, lease), asked, Usage())
-
-    def _prediction(self, work: Work, asked: Inputs, outputs: list[Any], usage: Usage) -> Prediction:
-        prediction_id = _prediction_id()
-        if work.lease is not None:
-            self.feedback.remember(prediction_id, work.lease, asked.texts, outputs)
+    def _prediction(self, work: Work, outputs: list[Any], usage: Usage) -> Prediction:
         return Prediction(
-            id=prediction_id,
+            id=_prediction_id(),
             adapter=work.used,
             task=work.task.kind,
             model=self._base.name,
@@ -309,10 +364,20 @@ class Inference:
 
 
 @dataclass
-class _Seen:
-    """What became known of a request by the time its metrics are written."""
+class _Outcome:
+    """What became of a request: ``choice`` as soon as it is made, whatever happens to it then."""
 
-    work: Work | None = None
+    choice: Choice | None = None
+    labels: tuple[str, str] = ("none", "0")
+    code: str = "ok"
+    failed: bool = False
+
+
+def _check_finite(work: Work, chunk: Chunk) -> None:
+    """An answer that is no number is none: it would be read as some label, and is not JSON."""
+    if not all(map(math.isfinite, chunk.logprobs.values())):
+        who = str(work.held.choice) if work.held else "The base model"
+        raise AdapterFailed(f"{who} does not answer with numbers to this text; train it again at a lower rate.")
 
 
 async def _together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -15,8 +15,9 @@ import pytest
 
 import adapters.__main__ as commands
 from adapters.base_model import Base
+from adapters.catalogue import Catalogue
 from adapters.errors import NotInStore
-from adapters.releases import Guard, Share
+from adapters.releases import Guard, NewRelease, Share
 from adapters.store import WEIGHTS, Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.conftest import MakeAdapter, make_keys
@@ -257,8 +258,8 @@ class TestShow:
             ("nobody", "'nobody' is not in the store"),
             ("mood@9", "mood@9 is not in the store"),
             ("mood@0", "mood@0 is not in the store"),
-            ("mood@canary", "write a version as mood@2"),
-            ("../mood", "an adapter's name is made of"),
+            ("mood@canary", "mood has no canary"),
+            ("../mood", "is no adapter: write sentiment"),
         ],
     )
     def test_says_what_is_not_there(self, refused: Run, stocked: Store, reference: str, reason: str) -> None:
@@ -331,7 +332,7 @@ class TestRelease:
         self, refused: Run, stocked: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = stocked.released("mood")
-        stocked.release("mood", 2)
+        stocked.release("mood", NewRelease(stable=2))
         monkeypatch.setattr(Store, "released", lambda self, name: seen)
         result = refused("release", "mood", 2, "--channel", "canary", "--percent", 10)
         assert "mood is at generation 2, not 1; look, then retry" in result.err
@@ -351,7 +352,7 @@ class TestRollback:
 
 class TestPromote:
     def test_takes_only_versions_that_there_are(self, refused: Run, stocked: Store) -> None:
-        stocked.release("mood", 1, Share(version=2, percent=10))
+        stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=10)))
         assert "mood@0 is not in the store" in refused("promote", "mood", 0).err
 
     @pytest.mark.parametrize("margin", [("--seconds", "inf"), ("--samples", "1e300"), ("--errors", "nan")])
@@ -359,7 +360,7 @@ class TestPromote:
         assert margin[0].strip("-") in refused("promote", "mood", 2, "--guard", *margin).err
 
     def test_makes_the_canary_stable(self, run: Run, stocked: Store) -> None:
-        stocked.release("mood", 1, Share(version=2, percent=10))
+        stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=10)))
         assert run("promote", "mood").out == "mood: generation 3, stable 2\n"
 
     def test_with_a_guard_begins_at_the_first_step(self, run: Run, stocked: Store) -> None:
@@ -372,7 +373,7 @@ class TestPromote:
     def test_followed_ends_with_what_the_guard_decided(
         self, run: Run, stocked: Store, monkeypatch: pytest.MonkeyPatch, final: int, status: int
     ) -> None:
-        decide = lambda _: stocked.release("mood", final, by="guard", why="14 of 20 failed")  # noqa: E731
+        decide = lambda _: stocked.release("mood", NewRelease(stable=final, step=True, why="14 of 20 failed"))  # noqa: E731
         monkeypatch.setattr("time.sleep", decide)
         told = run("promote", "mood", 2, "--guard", "--follow")
         assert told.status == status
@@ -398,7 +399,7 @@ class TestPromote:
 class TestRetire:
     def test_is_for_ever(self, run: Run, stocked: Store) -> None:
         assert run("retire", "mood", 2, "--why", "bad rows").out == "mood@2 is served to nobody any more\n"
-        assert stocked.retired("mood") == {2}
+        assert stocked.adapter("mood").retired == {2}
         assert "mood@2 was retired" in run("release", "mood", 2).err
         assert run("add", stocked_folder(stocked), "mood", *CLASSIFICATION).out == "3\n"
 
@@ -554,10 +555,10 @@ class TestUsage:
     def test_an_interrupt_ends_with_130_and_no_traceback(
         self, run: Run, stocked: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupted(self: Store) -> list[str]:
+        def interrupted(self: Store) -> Catalogue:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Store, "names", interrupted)
+        monkeypatch.setattr(Store, "catalogue", interrupted)
         result = run("list")
         assert (result.status, result.err) == (130, "python -m adapters: interrupted\n")
 

@@ -13,12 +13,15 @@ from typing import Any
 import obstore
 import pytest
 
+import adapters.seed
 import adapters.store
 from adapters.base_model import Base
 from adapters.errors import GenerationConflict, HotswapError, InvalidAdapter, NotInStore, StoreUnavailable
 from adapters.intake import add_version
 from adapters.manifest import Manifest
-from adapters.store import CONFIG, MANIFEST, PULSE, WEIGHTS, Release, Share, Store, open_store
+from adapters.releases import NewRelease, Release, Share
+from adapters.seed import open_store
+from adapters.store import CONFIG, MANIFEST, PULSE, WEIGHTS, Store
 from adapters.tasks import ClassificationTask
 from tests.conftest import MakeAdapter
 
@@ -146,7 +149,7 @@ class TestVersions:
     def test_added_at_the_same_time_get_a_number_each(
         self, store: Store, add: Add, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        all_look_before_one_writes(monkeypatch, store, "_claimed")
+        all_look_before_one_writes(monkeypatch, store, "_listed")
         outcomes = at_once([add] * WRITERS)
         monkeypatch.undo()
         assert sorted(manifest.version for manifest in outcomes) == list(range(1, WRITERS + 1))
@@ -251,9 +254,9 @@ class TestFetching:
 
 class TestReleases:
     def test_are_an_append_only_log(self, mood: Store) -> None:
-        mood.release("mood", 1, by="ann", why="first")
+        mood.release("mood", NewRelease(stable=1, by="ann", why="first"))
         before = everything(mood)
-        mood.release("mood", 2, Share(version=3, percent=10), by="ben")
+        mood.release("mood", NewRelease(stable=2, canary=Share(version=3, percent=10), by="ben"))
         assert everything(mood).items() >= before.items(), "nothing is edited in place"
         first, second = mood.history("mood")
         assert (first.generation, first.stable, first.canary, first.by, first.why) == (1, 1, None, "ann", "first")
@@ -263,16 +266,14 @@ class TestReleases:
 
     def test_of_one_adapter_leave_the_others_alone(self, mood: Store, add: Add) -> None:
         add("brief")
-        mood.release("mood", 1)
+        mood.release("mood", NewRelease(stable=1))
         assert mood.released("brief") is None
 
-    @pytest.mark.parametrize(
-        ("stable", "canary"), [(9, None), (0, None), (-1, None), (1, Share(version=9, percent=10))]
-    )
+    @pytest.mark.parametrize(("stable", "canary"), [(9, None), (1, Share(version=9, percent=10))])
     def test_of_a_version_that_is_not_there_are_refused(self, mood: Store, stable: int, canary: Share | None) -> None:
         before = everything(mood)
         with pytest.raises(NotInStore, match="is not in the store"):
-            mood.release("mood", stable, canary)
+            mood.release("mood", NewRelease(stable=stable, canary=canary))
         assert everything(mood) == before
 
     @pytest.mark.parametrize("percent", [0, 101])
@@ -282,25 +283,27 @@ class TestReleases:
 
     @pytest.mark.parametrize("expected", [0, 1, 3, 7])
     def test_whose_generation_is_not_the_expected_one_change_nothing(self, mood: Store, expected: int) -> None:
-        mood.release("mood", 1)
-        mood.release("mood", 2)
+        mood.release("mood", NewRelease(stable=1))
+        mood.release("mood", NewRelease(stable=2))
         before = everything(mood)
         with pytest.raises(GenerationConflict, match=f"mood is at generation 2, not {expected}; look, then retry"):
-            mood.release("mood", 3, expected_generation=expected)
+            mood.release("mood", NewRelease(stable=3), expected_generation=expected)
         assert everything(mood) == before
-        assert mood.release("mood", 3, expected_generation=2).generation == 3
+        assert mood.release("mood", NewRelease(stable=3), expected_generation=2).generation == 3
 
     def test_may_expect_to_be_the_first(self, mood: Store) -> None:
-        assert mood.release("mood", 1, expected_generation=0).generation == 1
+        assert mood.release("mood", NewRelease(stable=1), expected_generation=0).generation == 1
 
     @pytest.mark.parametrize("expected", [0, None])
     def test_made_at_the_same_time_have_one_winner(
         self, mood: Store, monkeypatch: pytest.MonkeyPatch, expected: int
     ) -> None:
-        all_look_before_one_writes(monkeypatch, mood, "_generations")
+        all_look_before_one_writes(monkeypatch, mood, "_listed")
         outcomes = at_once(
             [
-                lambda n=n: mood.release("mood", 1 + n % 3, by=f"writer {n}", expected_generation=expected)
+                lambda n=n: mood.release(
+                    "mood", NewRelease(stable=1 + n % 3, by=f"writer {n}"), expected_generation=expected
+                )
                 for n in range(WRITERS)
             ]
         )
@@ -317,19 +320,19 @@ class TestReleases:
             raise KeyError("getpwuid(): uid not found: 10001")  # in a container that runs as a bare number
 
         monkeypatch.setattr("getpass.getuser", nameless)
-        assert mood.release("mood", 1).by == f"uid {os.getuid()}"
+        assert mood.release("mood", NewRelease(stable=1)).by == f"uid {os.getuid()}"
 
     def test_that_are_damaged_do_not_pass_for_another(self, mood: Store) -> None:
-        mood.release("mood", 1)
+        mood.release("mood", NewRelease(stable=1))
         put(mood, "mood/releases/2.json", b'{"stable": ')
         with pytest.raises(InvalidAdapter, match="release 2 of mood is damaged; release again"):
             mood.released("mood")
-        mended = mood.release("mood", 3)
+        mended = mood.release("mood", NewRelease(stable=3))
         assert mended.generation == 3
         assert mood.released("mood") == mended
 
     def test_are_found_beside_files_that_are_none(self, mood: Store) -> None:
-        mood.release("mood", 1)
+        mood.release("mood", NewRelease(stable=1))
         put(mood, "mood/releases/notes.json", b"{}")
         put(mood, "mood/releases/2.json.bak", b"{}")
         assert [release.generation for release in mood.history("mood")] == [1]
@@ -337,22 +340,22 @@ class TestReleases:
 
 class TestRollback:
     def test_releases_again_what_was_served_before(self, mood: Store) -> None:
-        mood.release("mood", 1, Share(version=2, percent=5))
-        mood.release("mood", 3)
+        mood.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=5)))
+        mood.release("mood", NewRelease(stable=3))
         back = mood.rollback("mood", by="ann")
         assert (back.generation, back.stable, back.canary) == (3, 1, Share(version=2, percent=5))
         assert back.why == "rollback of generation 2"
         assert [release.stable for release in mood.history("mood")] == [1, 3, 1], "the mistake stays in the log"
 
     def test_says_why_in_the_caller_s_words(self, mood: Store) -> None:
-        mood.release("mood", 1)
-        mood.release("mood", 2)
+        mood.release("mood", NewRelease(stable=1))
+        mood.release("mood", NewRelease(stable=2))
         assert mood.rollback("mood", why="worse on short texts").why == "worse on short texts"
 
     @pytest.mark.parametrize("releases", [0, 1])
     def test_without_an_earlier_release_is_refused(self, mood: Store, releases: int) -> None:
         for _ in range(releases):
-            mood.release("mood", 1)
+            mood.release("mood", NewRelease(stable=1))
         before = everything(mood)
         with pytest.raises(NotInStore, match="mood has no release to go back to"):
             mood.rollback("mood")
@@ -361,19 +364,19 @@ class TestRollback:
     @pytest.mark.parametrize("damaged", [1, 3], ids=["an old record", "the newest record"])
     def test_works_though_a_record_it_does_not_need_is_damaged(self, mood: Store, damaged: int) -> None:
         for version in (1, 2, 3):
-            mood.release("mood", version)
+            mood.release("mood", NewRelease(stable=version))
         put(mood, f"mood/releases/{damaged}.json", b"")
         assert mood.rollback("mood").stable == 2
 
     def test_at_the_same_time_as_a_release_does_not_undo_it(self, mood: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        mood.release("mood", 1)
-        mood.release("mood", 2)
+        mood.release("mood", NewRelease(stable=1))
+        mood.release("mood", NewRelease(stable=2))
         look = mood._release
 
         def someone_is_faster(name: str, generation: int) -> Release:
             record = look(name, generation)
             monkeypatch.undo()
-            mood.release("mood", 3)
+            mood.release("mood", NewRelease(stable=3))
             return record
 
         monkeypatch.setattr(mood, "_release", someone_is_faster)
@@ -388,25 +391,28 @@ class TestPulse:
 
     def test_is_another_after_every_release(self, mood: Store, add: Add) -> None:
         add("brief")
-        pulses = [mood.release("mood", 1) and mood.pulse()]
-        pulses += [mood.release("mood", 1) and mood.pulse(), mood.release("brief", 1) and mood.pulse()]
+        pulses = [mood.release("mood", NewRelease(stable=1)) and mood.pulse()]
+        pulses += [
+            mood.release("mood", NewRelease(stable=1)) and mood.pulse(),
+            mood.release("brief", NewRelease(stable=1)) and mood.pulse(),
+        ]
         pulses += [mood.rollback("mood") and mood.pulse()]
         assert None not in pulses
         assert len(set(pulses)) == 4
 
     def test_stays_while_nothing_is_released(self, mood: Store, add: Add) -> None:
-        mood.release("mood", 1)
+        mood.release("mood", NewRelease(stable=1))
         seen = mood.pulse()
         add()
         with pytest.raises(GenerationConflict):
-            mood.release("mood", 2, expected_generation=0)
+            mood.release("mood", NewRelease(stable=2), expected_generation=0)
         assert mood.pulse(seen) == seen
         assert mood.pulse() == seen
 
     def test_tells_who_has_seen_it_of_the_next_release(self, mood: Store) -> None:
-        mood.release("mood", 1)
+        mood.release("mood", NewRelease(stable=1))
         seen = mood.pulse()
-        mood.release("mood", 2)
+        mood.release("mood", NewRelease(stable=2))
         assert mood.pulse(seen) not in (None, seen)
 
     def test_that_cannot_be_written_fails_no_release(self, mood: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,11 +424,11 @@ class TestPulse:
             return put_(objects, path, *rest, **settings)
 
         monkeypatch.setattr(obstore, "put", refuses)
-        assert mood.release("mood", 2) == mood.released("mood")
+        assert mood.release("mood", NewRelease(stable=2)) == mood.released("mood")
         assert mood.pulse() is None
 
     def test_is_no_adapter(self, mood: Store) -> None:
-        mood.release("mood", 1)
+        mood.release("mood", NewRelease(stable=1))
         assert mood.names() == ["mood"]
         assert list(mood.problems()) == []
 
@@ -457,9 +463,9 @@ class TestOpening:
         starter = Store(tmp_path / "starter")
         for name in ("mood", "brief"):
             add_version(starter, name, make_adapter(), sentiment_task, tiny)
-            starter.release(name, 1)
-        monkeypatch.setattr(adapters.store, "STARTER", tmp_path / "starter")
-        monkeypatch.setattr(adapters.store, "DEFAULT_STORE", tmp_path / "var" / "store")
+            starter.release(name, NewRelease(stable=1))
+        monkeypatch.setattr(adapters.seed, "STARTER", tmp_path / "starter")
+        monkeypatch.setattr(adapters.seed, "DEFAULT_STORE", tmp_path / "var" / "store")
         return tmp_path
 
     @pytest.mark.parametrize("said", [None, "", "var/store", "absolute"])
@@ -518,7 +524,7 @@ class TestOpening:
         assert list(stores[0].problems()) == []
 
     def test_a_project_that_ships_nothing_begins_empty(self, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(adapters.store, "STARTER", places / "nothing")
+        monkeypatch.setattr(adapters.seed, "STARTER", places / "nothing")
         assert open_store().names() == []
 
 
@@ -549,9 +555,9 @@ class TestUnreachable:
         def broken(*_: Any, **__: Any) -> Any:
             raise TimeoutError
 
-        monkeypatch.setattr(obstore, "list_with_delimiter", broken)
+        monkeypatch.setattr(obstore, "get", broken)
         with pytest.raises(StoreUnavailable, match="cannot be used: TimeoutError"):
-            store.names()
+            store.manifest("mood", 1)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_without_write_permission_can_be_read_but_not_added_to(
@@ -565,7 +571,7 @@ class TestUnreachable:
         try:
             assert Store(tmp_path / "shut").versions("mood") == [1]
             with pytest.raises(StoreUnavailable):
-                store.release("mood", 1)
+                store.release("mood", NewRelease(stable=1))
         finally:
             for folder in folders:
                 folder.chmod(0o755)

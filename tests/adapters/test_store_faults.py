@@ -16,7 +16,8 @@ import adapters.store
 from adapters.base_model import Base, resolve_base
 from adapters.errors import StoreUnavailable
 from adapters.intake import add_version
-from adapters.store import Share, Store
+from adapters.releases import NewRelease, Share
+from adapters.store import Store
 from adapters.tasks import ClassificationTask
 from tests import crash
 from tests.conftest import MakeAdapter
@@ -30,7 +31,7 @@ def mood(store: Store, make_adapter: MakeAdapter, tiny: Base, sentiment_task: Cl
     """A store on disk with three versions of ``mood``, released one after the other."""
     for seed in (1, 2, 3):
         version = add_version(store, "mood", make_adapter(seed=seed), sentiment_task, tiny).version
-        store.release("mood", version)
+        store.release("mood", NewRelease(stable=version))
     return store
 
 
@@ -127,7 +128,7 @@ class TestADiskThatIsFull:
     def test_refuses_a_release_and_keeps_the_last_one(self, mood: Store, command: Callable[..., Command]) -> None:
         assert crash.run(crash.command_with_little_room, *command("release", "mood", 1), 0, False) == 1
         assert mood.released("mood").stable == 3  # type: ignore[union-attr]
-        assert mood.release("mood", 1).generation == 4
+        assert mood.release("mood", NewRelease(stable=1)).generation == 4
 
 
 def test_a_store_that_may_only_be_read_says_so_and_can_be_read(
@@ -139,7 +140,7 @@ def test_a_store_that_may_only_be_read_says_so_and_can_be_read(
     monkeypatch.setattr(obstore, "put", denied)
     for change in (
         lambda: add_version(mood, "mood", make_adapter(), sentiment_task, tiny),
-        lambda: mood.release("mood", 1),
+        lambda: mood.release("mood", NewRelease(stable=1)),
         lambda: mood.rollback("mood"),
     ):
         with pytest.raises(StoreUnavailable, match="cannot be used: Read-only file system"):
@@ -156,10 +157,10 @@ def test_a_clock_that_jumps_changes_no_order(mood: Store, monkeypatch: pytest.Mo
             return datetime(year, 1, 1, tzinfo=UTC)
 
     monkeypatch.setattr(adapters.store, "datetime", Clock)
-    assert mood.release("mood", 1).generation == 4
+    assert mood.release("mood", NewRelease(stable=1)).generation == 4
     monkeypatch.undo()
     assert mood.released("mood").stable == 1  # type: ignore[union-attr]
-    assert mood.release("mood", 2).generation == 5
+    assert mood.release("mood", NewRelease(stable=2)).generation == 5
     assert [record.stable for record in mood.history("mood")] == [1, 2, 3, 1, 2]
     assert mood.rollback("mood").stable == 1
     assert os.path.exists(Path(mood.place, "mood", "releases", "6.json"))

@@ -19,6 +19,7 @@ from adapters.base_model import Base
 from adapters.errors import GenerationConflict, StoreUnavailable
 from adapters.intake import add_version
 from adapters.manifest import Manifest
+from adapters.releases import NewRelease
 from adapters.store import MANIFEST, WEIGHTS, Store
 from adapters.tasks import ClassificationTask
 from tests.conftest import MakeAdapter
@@ -43,7 +44,7 @@ def release_at_once(place: str, machine: int, together: Any, outcomes: Any) -> N
     store = Store(place)
     together.wait(timeout=60)
     try:
-        store.release("mood", 1, expected_generation=0, by=f"machine {machine}")
+        store.release("mood", NewRelease(stable=1, by=f"machine {machine}"), expected_generation=0)
         outcomes.put(machine)
     except GenerationConflict:
         outcomes.put(None)
@@ -80,13 +81,13 @@ def test_a_server_that_is_away_is_said_to_be_and_is_used_again_when_it_is_back(
     store: Store, add: Add, s3: S3Server, tmp_path: Path
 ) -> None:
     add()
-    released = store.release("mood", 1)
+    released = store.release("mood", NewRelease(stable=1))
     with s3.away():
         for call in (
             store.names,
             lambda: store.released("mood"),
             lambda: store.fetch("mood", 1, tmp_path),
-            lambda: store.release("mood", 1),
+            lambda: store.release("mood", NewRelease(stable=1)),
             add,
         ):
             with pytest.raises(StoreUnavailable, match=r"^the store s3://.* cannot be used: "):

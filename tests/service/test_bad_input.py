@@ -11,6 +11,7 @@ import pytest
 
 from adapters.errors import HotswapError
 from adapters.intake import add_version
+from adapters.releases import NewRelease
 from service.engine.base import EngineDown, EngineRefused
 from service.errors import ServiceError, from_lower
 from tests.conftest import MakeAdapter
@@ -102,7 +103,7 @@ async def test_a_bad_adapter_fails_alone_and_says_why(
     base = replace(tiny, digest="sha256:" + "0" * 64) if spoil == "another base" else tiny
     folder = make_adapter(rank=32 if spoil == "rank above the limit" else 4)
     add_version(stocked, "bad", folder, sentiment_task, base)
-    stocked.release("bad", 1)
+    stocked.release("bad", NewRelease(stable=1))
     place = tmp_path / "store" / "bad" / "versions" / "1" / "adapter_model.safetensors"
     content = place.read_bytes()
     if spoil == "flipped bit":

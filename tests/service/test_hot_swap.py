@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from adapters.intake import add_version
-from adapters.store import Share
+from adapters.releases import NewRelease, Share
 from tests.conftest import MakeAdapter
 from tests.service.conftest import Running, Serve, until
 
@@ -32,7 +32,7 @@ async def test_releases_under_load_lose_nothing_and_every_answer_names_its_versi
 
         askers = [asyncio.create_task(ask()) for _ in range(8)]
         for version in (2, 1, 2, 1, 2):
-            generation = two_briefs.release("brief", version).generation
+            generation = two_briefs.release("brief", NewRelease(stable=version)).generation
             await until(lambda wanted=generation: service.state.registry.served("brief").generation == wanted)
             seen = len(answers)
             await until(lambda seen=seen: len(answers) > seen + 20)
@@ -46,7 +46,7 @@ async def test_a_request_in_flight_keeps_the_version_it_started_with(serve: Serv
         service.engine.gate.clear()
         early = asyncio.create_task(service.predict("brief"))
         await until(lambda: service.engine.active == 1)
-        two_briefs.release("brief", 2)
+        two_briefs.release("brief", NewRelease(stable=2))
         await until(lambda: service.state.registry.served("brief").stable == 2)
         service.engine.gate.set()
         assert answered_by((await early).json()) == (1, "[brief@1]")
@@ -58,7 +58,7 @@ async def test_a_release_that_cannot_be_loaded_leaves_the_old_version_serving(
 ) -> None:
     (tmp_path / "store/brief/versions/2/adapter_model.safetensors").write_bytes(b"rubbish")
     async with serve() as service:
-        two_briefs.release("brief", 2)
+        two_briefs.release("brief", NewRelease(stable=2))
         await until(lambda: service.state.registry.state("brief", 2)["state"] == "failed")
         assert answered_by((await service.predict("brief")).json()) == (1, "[brief@1]")
         assert await service.metric("hotswap_store_generation", adapter="brief") == 2
@@ -74,13 +74,13 @@ async def test_a_new_adapter_is_served_without_a_restart(
         unreleased = await service.predict("fresh")
         assert unreleased.status_code == 404
         assert "fresh@1" in unreleased.json()["detail"]
-        stocked.release("fresh", 1)
+        stocked.release("fresh", NewRelease(stable=1))
         assert (await service.predict("fresh")).json()["adapter"]["version"] == 1
 
 
 async def test_a_canary_gets_its_share_and_the_same_caller_the_same_version(serve: Serve, two_briefs) -> None:
     async with serve() as service:
-        two_briefs.release("brief", 1, Share(version=2, percent=30))
+        two_briefs.release("brief", NewRelease(stable=1, canary=Share(version=2, percent=30)))
         await until(lambda: service.state.registry.served("brief").canary is not None)
 
         async def version_for(caller: int) -> int:
@@ -145,7 +145,7 @@ async def _polled(service: Running) -> None:
 async def test_a_damaged_release_record_concerns_its_own_adapter_alone(serve: Serve, two_briefs, tmp_path) -> None:
     async with serve() as service:
         (tmp_path / "store/mood/releases/2.json").write_text("{")
-        two_briefs.release("brief", 2)
+        two_briefs.release("brief", NewRelease(stable=2))
         await until(lambda: service.state.registry.served("brief").stable == 2)
         assert (await service.predict("mood")).json()["adapter"]["version"] == 1
         assert (await service.client.get("/v1/adapters")).status_code == 200

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters.intake import add_version
+from adapters.releases import NewRelease
 from adapters.store import Store
 from service.http.keys import new_key
 from tests.conftest import MakeAdapter
@@ -23,7 +24,7 @@ def documented(stocked: Store, make_adapter: MakeAdapter, sentiment_task, summar
     """A store with the adapters of the document's examples."""
     for name, task in (("sentiment", sentiment_task), ("one-line-summary", summary_task)):
         add_version(stocked, name, make_adapter(seed=5), task, tiny)
-        stocked.release(name, 1)
+        stocked.release(name, NewRelease(stable=1))
     return stocked
 
 

@@ -13,6 +13,7 @@ import pytest
 from adapters.base_model import Base
 from adapters.errors import StoreUnavailable
 from adapters.intake import add_version
+from adapters.releases import NewRelease
 from adapters.store import Store
 from adapters.tasks import ClassificationTask
 from service.metrics import Metrics
@@ -32,7 +33,7 @@ def generation(service: Any) -> int:
 class TestOnALocalDisk:
     async def test_a_release_is_seen_without_polling(self, serve: Serve, stocked: Store) -> None:
         async with serve(poll_seconds=NEVER) as service:
-            Store(stocked.place).release("mood", 2)
+            Store(stocked.place).release("mood", NewRelease(stable=2))
             await until(lambda: generation(service) == 2)
             Store(stocked.place).rollback("mood")
             await until(lambda: generation(service) == 3)
@@ -46,7 +47,7 @@ class TestOnALocalDisk:
         monkeypatch.setattr("watchfiles.awatch", full)
         monkeypatch.setattr(logging.getLogger("hotswap"), "propagate", True)
         async with serve() as service:
-            stocked.release("mood", 2)
+            stocked.release("mood", NewRelease(stable=2))
             await until(lambda: generation(service) == 2)
         said = [message for message in caplog.messages if "cannot be watched" in message]
         assert said == [
@@ -68,14 +69,14 @@ async def test_a_poll_of_many_adapters_is_one_request(
     store, folder = Store(s3.make_bucket()), make_adapter()
     for n in range(50):
         add_version(store, f"adapter-{n}", folder, sentiment_task, tiny)
-        store.release(f"adapter-{n}", 1)
+        store.release(f"adapter-{n}", NewRelease(stable=1))
     pulse = f"GET /{store.place.removeprefix('s3://')}/.pulse?"
     async with serve(store, sweep_seconds=NEVER) as service:
         assert len(service.state.registry.releases) == 50
         s3.requests.clear()
         await until(lambda: len(s3.requests) >= 10)
         assert set(s3.requests) == {pulse}
-        store.release("adapter-7", 1)
+        store.release("adapter-7", NewRelease(stable=1))
         await until(lambda: service.state.registry.served("adapter-7").generation == 2)
 
 
@@ -94,7 +95,7 @@ class TestDesired:
         return desired
 
     def test_a_release_by_another_process_is_seen_at_the_next_poll(self, swept: Desired, stocked: Store) -> None:
-        Store(stocked.place).release("mood", 2)
+        Store(stocked.place).release("mood", NewRelease(stable=2))
         assert mood(swept) == 2
 
     def test_without_a_release_no_adapter_is_looked_at(
@@ -111,7 +112,7 @@ class TestDesired:
 
         monkeypatch.setattr(stocked, "_beat", killed)
         with pytest.raises(KeyboardInterrupt):
-            stocked.release("mood", 2)
+            stocked.release("mood", NewRelease(stable=2))
         assert mood(swept) == 1
         assert mood(swept, sweep=True) == 2
         assert mood(Desired(stocked, Metrics(), sweep_seconds=NEVER)) == 2
@@ -122,7 +123,7 @@ class TestDesired:
         monkeypatch.setattr("service.rollout.desired.time.monotonic", lambda: now[0])
         assert mood(desired) == 1
         monkeypatch.setattr(stocked, "_beat", lambda: None)
-        stocked.release("mood", 2)
+        stocked.release("mood", NewRelease(stable=2))
         now[0] += 29
         assert mood(desired) == 1
         now[0] += 1
@@ -134,19 +135,19 @@ class TestDesired:
         obstore.delete(stocked._objects, ".pulse")
         monkeypatch.setattr(stocked, "_beat", lambda: None)  # as releases were made before there was one
         for version in (2, 1):
-            expected = stocked.release("mood", version).generation
+            expected = stocked.release("mood", NewRelease(stable=version)).generation
             assert mood(swept) == expected
 
     def test_a_release_during_the_sweep_is_seen_at_the_next_poll(
         self, swept: Desired, stocked: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stocked.release("mood", 2)
+        stocked.release("mood", NewRelease(stable=2))
         names = stocked.names
 
         def someone_releases_when_all_was_read() -> list[str]:
             found = names()
             monkeypatch.undo()
-            stocked.release("brief", 1)
+            stocked.release("brief", NewRelease(stable=1))
             return [name for name in found if name != "brief"]
 
         monkeypatch.setattr(stocked, "names", someone_releases_when_all_was_read)
@@ -156,7 +157,7 @@ class TestDesired:
     def test_a_sweep_that_failed_is_made_up_for_at_the_next_poll(
         self, swept: Desired, stocked: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stocked.release("mood", 2)
+        stocked.release("mood", NewRelease(stable=2))
         with monkeypatch.context() as patch:
             patch.setattr(stocked, "names", unreachable)
             with pytest.raises(StoreUnavailable):

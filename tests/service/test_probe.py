@@ -13,6 +13,7 @@ from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
 from adapters.intake import add_version
 from adapters.manifest import Reference
+from adapters.releases import NewRelease
 from adapters.store import Store
 from service.engine.base import Engine, Limits
 from service.engine.fake import FakeEngine
@@ -105,7 +106,7 @@ async def test_a_release_that_fails_its_probe_leaves_the_old_version_serving_and
     made = datetime(2026, 1, 1, tzinfo=UTC)
     add_version(stocked, "mood", make_adapter(seed=7), sentiment_task, tiny, references=(wrong,), created_at=made)
     async with serve(probe_tolerance=0.5) as service:
-        stocked.release("mood", 3)
+        stocked.release("mood", NewRelease(stable=3))
         await until(lambda: service.state.registry.state("mood", 3)["state"] == "failed")
         told = await service.predict("mood@3")
         assert (told.status_code, told.json()["code"]) == (503, "adapter_failed")
@@ -116,7 +117,7 @@ async def test_a_release_that_fails_its_probe_leaves_the_old_version_serving_and
         for _ in range(3):
             await service.state.reconciler.reconcile()
         assert await service.metric("hotswap_adapter_loads_total", outcome="failed") == 1
-        stocked.release("mood", 3, why="try again")
+        stocked.release("mood", NewRelease(stable=3, why="try again"))
         await until(lambda: service.state.reconciler._tried.get("mood") == 3)
         await until(lambda: not service.state.reconciler._moves)
         assert await service.metric("hotswap_adapter_loads_total", outcome="failed") == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.releases import Guard, Share
+from adapters.releases import Guard, NewRelease, Share
 from adapters.store import Store
 from service.engine.base import EngineRefused
 from service.rollout.evidence import Counts
@@ -29,7 +29,7 @@ async def ask_until(service: Running, condition, **more) -> None:
 
 
 async def test_a_good_canary_is_raised_step_by_step_until_everyone_has_it(serve: Serve, stocked: Store) -> None:
-    stocked.release("mood", 1, Share(version=2, percent=20), guard=QUICK, by="ann")
+    stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=20), guard=QUICK, by="ann"))
     async with serve() as service:
         await ask_until(service, lambda: stocked.released("mood").stable == 2)
         steps = [(r.stable, r.canary.percent if r.canary else None, r.by) for r in stocked.history("mood")[1:]]
@@ -48,7 +48,7 @@ async def test_a_canary_that_fails_is_taken_back_and_the_reason_is_in_the_record
                 raise RuntimeError("the canary's own fault")
             return generate(prompt, sampling, adapter, stream=stream)
 
-        stocked.release("mood", 1, Share(version=2, percent=50), guard=QUICK)
+        stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=50), guard=QUICK))
         await until(lambda: service.state.registry.served("mood").canary is not None)
         monkeypatch.setattr(service.engine, "generate", failing)
         await ask_until(service, lambda: stocked.released("mood").guard is None)
@@ -61,7 +61,7 @@ async def test_a_canary_that_fails_is_taken_back_and_the_reason_is_in_the_record
 
 async def test_a_canary_that_feedback_calls_wrong_is_taken_back(serve: Serve, stocked: Store) -> None:
     guard = QUICK.model_copy(update={"samples": 10_000, "wrong": 0.3})
-    stocked.release("mood", 1, Share(version=2, percent=50), guard=guard)
+    stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=50), guard=guard))
     async with serve() as service:
         asked = 0
         async with asyncio.timeout(60):
@@ -75,10 +75,10 @@ async def test_a_canary_that_feedback_calls_wrong_is_taken_back(serve: Serve, st
 
 
 async def test_someone_who_releases_in_between_is_not_overruled(serve: Serve, stocked: Store) -> None:
-    stocked.release("mood", 1, Share(version=2, percent=20), guard=QUICK)
+    stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=20), guard=QUICK))
     async with serve(poll_seconds=3600) as service:
         release = service.state.registry.served("mood")
-        stocked.release("mood", 2, why="by hand")
+        stocked.release("mood", NewRelease(stable=2, why="by hand"))
         promotion = service.state.supervisor._promotion
         await promotion._look("mood", release)
         service.state.inference.tally.of("mood", 2).answers = 1000
@@ -98,10 +98,10 @@ FINISHED, TAKEN_BACK = 2, 1
 async def test_rolling_back_a_guarded_promotion_undoes_all_its_steps(
     serve: Serve, stocked: Store, end: int | None
 ) -> None:
-    stocked.release("mood", 1, Share(version=2, percent=20), guard=QUICK)
-    stocked.release("mood", 1, Share(version=2, percent=60), guard=QUICK, by="guard")
+    stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=20), guard=QUICK))
+    stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=60), guard=QUICK, step=True))
     if end:
-        stocked.release("mood", end, by="guard")
+        stocked.release("mood", NewRelease(stable=end, step=True))
     async with serve() as service:
         told = (await service.client.post("/v1/adapters/mood/rollback")).json()
         assert (told["stable"], told.get("canary"), told.get("guard")) == (1, None, None)
@@ -126,7 +126,7 @@ async def test_a_shadow_answers_copies_and_nobody_sees_them(serve: Serve, stocke
 async def test_a_shadow_gives_way_to_load_and_its_failures_reach_nobody(
     serve: Serve, stocked: Store, monkeypatch
 ) -> None:
-    stocked.release("mood", 1, shadow=Share(version=2, percent=100))
+    stocked.release("mood", NewRelease(stable=1, shadow=Share(version=2, percent=100)))
     async with serve(max_concurrency=4) as service:
         service.engine.gate.clear()
         asked = [asyncio.create_task(service.predict("mood")) for _ in range(8)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters.intake import add_version
+from adapters.releases import NewRelease
 from adapters.signing import Signer, TrustedKeys
 from adapters.store import Store
 from tests.conftest import MakeAdapter, make_keys
@@ -73,7 +74,7 @@ async def test_what_cannot_be_served_is_not_released(serve: Serve, two_briefs: S
 async def test_nor_is_it_rolled_back_to(serve: Serve, two_briefs: Store, tmp_path: Path) -> None:
     (tmp_path / "store/brief/versions/2/adapter_model.safetensors").write_bytes(b"rubbish")
     for version in (2, 1):
-        two_briefs.release("brief", version)
+        two_briefs.release("brief", NewRelease(stable=version))
     async with serve() as service:
         told = await service.client.post(ROLLBACK)
         assert (told.status_code, told.json()["code"]) == (422, "invalid_adapter")
@@ -96,12 +97,12 @@ async def test_where_keys_are_asked_for_an_unsigned_version_is_not_released_and_
     private, public = make_keys(tmp_path)
     for signer in (Signer(private), None):
         add_version(stocked, "signed", make_adapter(), summary_task, tiny, signer=signer)
-    stocked.release("signed", 1)
+    stocked.release("signed", NewRelease(stable=1))
     async with serve(Store(stocked.place, trusted=TrustedKeys(public))) as service:
         told = await service.client.post("/v1/adapters/signed/releases", json={"stable": 2})
         assert (told.status_code, told.json()["code"]) == (422, "invalid_adapter")
         assert "signed@2: it is not signed" in told.json()["detail"]
-        stocked.release("signed", 2)  # by who may write to the store, past the service
+        stocked.release("signed", NewRelease(stable=2))  # by who may write to the store, past the service
         await until(lambda: service.state.registry.state("signed", 2)["state"] == "failed")
         assert (await service.predict("signed")).json()["adapter"]["version"] == 1
         assert (await service.predict("signed@2")).json()["code"] == "adapter_failed"

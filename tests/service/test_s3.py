@@ -6,6 +6,7 @@ import pytest
 
 from adapters.base_model import Base
 from adapters.intake import add_version
+from adapters.releases import NewRelease
 from adapters.store import Store
 from adapters.tasks import SummarizationTask
 from tests.conftest import MakeAdapter
@@ -21,14 +22,14 @@ def bucket(s3: S3Server, make_adapter: MakeAdapter, summary_task: SummarizationT
     store = Store(s3.make_bucket())
     for seed in (1, 2):
         add_version(store, "brief", make_adapter(seed=seed), summary_task, tiny)
-    store.release("brief", 1)
+    store.release("brief", NewRelease(stable=1))
     return store
 
 
 async def test_a_release_in_a_bucket_is_served(serve: Serve, bucket: Store) -> None:
     async with serve(bucket) as service:
         assert (await service.predict("brief")).json()["adapter"]["version"] == 1
-        bucket.release("brief", 2)
+        bucket.release("brief", NewRelease(stable=2))
         await until(lambda: service.state.registry.served("brief").generation == 2)
         assert (await service.predict("brief")).json()["adapter"]["version"] == 2
 
@@ -51,6 +52,6 @@ async def test_while_the_bucket_is_away_the_service_goes_on_and_then_catches_up(
             told = await service.client.post("/v1/adapters/brief/releases", json={"stable": 2})
             assert (told.status_code, told.json()["code"]) == (503, "not_ready")
             assert await service.metric("hotswap_store_errors_total") > 0
-        bucket.release("brief", 2)
+        bucket.release("brief", NewRelease(stable=2))
         await until(lambda: service.state.registry.served("brief").generation == 2)
         assert await reachable()

@@ -14,6 +14,7 @@ import pytest
 import service.__main__
 from adapters.errors import HotswapError
 from adapters.intake import add_version
+from adapters.releases import NewRelease
 from adapters.store import Store
 from service.engine.base import EngineDown, Limits
 from service.engine.fake import FakeEngine
@@ -78,7 +79,7 @@ def test_the_rank_is_taken_from_what_the_store_has(
 ) -> None:
     for seed, rank in ((1, 4), (2, 24)):
         add_version(store, "mood", make_adapter(seed=seed, rank=rank), sentiment_task, tiny)
-    store.release("mood", 1)
+    store.release("mood", NewRelease(stable=1))
     assert service.__main__.with_rank(Settings(), store, ["mood"]).max_lora_rank == 32
     assert service.__main__.with_rank(Settings(max_lora_rank=8), store, ["mood"]).max_lora_rank == 8
 

@@ -12,7 +12,7 @@ import pytest
 
 import adapters.store
 from adapters.packages import file_digest
-from adapters.releases import Share
+from adapters.releases import NewRelease, Share
 from adapters.store import MANIFEST, WEIGHTS, Store
 from service.engine.fake import FakeEngine
 from tests import crash
@@ -100,8 +100,8 @@ async def test_a_cache_that_is_full_leaves_the_old_version_serving_and_the_other
         assert (await service.predict("mood@2")).status_code == 200  # so that it is in the cache
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_bytes", full)
-            two_briefs.release("brief", 2)
-            two_briefs.release("mood", 2)
+            two_briefs.release("brief", NewRelease(stable=2))
+            two_briefs.release("mood", NewRelease(stable=2))
             await until(lambda: service.state.registry.served("mood").stable == 2)
             assert await asked(service) == (1, "[brief@1]")
             refused = await service.predict("brief@2")
@@ -132,7 +132,7 @@ async def test_a_file_cut_short_on_its_way_to_the_engine_is_not_served_and_then_
                 patch.setattr(Store, "fetch", fetched)
             else:
                 patch.setattr(FakeEngine, "load", loaded)
-            two_briefs.release("brief", 2)
+            two_briefs.release("brief", NewRelease(stable=2))
             await until(lambda: service.state.registry.state("brief", 2)["state"] == "failed")
             assert await asked(service) == (1, "[brief@1]")
             assert (await version(service, 2))["reason"]
@@ -186,7 +186,7 @@ async def test_a_version_deleted_from_under_a_server_is_served_as_long_as_it_is_
     serve: Serve, two_briefs: Store
 ) -> None:
     async with serve() as service:
-        two_briefs.release("brief", 2)
+        two_briefs.release("brief", NewRelease(stable=2))
         await until(lambda: service.state.registry.served("brief").stable == 2)
         shutil.rmtree(Path(two_briefs.place, "brief/versions/2"))
         for reference in ("brief", "brief@2"):
@@ -228,7 +228,7 @@ async def test_the_newest_release_is_served_whatever_the_clock_says(
     async with serve() as service:
         monkeypatch.setattr(adapters.store, "datetime", Clock)
         monkeypatch.setattr("time.time", lambda: Clock.now().timestamp())
-        two_briefs.release("brief", 2)
+        two_briefs.release("brief", NewRelease(stable=2))
         await until(lambda: service.state.registry.served("brief").stable == 2)
         assert await asked(service) == (2, "[brief@2]")
         monkeypatch.undo()

@@ -15,7 +15,9 @@ from typing import Any
 from adapters.cli import Command
 from adapters.errors import HotswapError
 from adapters.manifest import Manifest
-from adapters.store import Store, open_store
+from adapters.reference import Reference
+from adapters.seed import open_store
+from adapters.store import Store
 from trainer.config import VERSION_PATTERN, Recipe, load_recipe
 
 
@@ -54,8 +56,8 @@ def manifest_of(store: Store, reference: str) -> Manifest:
     """Return the manifest of ``NAME@VERSION``. Raises :class:`HotswapError` where it is none, or not in the store."""
     if not re.fullmatch(VERSION_PATTERN, reference):
         raise HotswapError(f"'{reference}' is no version; write NAME@VERSION, for example sentiment@2.")
-    name, _, number = reference.partition("@")
-    return store.manifest(name, int(number))[0]
+    wanted = Reference.parse(reference)
+    return store.manifest(wanted.name, wanted.version or 0)[0]
 
 
 def say(text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from adapters import cli
 from adapters.errors import HotswapError
+from adapters.releases import NewRelease
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, say, store_at
 from trainer.commands.evaluate import comparable, score
@@ -35,7 +36,9 @@ def publish(options: argparse.Namespace) -> None:
 
     shown = not options.no_report
     manifest = publishing.publish(recipe, store, run.task, run.base, trained, evaluation, signer, with_report=shown)
-    release = None if options.no_release else store.release(recipe.name, manifest.version, why=options.why)
+    release = (
+        None if options.no_release else store.release(recipe.name, NewRelease(stable=manifest.version, why=options.why))
+    )
     generation = release.generation if release else None
     if options.json:
         print(json.dumps({"name": manifest.name, "version": manifest.version, "generation": generation}))

@@ -8,16 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
-from starlette.exceptions import HTTPException
 
 from adapters.base_model import Base
-from adapters.errors import HotswapError
 from adapters.store import Store
 from service.engine.base import Engine
-from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, from_lower
+from service.http import problems
 from service.http.keys import Keys, Scope
 from service.http.middleware import BodyLimit, RequestId
 from service.http.quota import Quota
@@ -95,47 +91,5 @@ def create_app(
         app.add_api_route("/metrics", health.metrics, tags=["operations"], include_in_schema=False)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(RequestId, metrics=metrics)
-    _handle_errors(app)
+    problems.install(app)
     return app
-
-
-def _handle_errors(app: FastAPI) -> None:
-    """Send every failure as problem+json, and never an exception's text."""
-
-    def respond(error: ServiceError) -> JSONResponse:
-        headers = {**error.headers, **({"WWW-Authenticate": "Bearer"} if error.status == 401 else {})}
-        return JSONResponse(error.problem(), error.status, headers, media_type="application/problem+json")
-
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        faults = error.errors()
-        if any(fault["type"] == "json_invalid" for fault in faults):
-            return respond(BadRequest("The body is not valid JSON."))
-        return respond(InvalidRequest("; ".join(_fault(fault) for fault in faults[:5])))
-
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        match error.status_code:
-            case 404:
-                return respond(NotFound("See /docs for what there is."))
-            case 405:
-                answer = respond(MethodNotAllowed("See /docs for what there is."))
-                answer.headers.update(error.headers or {})
-                return answer
-            case 400:
-                return respond(BadRequest("The body is not valid JSON in UTF-8."))
-        return respond(ServiceError())
-
-    async def known(_: Request, error: Exception) -> JSONResponse:
-        return respond(from_lower(error))
-
-    app.exception_handler(RequestValidationError)(invalid)
-    app.exception_handler(HTTPException)(http)
-    app.exception_handler(ServiceError)(known)
-    app.exception_handler(Exception)(known)
-    app.exception_handler(HotswapError)(known)
-
-
-def _fault(fault: Any) -> str:
-    if fault["loc"] == ("body",) and not isinstance(fault.get("input"), dict):
-        return "the body must be a JSON object, sent with Content-Type: application/json"
-    where = ".".join(str(part) for part in fault["loc"] if part != "body") or "body"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"

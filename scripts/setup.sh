@@ -44,7 +44,7 @@ pip_setting() { .venv/bin/pip config list 2>/dev/null | sed -n "s/^[^=]*\.$1='\(
 
 install() {
     local index=$1 requirement=$2 value
-    if ! .venv/bin/pip install -q --disable-pip-version-check 'uv>=0.9'; then
+    if ! .venv/bin/pip install -q --disable-pip-version-check 'uv>=0.12'; then
         say "no uv to be had: pip does it, which takes some minutes more"
         # shellcheck disable=SC2086  # $index is two words or none
         .venv/bin/pip install --disable-pip-version-check --progress-bar "$([ -t 2 ] && echo on || echo off)" \
@@ -56,7 +56,7 @@ install() {
     value=$(pip_setting extra-index-url); [ -z "$value" ] || export UV_INDEX=$value
     # Of torch, the index that is searched first has other builds only.
     # shellcheck disable=SC2086
-    UV_NATIVE_TLS=true .venv/bin/uv pip install --python .venv/bin/python --index-strategy unsafe-best-match \
+    UV_SYSTEM_CERTS=true .venv/bin/uv pip install --python .venv/bin/python --index-strategy unsafe-best-match \
         $index -e "$requirement"
 }
 

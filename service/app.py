@@ -13,9 +13,8 @@ from fastapi.security import HTTPBearer
 from adapters.base_model import Base
 from adapters.store import Store
 from service.engine.base import Engine
-from service.http import problems
+from service.http import edge
 from service.http.keys import Keys, Scope
-from service.http.middleware import BodyLimit, RequestId
 from service.http.quota import Quota
 from service.http.routes import adapters, feedback, health, predict, releases
 from service.metrics import Metrics
@@ -65,7 +64,8 @@ def create_app(
 
     def scope(needed: Scope) -> list[Any]:
         async def authenticate(request: Request) -> None:
-            request.state.caller = keys.caller(request.headers)
+            if not hasattr(request.state, "caller"):  # Access has seen to it, but for what is open to all
+                request.state.caller = keys.caller(request.headers)
             request.state.caller.need(needed)
 
         # The document asks for a key where the service does.
@@ -76,9 +76,12 @@ def create_app(
         version="0.1.0",
         description="One frozen base model, many LoRA adapters: each request names the one it wants.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
         redirect_slashes=False,  # a redirect would echo the caller's Host header
     )
     app.state.engine, app.state.store, app.state.base = engine, store, base
+    app.state.keys = keys
     app.state.metrics, app.state.registry, app.state.inference = metrics, registry, inference
     app.state.feedback = inference.feedback
     app.state.reconciler, app.state.supervisor, app.state.quota = reconciler, supervisor, Quota()
@@ -89,7 +92,5 @@ def create_app(
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.add_api_route("/metrics", health.metrics, tags=["operations"], include_in_schema=False)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-    app.add_middleware(RequestId, metrics=metrics)
-    problems.install(app)
+    edge.install(app, settings, keys, app.state.quota, metrics)
     return app

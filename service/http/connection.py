@@ -52,10 +52,12 @@ class Connection(H11Protocol):
 
     head_seconds = 20.0
     stall_seconds = 60.0
+    linger_seconds = 2.0
     _timer: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
     _active = 0.0
     _limit: int | None = None
+    _refused = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -71,6 +73,8 @@ class Connection(H11Protocol):
         self._time_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         self._active = self.loop.time()
         super().data_received(data)
         self._time_head()
@@ -103,7 +107,12 @@ class Connection(H11Protocol):
             response = h11.Response(status_code=error.status, headers=[*headers, (b"connection", b"close")])
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
-        self.transport.close()
+        # Closed with something unread, the connection would be reset, and the answer lost with it.
+        self._refused = True
+        self._stop()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._timer = self.loop.call_later(self.linger_seconds, self.transport.close)
 
     def _should_upgrade(self) -> bool:
         return False  # an upgrade is an offer (RFC 9110, 7.8): Java's client makes one with its first request
@@ -126,6 +135,8 @@ class Connection(H11Protocol):
             self.app = _Full(self.app)
 
     def _time_head(self) -> None:
+        if self._refused:
+            return
         if not self._idle():
             self._stop()
         elif self._timer is None:
@@ -145,6 +156,8 @@ class _Strict(h11.Connection):
     """h11, and what it leaves to others."""
 
     def next_event(self) -> Any:
+        if self.their_state is h11.IDLE and self.trailing_data[0][:2] == b"\r\n":
+            self._receive_buffer.maybe_extract_at_most(2)  # old clients end a body with an empty line
         try:
             event = super().next_event()
         except ValueError:  # a Content-Length of more digits than Python reads

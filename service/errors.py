@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapters.errors import GenerationConflict, HotswapError, InputTooLong, InvalidAdapter, NotInStore, StoreUnavailable
+from adapters.text import public
 from service.engine.base import EngineDown, EngineRefused
 
 
@@ -32,7 +33,7 @@ class ServiceError(Exception):
     def problem(self) -> dict[str, Any]:
         """Return the error as problem+json (RFC 9457)."""
         body = {"type": "about:blank", "title": self.title, "status": self.status, "code": self.code}
-        return body | ({"detail": self.detail} if self.detail else {})
+        return body | ({"detail": public(self.detail)} if self.detail else {})
 
 
 class BadRequest(ServiceError):
@@ -98,6 +99,10 @@ class AdapterInvalid(ServiceError):
     status, code, title = 422, "invalid_adapter", "The adapter or task cannot be served"
 
 
+class HeadTooLarge(ServiceError):
+    status, code, title = 431, "head_too_large", "The request's headers are too many or too long"
+
+
 class Overloaded(ServiceError):
     status, code, title, retry_after = 429, "overloaded", "The service is at its limit", 1
 
@@ -114,6 +119,10 @@ class ClientClosed(ServiceError):
 
 class NotReady(ServiceError):
     status, code, title, retry_after = 503, "not_ready", "The service is starting or stopping", 5
+
+
+class TooManyConnections(ServiceError):
+    status, code, title, retry_after = 503, "too_many_connections", "All connections of the service are taken", 5
 
 
 class AdapterFailed(ServiceError):

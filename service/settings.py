@@ -19,7 +19,8 @@ Rank = Literal[8, 16, 32, 64, 128, 256, 320, 512]
 # Variables of the project's other commands, which a server's environment may well carry.
 ELSEWHERE = re.compile(r"HOTSWAP_(PYTHON|EXTRA|URL|API_KEY|SIGNING_KEY|LOAD_[A-Z0-9_]+)")
 
-WARM = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[0-9]{1,9})?")
+WARM = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?")
+ORIGIN = re.compile(r"https?://[a-zA-Z0-9.\[\]:_-]{1,255}")
 
 
 class Settings(BaseModel):
@@ -54,6 +55,15 @@ class Settings(BaseModel):
     max_batched_tokens: int = Field(2048, ge=64, description="tokens that one step of the engine takes in")
     prefix_caching: bool = Field(True, description="keep what prompts of one adapter version begin with in common")
     chunked_prefill: bool = Field(True, description="let long prompts share steps with others' answers")
+    cors_origins: tuple[str, ...] = Field(
+        (), description="web pages whose scripts may call, with commas: https://app.example; default none"
+    )
+    max_connections: int = Field(
+        1000, ge=1, le=100_000, description="open at once; then the longest idle one is closed, or new ones refused"
+    )
+    keep_alive_seconds: float = Field(
+        75, ge=1, le=3600, description="how long an idle connection is kept: longer than the proxy in front keeps it"
+    )
     max_body_bytes: int = Field(2_000_000, ge=1000, description="larger request bodies are refused with 413")
     body_seconds: float = Field(20, gt=0, le=3600, description="a body that takes longer to arrive is refused with 400")
     max_input_chars: int = Field(100_000, ge=1, description="longer texts are refused with input_too_long")
@@ -115,6 +125,8 @@ class Settings(BaseModel):
             )
         if unknown := [reference for reference in self.warm if not WARM.fullmatch(reference)]:
             raise ValueError(f"{PREFIX}WARM: '{unknown[0]}' is neither a name nor a version such as sentiment@3")
+        if unknown := [origin for origin in self.cors_origins if not ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"{PREFIX}CORS_ORIGINS: '{unknown[0]}' is no origin such as https://app.example")
         return self
 
     @property
@@ -158,7 +170,7 @@ def _value(key: str, value: str) -> object:
     match key:
         case "max_lora_rank" if value.isdigit():
             return int(value)
-        case "warm":
+        case "warm" | "cors_origins":
             return [part.strip() for part in value.split(",") if part.strip()]
     return value
 

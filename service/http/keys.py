@@ -24,7 +24,7 @@ from service.settings import Settings
 
 logger = logging.getLogger("hotswap")
 
-Scope = Literal["predict", "admin"]
+Scope = Literal["predict", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 HASHED = re.compile(r"sha256:[0-9a-f]{64}")
 ATTRIBUTE = re.compile(r"(name|scopes|adapters|rate)=(\S+)")
@@ -36,13 +36,13 @@ class Caller:
     """Who is asking. ``name`` is in release records and keeps canary choices; it is never the key."""
 
     name: str
-    scopes: frozenset[Scope] = frozenset(SCOPES)
+    scopes: frozenset[Scope] = frozenset({"predict", "admin"})
     adapters: tuple[str, ...] = ("*",)
     rate: RateLimitItem | None = None
 
     def need(self, scope: Scope) -> None:
-        """Raise :class:`Forbidden` without ``scope``."""
-        if scope not in self.scopes:
+        """Raise :class:`Forbidden` without ``scope``. Who may release may also read the metrics."""
+        if scope not in self.scopes and not (scope == "metrics" and "admin" in self.scopes):
             raise Forbidden(f"This needs a key with the scope '{scope}'.")
 
     def need_adapter(self, adapter: str) -> None:
@@ -80,6 +80,10 @@ class Keys:
     def of(cls, settings: Settings) -> Keys:
         """Return the keys that the settings name. Raises :class:`HotswapError` as above."""
         return cls(settings.api_keys, anonymous(settings.host, settings.api_keys, settings.allow_anonymous))
+
+    @property
+    def required(self) -> bool:
+        return self._path is not None
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """Return who is asking, by a request's ``headers`` (names in lower case). Raises :class:`Unauthenticated`."""

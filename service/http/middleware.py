@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -11,18 +10,15 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from ulid import ULID
 
 from service.errors import BadRequest, BodyTooLarge, ServiceError
+from service.http import problems
 from service.metrics import Metrics
 
 logger = logging.getLogger("hotswap.access")
 DISCARD_BYTES = 16 << 20
 # What a caller may name a request: nothing that could break a log line or a header.
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-
-# Answers are for the one who asked, and are what their content type says, whatever a browser makes of them.
-SECURITY = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 
 
 class RequestId:
@@ -35,21 +31,28 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = asked if REQUEST_ID.fullmatch(asked) else f"req_{ULID()}".encode()
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = given if REQUEST_ID.fullmatch(given) else problems.new_request_id()
         started, status = time.monotonic(), 499
 
         async def tagged(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                given = dict(message["headers"])
-                missing = [header for header in SECURITY if header[0] not in given]
-                message["headers"] = [*message["headers"], *missing, (b"x-request-id", request_id)]
+                headers = [header for header in message["headers"] if header[0] != b"x-request-id"]
+                present = dict(headers)
+                missing = [header for header in problems.SECURITY if header[0] not in present]
+                message["headers"] = [*headers, *missing, (b"x-request-id", request_id)]
             await send(message)
 
         try:
             await self._app(scope, receive, tagged)
+        except Exception:
+            # Here and not in Starlette, whose own catch-all sits outside of this: its answers would bear no id.
+            logger.exception("%s failed", request_id.decode())
+            if status != 499:
+                raise  # the answer has begun; the connection is closed, which says that it is not whole
+            await problems.send(ServiceError(), tagged)
         finally:
             if scope["path"] not in ("/livez", "/readyz", "/metrics"):
                 # The route's pattern, not the path: whoever invents paths must not fill the monitoring's memory.
@@ -72,10 +75,10 @@ class BodyLimit:
             return
         give_up = asyncio.get_running_loop().time() + self._seconds
         too_large = BodyTooLarge(f"The limit is {self._limit} bytes; send fewer texts at once.")
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if not announced.isdigit() or int(announced) > self._limit:
-            more = int(announced) > 0 if announced.isdigit() else False
-            await self._refuse(too_large, receive, send, give_up, more)
+        headers = dict(scope["headers"])
+        if int(headers.get(b"content-length", b"0")) > self._limit:
+            # Who asks first (Expect: 100-continue) has sent nothing yet, and must not be bidden to.
+            await self._refuse(too_large, receive, send, give_up, more=b"expect" not in headers)
             return
         read, more = 0, True
         refusal: ServiceError | None = None
@@ -116,9 +119,4 @@ class BodyLimit:
                     message = await receive()
                     discarded += len(message.get("body", b""))
                     more = message["type"] == "http.request" and message.get("more_body", False)
-        body = json.dumps(error.problem()).encode()
-        headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-        # What is still unread makes the connection unfit for another request.
-        headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await problems.send(error, send)

@@ -19,6 +19,16 @@ class Quota:
     def __init__(self) -> None:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
+    def check(self, caller: str, rate: RateLimitItem | None) -> None:
+        """Raise :class:`RateLimited` where not one text is left."""
+        if rate is not None and not self._limiter.test(rate, caller):
+            self.take(caller, rate, 1)
+
+    def charge(self, caller: str, rate: RateLimitItem | None) -> None:
+        """Count one text, whether or not there was one left."""
+        if rate is not None:
+            self._limiter.hit(rate, caller)
+
     def take(self, caller: str, rate: RateLimitItem | None, texts: int) -> dict[str, str]:
         """Return the headers that tell the caller what is left (none without a ``rate``).
 
@@ -36,9 +46,11 @@ class Quota:
         }
         if taken:
             return headers
-        hint = f"ask for at most {rate.amount} at once" if texts > rate.amount else f"{max(0, left.remaining)} are left"
         raise RateLimited(
-            f"This key has {rate.amount} texts in {_window(rate)}; {hint}.", retry_after=seconds, headers=headers
+            f"This key has {rate.amount} texts in {_window(rate)}, at most {rate.amount} at once; "
+            f"{max(0, left.remaining)} are left.",
+            retry_after=seconds,
+            headers=headers,
         )
 
 

@@ -19,7 +19,7 @@ from adapters.store import Store
 from service.app import create_app
 from service.engine.base import Limits
 from service.engine.fake import FakeEngine
-from service.http.connection import Connection
+from service.http import connection
 from service.settings import Settings
 from tests.conftest import MakeAdapter
 
@@ -58,15 +58,13 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
 
     @asynccontextmanager
     async def serving(store: Store = stocked, **given: Any) -> AsyncIterator[Running]:
-        small = {"max_loras": 4, "max_cpu_loras": 4, "poll_seconds": 0.02, "port": 0}
+        small = {"max_loras": 4, "drain_seconds": 10, "max_cpu_loras": 4, "poll_seconds": 0.02, "port": 0}
         settings = Settings(**{"cache": tmp_path / "cache", **small, **given})
         limits = Limits(settings.max_resident, settings.max_lora_rank or 16, settings.max_model_len)
         engine = FakeEngine(limits, tiny)
         ready, failed = asyncio.Event(), asyncio.Event()
         app = create_app(settings, engine, store, tiny, on_ready=ready.set, on_failure=failed.set)
-        server = uvicorn.Server(
-            uvicorn.Config(app, port=0, http=Connection, log_config=None, timeout_graceful_shutdown=10)
-        )
+        server = connection.server(app, settings)
         server.capture_signals = _no_signals  # type: ignore[method-assign]
         work = asyncio.create_task(server.serve())
         await asyncio.wait_for(ready.wait(), 20)

@@ -10,12 +10,15 @@ from fastapi import APIRouter, Request
 from adapters.errors import InvalidAdapter
 from adapters.store import Store
 from service.errors import no_such_adapter
+from service.http.body import JsonRoute
 from service.http.keys import Caller
 from service.http.routes.predict import ERRORS
 from service.http.schemas import AdapterList, AdapterView, ServerView, VersionView
 from service.serving.registry import Registry
 
-router = APIRouter(tags=["adapters"], responses={status: ERRORS[status] for status in (401, 403, 404, 503)})
+router = APIRouter(
+    route_class=JsonRoute, tags=["adapters"], responses={status: ERRORS[status] for status in (401, 403, 404, 503)}
+)
 
 
 @router.get("/v1/adapters", response_model_exclude_none=True)

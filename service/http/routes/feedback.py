@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from service.http.body import JsonRoute
 from service.http.routes.predict import ERRORS
 from service.http.schemas import FeedbackRequest, FeedbackTaken
 
-router = APIRouter(tags=["prediction"], responses={status: ERRORS[status] for status in (400, 401, 403, 404, 413, 422)})
+router = APIRouter(
+    route_class=JsonRoute,
+    tags=["prediction"],
+    responses={status: ERRORS[status] for status in (400, 401, 403, 404, 413, 422)},
+)
 
 
 @router.post("/v1/feedback")

@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service.errors import EngineUnavailable, NotReady
+from service.errors import EngineUnavailable, NotReady, Unauthenticated
+from service.http.keys import STRANGER
 
 router = APIRouter(tags=["operations"])
 
@@ -29,11 +30,25 @@ async def readyz(request: Request) -> JSONResponse:
         raise NotReady(f"The service is {state.supervisor.phase}.")
     if not state.engine.alive:
         raise EngineUnavailable("The engine has died.")
+    if not _may_know(request):
+        return JSONResponse({"status": "ready"})
     # Without its store a replica serves what it has: taking it out of rotation would help nobody.
     reachable = state.reconciler.store_reachable
     body = {"status": "ready", "model": state.base.name, "store": state.store.place, "store_reachable": reachable}
     return JSONResponse(body)
 
 
+def _may_know(request: Request) -> bool:
+    """Whether who asks is one of ours; a probe has no key."""
+    try:
+        return request.app.state.keys.caller(request.headers) is not STRANGER
+    except Unauthenticated:
+        return False
+
+
 def metrics(request: Request) -> Response:
+    """Where keys are set, for a key with the scope ``metrics``: labels name every tenant's adapters."""
+    keys = request.app.state.keys
+    if keys.required:
+        keys.caller(request.headers).need("metrics")
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

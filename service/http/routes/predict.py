@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse
 
 from service.errors import ClientClosed, InvalidRequest, ServiceError
+from service.http.body import JsonRoute
 from service.http.keys import Caller
 from service.http.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
 from service.serving.answering import Inference, Kind
@@ -41,7 +42,9 @@ EVENT = {
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"model": Prediction, "content": {"text/event-stream": {"schema": EVENT}}}
 }
-router = APIRouter(tags=["prediction"], responses={status: ERRORS[status] for status in ERRORS if status != 409})
+router = APIRouter(
+    route_class=JsonRoute, tags=["prediction"], responses={status: ERRORS[status] for status in ERRORS if status != 409}
+)
 
 
 @router.post("/v1/predict", response_model=None, responses=STREAM)

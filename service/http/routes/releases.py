@@ -13,13 +13,16 @@ from adapters.errors import NotInStore
 from adapters.releases import NewRelease, Release
 from adapters.validation import explain
 from service.errors import InvalidRequest, VersionNotFound, no_such_adapter
+from service.http.body import JsonRoute
 from service.http.keys import Caller
 from service.http.routes.predict import ERRORS
 from service.http.schemas import ReleaseRequest, ReleaseView, RollbackRequest
 
 logger = logging.getLogger("hotswap")
 router = APIRouter(
-    tags=["releases"], responses={status: ERRORS[status] for status in (400, 401, 403, 404, 409, 413, 422, 503)}
+    route_class=JsonRoute,
+    tags=["releases"],
+    responses={status: ERRORS[status] for status in (400, 401, 403, 404, 409, 413, 422, 503)},
 )
 
 

@@ -1,0 +1,34 @@
+"""What every request passes before a route sees it, from the outside in."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from service.http import docs, problems
+from service.http.access import Access
+from service.http.keys import Keys
+from service.http.middleware import BodyLimit, RequestId
+from service.http.quota import Quota
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+def install(app: FastAPI, settings: Settings, keys: Keys, quota: Quota, metrics: Metrics) -> None:
+    """Put the edge around ``app``: an id, the origins that may call, who asks, the size of bodies, errors' form."""
+    app.include_router(docs.router)
+    problems.install(app)
+    # What is added last is outermost.
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    app.add_middleware(Access, keys=keys, quota=quota, origins=settings.cors_origins)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            expose_headers=[
+                *("X-Request-Id", "Retry-After", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+            ],
+        )
+    app.add_middleware(RequestId, metrics=metrics)

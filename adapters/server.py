@@ -35,7 +35,7 @@ def ask_server(url: str, key: str | None = None) -> Server:
         raise HotswapError(f"'{url}' is no address of a server: write http://… or https://…")
     key = key or os.environ.get("HOTSWAP_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(f"{url.rstrip('/')}/v1/adapters", headers=headers)  # noqa: S310 - checked above
+    request = urllib.request.Request(f"{url.rstrip('/')}/v1/adapters?limit=1", headers=headers)  # noqa: S310 - checked above
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as response:  # noqa: S310
             told: Any = json.loads(response.read(MOST_BYTES))

@@ -4,7 +4,7 @@
     <name>/versions/<n>/model.sig                                  of all the others, where versions are signed
     <name>/releases/<generation>.json                              append-only, numbered without gaps
     <name>/retired/<n>.json                                        that version is not to be served any more
-    .pulse                                                         something else after every release
+    .pulse                                                         something else after every change
 
 One primitive carries it all: create-if-absent. It claims a version number and a release generation, on a
 disk, S3 and GCS alike, so that of two writers one wins and the other loses nothing. Nothing is ever edited but
@@ -134,6 +134,7 @@ class Store:
             self._create(_version_path(name, version, SIGNATURE), signature)
         if not self._create(_version_path(name, version, MANIFEST), content):
             raise StoreUnavailable(f"{name}@{version} was committed by someone else while it was being written.")
+        self._beat()
         return manifest
 
     def fetch(self, name: str, version: int, cache: Path) -> Path:
@@ -246,7 +247,7 @@ class Store:
         return self._release(name, newest) if newest else None
 
     def pulse(self, seen: str | None = None) -> str | None:
-        """Return what is different after every release; ``seen``, what was returned last, makes asking cheap.
+        """Return what is different after every change; ``seen``, what was returned last, makes asking cheap.
 
         A hint, to be read before what it is about: a writer that was killed, or an older one, leaves it as it
         was. None where there is none.
@@ -304,7 +305,7 @@ class Store:
                         yield name, version, str(error).removeprefix(f"{name}@{version}: ")
 
     def _beat(self) -> None:
-        """Change the pulse. The release is made: that nobody is told at once is no reason to call it failed."""
+        """Change the pulse. What was done is done: that nobody is told at once is no reason to call it failed."""
         with suppress(HotswapError), reachable(self.place):
             obstore.put(self._objects, PULSE, str(ULID()).encode(), use_multipart=False)
 

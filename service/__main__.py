@@ -11,10 +11,12 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from adapters import cli
 from adapters.base_model import Base, resolve_base
+from adapters.catalogue import Catalogue
 from adapters.errors import HotswapError
 from adapters.seed import open_store
 from adapters.signing import TrustedKeys
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from service.http.keys import Keys
 
 logger = logging.getLogger("hotswap")
+SHOWN = 10
 TRY = """curl -s {address}/v1/predict -H 'Content-Type: application/json'{key} \\
      -d '{{"adapter": "{adapter}", "input": "{text}"}}'"""
 
@@ -72,9 +75,11 @@ def _serve(options: argparse.Namespace) -> int:
     base = _base(settings)
     started = time.monotonic()
     store = open_store(settings.store, seed="empty", trusted=trusted)
-    names = store.names()
-    settings = with_rank(settings, store, names)
-    logger.info("store %s: %s (%.1f s)", store.place, ", ".join(names) or "no adapters", time.monotonic() - started)
+    catalogue = store.catalogue()
+    names = [entry.name for entry in catalogue]
+    settings = with_rank(settings, store, catalogue)
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    logger.info("store %s: %s (%.1f s)", store.place, shown or "no adapters", time.monotonic() - started)
     return _run(settings, keys, listener, store, base, names, began)
 
 
@@ -86,18 +91,15 @@ def _new_key(attributes: str) -> int:
     return 0
 
 
-def with_rank(settings: Settings, store: Store, names: list[str]) -> Settings:
+def with_rank(settings: Settings, store: Store, catalogue: Catalogue) -> Settings:
     """Start for the largest rank that is served now, and room above it."""
     if settings.max_lora_rank is not None:
         return settings
     ranks = [0]
-    for name in names:
-        try:
-            release = store.released(name)
-            served = set(release.versions) if release else set()
-            ranks += [store.manifest(name, version)[0].rank for version in served | set(store.versions(name)[-1:])]
-        except HotswapError:
-            continue  # a damaged version concerns its own requests, not the start
+    for entry in catalogue:
+        for version in {*(entry.release.versions if entry.release else ()), *entry.versions[-1:]}:
+            with suppress(HotswapError):  # a damaged version concerns its own requests, not the start
+                ranks.append(store.manifest(entry.name, version)[0].rank)
     return settings.model_copy(update={"max_lora_rank": rank_above(max(ranks))})
 
 

@@ -13,19 +13,28 @@ from fastapi.security import HTTPBearer
 from adapters.base_model import Base
 from adapters.store import Store
 from service.engine.base import Engine
+from service.heartbeat import Heartbeat
 from service.http import edge
 from service.http.keys import Keys, Scope
 from service.http.quota import Quota
 from service.http.routes import adapters, feedback, health, predict, releases
 from service.metrics import Metrics
+from service.monitoring.feedback import Feedback
+from service.offload import Offload
+from service.rollout.evidence import Tally
 from service.rollout.promotion import Promotion
 from service.rollout.reconciler import Reconciler
+from service.rollout.shadow import Shadow
 from service.serving.admission import Admission
-from service.serving.answering import Inference
+from service.serving.answering import Answering
 from service.serving.loader import Loader
-from service.serving.registry import Registry
+from service.serving.residency import Residency
+from service.serving.routing import Routing
 from service.settings import Settings
 from service.supervisor import Supervisor
+
+# Of the store, for everybody: what hangs is given up, what is slow waits.
+CALLS_AT_ONCE = 32
 
 
 def create_app(
@@ -40,15 +49,22 @@ def create_app(
 ) -> FastAPI:
     """Return the service. ``engine`` is started when the app is; ``on_ready`` is called when it can answer,
     ``on_failure`` when it never will."""
-    metrics = Metrics()
-    loader = Loader(engine, store, base, settings.cache, metrics, settings.probe_tolerance)
-    registry = Registry(loader, store, metrics, engine.limits.max_resident, settings.warm)
-    admission = Admission(settings.max_concurrency, settings.max_queue, settings.max_wait_seconds, metrics)
-    inference = Inference(engine, registry, admission, base, settings, metrics)
-    reconciler = Reconciler(registry, store, metrics, settings.poll_seconds, settings.sweep_seconds)
-    promotion = Promotion(registry, reconciler, store, inference.tally, settings.poll_seconds)
-    supervisor = Supervisor(engine, registry, reconciler, promotion, inference, metrics)
     keys = keys or Keys.of(settings)
+    metrics, tally, routing = Metrics(), Tally(), Routing()
+    offload = Offload(settings.store_seconds, CALLS_AT_ONCE)
+    loader = Loader(
+        *(engine, store, offload, base, settings.cache, settings.cache_bytes, metrics, settings.probe_tolerance)
+    )
+    residency = Residency(loader, routing, metrics, engine.limits.max_resident, settings.warm)
+    reconciler = Reconciler(routing, residency, store, offload, metrics, settings)
+    promotion = Promotion(routing, reconciler, store, offload, tally, settings.poll_seconds)
+    admission = Admission(settings.max_concurrency, settings.max_queue, settings.max_wait_seconds, metrics)
+    answering = Answering(engine, routing, residency, admission, base, settings, metrics, tally, find=reconciler.find)
+    judging = Feedback(metrics, tally, settings.feedback_log)
+    shadow = Shadow(answering, routing, admission, metrics, tally)
+    answering.listeners += [judging.remember, shadow.offer]
+    heartbeat = Heartbeat(engine, settings.engine_seconds)
+    supervisor = Supervisor(engine, residency, reconciler, promotion, answering, metrics, heartbeat)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -59,7 +75,8 @@ def create_app(
             supervisor.stop()
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-            await registry.close()
+            await shadow.close()
+            await residency.close()
             await engine.stop()
 
     def scope(needed: Scope) -> list[Any]:
@@ -80,11 +97,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect would echo the caller's Host header
     )
-    app.state.engine, app.state.store, app.state.base = engine, store, base
-    app.state.keys = keys
-    app.state.metrics, app.state.registry, app.state.inference = metrics, registry, inference
-    app.state.feedback = inference.feedback
-    app.state.reconciler, app.state.supervisor, app.state.quota = reconciler, supervisor, Quota()
+    state = app.state
+    state.engine, state.store, state.base, state.keys, state.metrics = engine, store, base, keys, metrics
+    state.routing, state.residency, state.answering, state.offload = routing, residency, answering, offload
+    state.reconciler, state.supervisor, state.feedback, state.quota = reconciler, supervisor, judging, Quota()
     app.include_router(predict.router, dependencies=scope("predict"))
     app.include_router(feedback.router, dependencies=scope("predict"))
     app.include_router(adapters.router, dependencies=scope("predict"))
@@ -92,5 +108,5 @@ def create_app(
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.add_api_route("/metrics", health.metrics, tags=["operations"], include_in_schema=False)
-    edge.install(app, settings, keys, app.state.quota, metrics)
+    edge.install(app, settings, keys, state.quota, metrics)
     return app

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.errors import HotswapError
+from adapters.reference import InvalidReference, Reference
 
 PREFIX = "HOTSWAP_"
 # What vLLM can be started for.
@@ -19,7 +20,6 @@ Rank = Literal[8, 16, 32, 64, 128, 256, 320, 512]
 # Variables of the project's other commands, which a server's environment may well carry.
 ELSEWHERE = re.compile(r"HOTSWAP_(PYTHON|EXTRA|URL|API_KEY|SIGNING_KEY|LOAD_[A-Z0-9_]+)")
 
-WARM = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?")
 ORIGIN = re.compile(r"https?://[a-zA-Z0-9.\[\]:_-]{1,255}")
 
 
@@ -86,6 +86,13 @@ class Settings(BaseModel):
         description="nats that a version may be off its reference answers; default 0.02, 0.5 in half precision",
     )
     poll_seconds: float = Field(1.0, gt=0, le=3600, description="how often the store is asked for its pulse")
+    store_seconds: float = Field(
+        10, gt=0, le=3600, description="how long one question to the store is waited for; its files 30 times as long"
+    )
+    engine_seconds: float = Field(
+        15, gt=0, le=3600, description="an engine that neither answers nor works for so long is started again"
+    )
+    cache_gib: float = Field(10, gt=0, le=2**20, description="adapters kept of what was fetched from the store")
     sweep_seconds: float = Field(
         30, gt=0, le=3600, description="how often every adapter's releases are read, whatever the pulse"
     )
@@ -123,11 +130,20 @@ class Settings(BaseModel):
                 f"{PREFIX}WARM names {len(self.warm)} adapters and {PREFIX}MAX_CPU_LORAS is {self.max_resident}: "
                 "one place must be left for the others; raise the second"
             )
-        if unknown := [reference for reference in self.warm if not WARM.fullmatch(reference)]:
-            raise ValueError(f"{PREFIX}WARM: '{unknown[0]}' is neither a name nor a version such as sentiment@3")
+        for text in self.warm:
+            try:
+                channel = Reference.parse(text).channel
+            except InvalidReference as error:
+                raise ValueError(f"{PREFIX}WARM: {error}") from None
+            if channel is not None:
+                raise ValueError(f"{PREFIX}WARM: '{text}' is neither a name nor a version such as sentiment@3")
         if unknown := [origin for origin in self.cors_origins if not ORIGIN.fullmatch(origin)]:
             raise ValueError(f"{PREFIX}CORS_ORIGINS: '{unknown[0]}' is no origin such as https://app.example")
         return self
+
+    @property
+    def cache_bytes(self) -> int:
+        return int(self.cache_gib * 2**30)
 
     @property
     def max_resident(self) -> int:

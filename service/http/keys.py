@@ -24,7 +24,7 @@ from service.settings import Settings
 
 logger = logging.getLogger("hotswap")
 
-Scope = Literal["predict", "admin", "metrics"]
+Scope = Literal["predict", "feedback", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 HASHED = re.compile(r"sha256:[0-9a-f]{64}")
 ATTRIBUTE = re.compile(r"(name|scopes|adapters|rate)=(\S+)")
@@ -36,14 +36,18 @@ class Caller:
     """Who is asking. ``name`` is in release records and keeps canary choices; it is never the key."""
 
     name: str
-    scopes: frozenset[Scope] = frozenset({"predict", "admin"})
+    scopes: frozenset[Scope] = frozenset({"predict", "feedback", "admin"})
     adapters: tuple[str, ...] = ("*",)
     rate: RateLimitItem | None = None
 
     def need(self, scope: Scope) -> None:
-        """Raise :class:`Forbidden` without ``scope``. Who may release may also read the metrics."""
-        if scope not in self.scopes and not (scope == "metrics" and "admin" in self.scopes):
+        """Raise :class:`Forbidden` without ``scope``."""
+        if not self.may(scope):
             raise Forbidden(f"This needs a key with the scope '{scope}'.")
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the key has ``scope``. Who may release may also judge answers and read the metrics."""
+        return scope in self.scopes or (scope in ("feedback", "metrics") and "admin" in self.scopes)
 
     def need_adapter(self, adapter: str) -> None:
         """Raise :class:`AdapterNotFound`, as for one that does not exist, unless this caller may know of it."""
@@ -62,8 +66,8 @@ class Keys:
     """The keys of a file, which is read again when it changes. Without a file, everyone is ``anonymous``.
 
     A line is a key's hash, ``sha256:…`` (or the key itself, which is warned about), followed by any of
-    ``name=team-a``, ``scopes=predict,admin`` (default: predict), ``adapters=legal-*,sentiment`` (default: all) and
-    ``rate=600/minute`` (texts; default: no limit).
+    ``name=team-a``, ``scopes=predict,feedback,admin,metrics`` (default: predict), ``adapters=legal-*,sentiment``
+    (default: all) and ``rate=600/minute`` (texts; default: no limit).
     Raises :class:`HotswapError` where the file cannot be used at the start; later the last good one stays.
     """
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from adapters.releases import Serving, Share
+
 MAX_INPUTS = 256
 REFERENCE_HELP = "`name` (what is released), `name@4` (exactly that version) or `name@canary`"
 
@@ -206,8 +208,8 @@ class AdapterView(BaseModel):
     task: Literal["classification", "summarization"] | None = None
     labels: list[str] | None = None
     stable: int | None = Field(None, description="the version released under the bare name")
-    canary: dict[str, int] | None = None
-    shadow: dict[str, int] | None = None
+    canary: Share | None = None
+    shadow: Share | None = None
     generation: int = Field(0, description="the newest release; 0 where nothing is released")
     served_generation: int = Field(0, description="the release this replica serves: behind where one failed to load")
     versions: list[VersionView]
@@ -226,32 +228,7 @@ class ServerView(BaseModel):
 class AdapterList(BaseModel):
     server: ServerView
     adapters: list[AdapterView]
-
-
-VersionNumber = Annotated[StrictInt, Field(ge=1, le=999_999_999)]
-
-
-class VersionShare(Request):
-    version: VersionNumber
-    percent: StrictInt = Field(ge=1, le=100)
-
-
-class GuardRules(Request):
-    """When a canary is raised by itself, and when it is taken back; margins are differences of shares."""
-
-    steps: list[Annotated[StrictInt, Field(ge=1, le=100)]] = Field(
-        [5, 25, 50], min_length=1, max_length=20, description="percentages; after the last one everyone gets it"
-    )
-    errors: float = Field(0.02, gt=0, lt=1, description="how many more answers may fail")
-    slow: float = Field(0.1, gt=0, lt=1, description="how many more may take longer than `slow_seconds`")
-    slow_seconds: float = Field(2.5, gt=0, le=3600)
-    wrong: float = Field(0.05, gt=0, lt=1, description="how many more may be wrong by feedback")
-    disagreement: float | None = Field(
-        None, gt=0, lt=1, description="how many shadowed texts may be answered differently"
-    )
-    confidence: float = Field(0.95, ge=0.5, lt=1)
-    samples: StrictInt = Field(200, ge=1, le=10**9, description="answers of each version before a step is taken")
-    seconds: float = Field(60, ge=0, le=10**7, description="least time at each step")
+    next: str | None = Field(None, description="where there are more: ask with `after` set to it")
 
 
 class RollbackRequest(Request):
@@ -264,25 +241,19 @@ class RollbackRequest(Request):
     why: Annotated[String, Field(max_length=1000)] = Field("", description="kept in the release's record")
 
 
-class ReleaseRequest(RollbackRequest):
+class ReleaseRequest(Serving, RollbackRequest):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"stable": 1, "expected_generation": 1, "why": "better on held-out reviews"}]}
     )
-    stable: VersionNumber = Field(description="the version to serve under the bare name")
-    canary: VersionShare | None = Field(None, description="a version that a share of the callers gets instead")
-    shadow: VersionShare | None = Field(
-        None, description="a version that gets copies of a share of the texts; its answers are compared, not returned"
-    )
-    guard: GuardRules | None = Field(None, description="raise the canary step by step, and take it back, by itself")
+
+    @property
+    def serving(self) -> Serving:
+        return Serving.model_construct(**{field: getattr(self, field) for field in Serving.model_fields})
 
 
-class ReleaseView(BaseModel):
+class ReleaseView(Serving):
     name: str
     generation: int
-    stable: int
-    canary: VersionShare | None = None
-    shadow: VersionShare | None = None
-    guard: GuardRules | None = None
     by: str
     at: datetime
     why: str = ""

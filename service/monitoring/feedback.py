@@ -79,7 +79,7 @@ class Feedback:
             predicted.judged.add(judgement.index)
             labels = self._metrics.version(name, str(version))
             self._metrics.feedback.labels(*labels, "right" if right else "wrong").inc()
-            if predicted.routed and not predicted.counted and "feedback" in caller.scopes:
+            if predicted.routed and not predicted.counted and caller.may("feedback"):
                 predicted.counted = True
                 self._tally.judged(name, version, right=right)
             if self._log is not None:

@@ -27,10 +27,15 @@ class Desired:
         pulse = self._store.pulse(known)
         return pulse is None or pulse != known or time.monotonic() - swept >= self._sweep_seconds
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """What was seen last."""
+        return self._seen[2]
+
     def look(self) -> Catalogue:
         """Return the store as of now. Raises :class:`StoreUnavailable`."""
         # The pulse before the store: what is released in between changes it again.
         pulse, now = self._store.pulse(), time.monotonic()
-        catalogue = self._store.catalogue(self._seen[2])
+        catalogue = self._store.catalogue(self.catalogue)
         self._seen = pulse, now, catalogue
         return catalogue

@@ -62,7 +62,7 @@ class Reconciler:
         self._tried: dict[str, int] = {}
         self._logged: dict[str, str] = {}
         self._moves: dict[str, _Move] = {}
-        self._finds: dict[str, asyncio.Task[bool]] = {}
+        self._finds: dict[str, asyncio.Task[None]] = {}
         self._next_find = float("-inf")
         self._desired = Desired(store, settings.sweep_seconds)
         self._woken = asyncio.Event()
@@ -107,17 +107,24 @@ class Reconciler:
 
     async def find(self, name: str) -> bool:
         """Look whether the store has an adapter, or a version of it, that the catalogue lacks; return whether it was
-        looked. Raises :class:`StoreUnavailable`."""
-        task = self._finds.get(name)
-        if task is None:
+        looked: too many unknown names at once are not. Raises :class:`StoreUnavailable`."""
+        if name not in self._finds:
             now = time.monotonic()
             turn = max(now, self._next_find)
             if turn - now > FIND_WAIT_SECONDS:
                 return False
             self._next_find = turn + FIND_SECONDS
-            task = self._finds[name] = asyncio.create_task(self._find(name, turn - now))
+            await asyncio.sleep(turn - now)
+        await self.refresh(name)
+        return True
+
+    async def refresh(self, name: str) -> None:
+        """Bring one adapter of the catalogue up to date. Who asks at once shares one look. Raises
+        :class:`StoreUnavailable`."""
+        if name not in self._finds:
+            self._finds[name] = task = asyncio.create_task(self._refresh(name))
             task.add_done_callback(lambda _: self._finds.pop(name, None))
-        return await asyncio.shield(task)
+        await asyncio.shield(self._finds[name])
 
     async def settle(self) -> None:
         """Look, and wait until what can be served is; then until what is to be kept in memory is there."""
@@ -254,15 +261,11 @@ class Reconciler:
                     return earlier.model_copy(update={"guard": None})  # nobody judges what is served for want of better
         return None
 
-    async def _find(self, name: str, delay: float) -> bool:
-        await asyncio.sleep(delay)
-        try:
+    async def _refresh(self, name: str) -> None:
+        with suppress(NotInStore):  # not even a name
             entry = await self._offload(name, self._store.adapter, name)
-        except NotInStore:  # not even a name
-            return False
-        if entry.versions:
-            self._routing.learn(entry)
-        return True
+            if entry.versions:
+                self._routing.learn(entry)
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
         """First those that are to be kept in memory."""

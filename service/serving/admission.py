@@ -43,7 +43,8 @@ class Throughput:
         now = time.monotonic()
         if now - self._last > GAP_SECONDS:
             self._close(WINDOW_SECONDS)
-            self._began, self._last, self._tokens = now, now, 0.0
+            self._began += now - self._last
+            self._last = now
 
     def done(self, tokens: float, *, busy: bool) -> None:
         """Count finished work. The last texts of a batch find the engine all but empty, and count as well."""

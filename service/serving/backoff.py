@@ -15,7 +15,7 @@ MOST_DOUBLINGS = 30
 
 @dataclass(frozen=True)
 class Failure:
-    """``error`` is what is answered to whoever comes before ``retry_at`` (of :func:`time.monotonic`, maybe infinite)."""
+    """``error`` is the answer to whoever comes before ``retry_at`` (of :func:`time.monotonic`, maybe infinite)."""
 
     error: Exception
     attempts: int

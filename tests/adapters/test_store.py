@@ -386,8 +386,8 @@ class TestRollback:
 
 
 class TestPulse:
-    def test_is_none_before_the_first_release(self, mood: Store) -> None:
-        assert mood.pulse() is None
+    def test_is_none_before_the_first_change(self, store: Store) -> None:
+        assert store.pulse() is None
 
     def test_is_another_after_every_release(self, mood: Store, add: Add) -> None:
         add("brief")
@@ -400,10 +400,14 @@ class TestPulse:
         assert None not in pulses
         assert len(set(pulses)) == 4
 
-    def test_stays_while_nothing_is_released(self, mood: Store, add: Add) -> None:
-        mood.release("mood", NewRelease(stable=1))
+    def test_is_another_after_a_version_was_added(self, mood: Store, add: Add) -> None:
         seen = mood.pulse()
         add()
+        assert mood.pulse(seen) not in (None, seen)
+
+    def test_stays_while_nothing_is_changed(self, mood: Store) -> None:
+        mood.release("mood", NewRelease(stable=1))
+        seen = mood.pulse()
         with pytest.raises(GenerationConflict):
             mood.release("mood", NewRelease(stable=2), expected_generation=0)
         assert mood.pulse(seen) == seen
@@ -416,7 +420,7 @@ class TestPulse:
         assert mood.pulse(seen) not in (None, seen)
 
     def test_that_cannot_be_written_fails_no_release(self, mood: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        put_ = obstore.put
+        put_, seen = obstore.put, mood.pulse()
 
         def refuses(objects: Any, path: str, *rest: Any, **settings: Any) -> Any:
             if path == PULSE:
@@ -425,7 +429,7 @@ class TestPulse:
 
         monkeypatch.setattr(obstore, "put", refuses)
         assert mood.release("mood", NewRelease(stable=2)) == mood.released("mood")
-        assert mood.pulse() is None
+        assert mood.pulse() == seen
 
     def test_is_no_adapter(self, mood: Store) -> None:
         mood.release("mood", NewRelease(stable=1))

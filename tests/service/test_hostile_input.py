@@ -97,7 +97,7 @@ async def test_a_caller_s_words_cannot_begin_a_line_in_the_log(serve: Serve, cap
         await service.predict(forged, forged, caller=forged)
         await service.predict("mood", forged, caller=forged)
         await service.client.post("/v1/adapters/mood/releases", json={"stable": 1, "why": forged})
-        await until(lambda: service.state.registry.served("mood").generation == 2)
+        await until(lambda: service.state.routing.served("mood").generation == 2)
     for record in caplog.records:
         if record.name.startswith("hotswap"):
             assert re.fullmatch(r"[ -~…]+", record.getMessage()), record.getMessage()

@@ -33,7 +33,7 @@ async def test_releases_under_load_lose_nothing_and_every_answer_names_its_versi
         askers = [asyncio.create_task(ask()) for _ in range(8)]
         for version in (2, 1, 2, 1, 2):
             generation = two_briefs.release("brief", NewRelease(stable=version)).generation
-            await until(lambda wanted=generation: service.state.registry.served("brief").generation == wanted)
+            await until(lambda wanted=generation: service.state.routing.served("brief").generation == wanted)
             seen = len(answers)
             await until(lambda seen=seen: len(answers) > seen + 20)
         done = True
@@ -47,7 +47,7 @@ async def test_a_request_in_flight_keeps_the_version_it_started_with(serve: Serv
         early = asyncio.create_task(service.predict("brief"))
         await until(lambda: service.engine.active == 1)
         two_briefs.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").stable == 2)
+        await until(lambda: service.state.routing.served("brief").stable == 2)
         service.engine.gate.set()
         assert answered_by((await early).json()) == (1, "[brief@1]")
         assert answered_by((await service.predict("brief")).json()) == (2, "[brief@2]")
@@ -59,7 +59,7 @@ async def test_a_release_that_cannot_be_loaded_leaves_the_old_version_serving(
     (tmp_path / "store/brief/versions/2/adapter_model.safetensors").write_bytes(b"rubbish")
     async with serve() as service:
         two_briefs.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.state("brief", 2)["state"] == "failed")
+        await until(lambda: service.state.residency.state("brief", 2)["state"] == "failed")
         assert answered_by((await service.predict("brief")).json()) == (1, "[brief@1]")
         assert await service.metric("hotswap_store_generation", adapter="brief") == 2
         assert await service.metric("hotswap_served_generation", adapter="brief") == 1
@@ -81,7 +81,7 @@ async def test_a_new_adapter_is_served_without_a_restart(
 async def test_a_canary_gets_its_share_and_the_same_caller_the_same_version(serve: Serve, two_briefs) -> None:
     async with serve() as service:
         two_briefs.release("brief", NewRelease(stable=1, canary=Share(version=2, percent=30)))
-        await until(lambda: service.state.registry.served("brief").canary is not None)
+        await until(lambda: service.state.routing.served("brief").canary is not None)
 
         async def version_for(caller: int) -> int:
             return (await service.predict("brief", caller=f"user-{caller}")).json()["adapter"]["version"]
@@ -107,7 +107,7 @@ async def test_a_version_in_use_is_not_unloaded_for_another(serve: Serve) -> Non
         held = asyncio.create_task(service.predict("brief"))
         await until(lambda: service.engine.active == 1)
         waiting = asyncio.create_task(service.predict("mood"))
-        await until(lambda: service.state.registry.state("mood", 1)["state"] == "loading")
+        await until(lambda: service.state.residency.state("mood", 1)["state"] == "loading")
         assert [name.split(":")[0] for name in service.engine.resident] == ["brief@1"]
         service.engine.gate.set()
         assert [(await task).status_code for task in (held, waiting)] == [200, 200]
@@ -146,7 +146,7 @@ async def test_a_damaged_release_record_concerns_its_own_adapter_alone(serve: Se
     async with serve() as service:
         (tmp_path / "store/mood/releases/2.json").write_text("{")
         two_briefs.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").stable == 2)
+        await until(lambda: service.state.routing.served("brief").stable == 2)
         assert (await service.predict("mood")).json()["adapter"]["version"] == 1
         assert (await service.client.get("/v1/adapters")).status_code == 200
         assert ("mood", 0) in [problem[:2] for problem in two_briefs.problems()]

@@ -22,7 +22,7 @@ async def test_beyond_the_queue_a_request_is_refused_with_an_honest_retry_after(
         service.engine.gate.clear()
         admitted = [asyncio.create_task(service.predict("mood", f"text {n}")) for n in range(5)]
         await until(lambda: service.engine.active == 2)
-        await until(lambda: service.state.inference._admission._texts == 5)
+        await until(lambda: service.state.answering._admission._texts == 5)
         refused = await service.predict("mood")
         assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
@@ -33,9 +33,21 @@ async def test_beyond_the_queue_a_request_is_refused_with_an_honest_retry_after(
 
 async def test_a_batch_that_does_not_fit_the_queue_is_refused_whole(serve: Serve) -> None:
     async with serve(max_concurrency=2, max_queue=3) as service:
-        response = await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["x"] * 6})
+        service.engine.gate.clear()
+        first = asyncio.create_task(service.predict("mood"))
+        await until(lambda: service.engine.active == 1)
+        response = await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["x"] * 5})
         assert response.status_code == 429
-        assert service.engine.active == 0
+        assert service.engine.active == 1
+        service.engine.gate.set()
+        assert (await first).status_code == 200
+
+
+async def test_a_batch_that_never_fits_is_told_the_limit(serve: Serve) -> None:
+    async with serve(max_concurrency=2, max_queue=3) as service:
+        response = await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["x"] * 6})
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+        assert "at most 5 texts" in response.json()["detail"]
 
 
 class Clock:

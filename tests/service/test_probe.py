@@ -18,6 +18,7 @@ from adapters.store import Store
 from service.engine.base import Engine, Limits
 from service.engine.fake import FakeEngine
 from service.metrics import Metrics
+from service.offload import Offload
 from service.serving.loader import Loader
 from service.serving.probe import Probe
 from service.settings import Settings
@@ -72,7 +73,7 @@ def loader(engine: Engine, store: Store, tiny: Base, tmp_path: Path) -> Loader:
 @pytest.mark.parametrize("name", ["mood", "brief"])
 async def test_the_engine_reproduces_what_was_evaluated_with_peft(loader: Loader, evaluated, name: str) -> None:
     evaluated(name)
-    loaded = await loader.load(*await loader.fetch(name, 1))
+    loaded = await loader.load(await loader.fetch(name, 1))
     assert loaded.engine_name.startswith(f"{name}@1:")
     await loader.unload(loaded)
 
@@ -85,7 +86,7 @@ async def test_a_version_that_answers_otherwise_than_in_evaluation_is_refused_an
     evaluated(name, answers_of=make_adapter(seed=6, scale=0.2))
     for _ in range(4):  # more often than there is room: what is refused takes none
         with pytest.raises(InvalidAdapter, match=r"does not answer as it did .* nats"):
-            await loader.load(*await loader.fetch(name, 1))
+            await loader.load(await loader.fetch(name, 1))
 
 
 @pytest.mark.slow
@@ -94,7 +95,7 @@ async def test_a_version_that_changes_nothing_is_refused(
 ) -> None:
     add_version(store, "mood", write_adapter(tmp_path / "weak", scale=1e-6), sentiment_task, tiny)
     with pytest.raises(InvalidAdapter, match="does not change the base model's answers"):
-        await loader.load(*await loader.fetch("mood", 1))
+        await loader.load(await loader.fetch("mood", 1))
 
 
 async def test_a_release_that_fails_its_probe_leaves_the_old_version_serving_and_is_not_tried_for_ever(
@@ -107,7 +108,7 @@ async def test_a_release_that_fails_its_probe_leaves_the_old_version_serving_and
     add_version(stocked, "mood", make_adapter(seed=7), sentiment_task, tiny, references=(wrong,), created_at=made)
     async with serve(probe_tolerance=0.5) as service:
         stocked.release("mood", NewRelease(stable=3))
-        await until(lambda: service.state.registry.state("mood", 3)["state"] == "failed")
+        await until(lambda: service.state.residency.state("mood", 3)["state"] == "failed")
         told = await service.predict("mood@3")
         assert (told.status_code, told.json()["code"]) == (503, "adapter_failed")
         assert "does not answer as it did when it was evaluated" in told.json()["detail"]
@@ -131,9 +132,9 @@ async def test_an_engine_that_does_not_answer_the_probe_holds_nothing_up_for_eve
     engine = FakeEngine(Limits(4, 16, 512), tiny)
     await engine.start()
     engine.gate.clear()
-    loader = Loader(engine, stocked, tiny, tmp_path / "cache", Metrics())
+    loader = Loader(engine, stocked, Offload(10, 4), tiny, tmp_path / "cache", 1 << 30, Metrics())
     with pytest.raises(TimeoutError):
-        await loader.load(*await loader.fetch("mood", 1))
+        await loader.load(await loader.fetch("mood", 1))
     assert not engine.resident
 
 

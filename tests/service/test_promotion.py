@@ -44,18 +44,18 @@ async def test_a_canary_that_fails_is_taken_back_and_the_reason_is_in_the_record
         generate = service.engine.generate
 
         def failing(prompt, sampling, adapter, *, stream=False):
-            if adapter and adapter.startswith("mood@2") and service.state.registry.served("mood").canary:
+            if adapter and adapter.startswith("mood@2") and service.state.routing.served("mood").canary:
                 raise RuntimeError("the canary's own fault")
             return generate(prompt, sampling, adapter, stream=stream)
 
         stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=50), guard=QUICK))
-        await until(lambda: service.state.registry.served("mood").canary is not None)
+        await until(lambda: service.state.routing.served("mood").canary is not None)
         monkeypatch.setattr(service.engine, "generate", failing)
         await ask_until(service, lambda: stocked.released("mood").guard is None)
         newest = stocked.released("mood")
         assert (newest.stable, newest.canary, newest.by) == (1, None, "guard")
         assert "of its answers failed" in newest.why
-        await until(lambda: service.state.registry.served("mood").generation == newest.generation)
+        await until(lambda: service.state.routing.served("mood").generation == newest.generation)
         assert (await service.predict("mood")).json()["adapter"]["version"] == 1
 
 
@@ -77,13 +77,13 @@ async def test_a_canary_that_feedback_calls_wrong_is_taken_back(serve: Serve, st
 async def test_someone_who_releases_in_between_is_not_overruled(serve: Serve, stocked: Store) -> None:
     stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=20), guard=QUICK))
     async with serve(poll_seconds=3600) as service:
-        release = service.state.registry.served("mood")
+        release = service.state.routing.served("mood")
         stocked.release("mood", NewRelease(stable=2, why="by hand"))
         promotion = service.state.supervisor._promotion
         await promotion._look("mood", release)
-        service.state.inference.tally.of("mood", 2).answers = 1000
-        service.state.inference.tally.of("mood", 2).failed = 1000
-        service.state.inference.tally.of("mood", 1).answers = 1000
+        promotion._tally.of("mood", 2).answers = 1000
+        promotion._tally.of("mood", 2).failed = 1000
+        promotion._tally.of("mood", 1).answers = 1000
         from adapters.errors import GenerationConflict
 
         with pytest.raises(GenerationConflict):
@@ -111,7 +111,7 @@ async def test_a_shadow_answers_copies_and_nobody_sees_them(serve: Serve, stocke
     async with serve() as service:
         body = {"stable": 1, "shadow": {"version": 2, "percent": 100}}
         assert (await service.client.post(RELEASES, json=body)).status_code == 201
-        await until(lambda: service.state.registry.served("mood").shadow is not None)
+        await until(lambda: service.state.routing.served("mood").shadow is not None)
         told = await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["a film", "a play", " "]})
         assert told.json()["adapter"]["version"] == 1
         async with asyncio.timeout(10):

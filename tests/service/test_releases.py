@@ -27,7 +27,7 @@ async def test_a_release_is_served_at_once_and_recorded(serve: Serve, two_briefs
         assert told.status_code == 201
         record = {"name": "brief", "generation": 2, "stable": 2, "canary": canary, "by": "anonymous", "why": "better"}
         assert {key: value for key, value in told.json().items() if key != "at"} == record
-        await until(lambda: service.state.registry.served("brief").generation == 2)
+        await until(lambda: service.state.routing.served("brief").generation == 2)
         assert (await service.predict("brief@canary")).json()["adapter"]["version"] == 1
         assert two_briefs.history("brief")[-1].why == "better"
 
@@ -51,7 +51,7 @@ async def test_a_rollback_is_the_previous_release_as_a_new_generation(serve: Ser
         assert (late.status_code, late.json()["code"]) == (409, "generation_conflict")
         told = (await service.client.post(ROLLBACK)).json()
         assert (told["generation"], told["stable"], told["why"]) == (3, 1, "rollback of generation 2")
-        await until(lambda: service.state.registry.served("brief").generation == 3)
+        await until(lambda: service.state.routing.served("brief").generation == 3)
 
 
 async def test_there_is_nothing_to_roll_back_to_after_one_release(serve: Serve) -> None:
@@ -103,7 +103,7 @@ async def test_where_keys_are_asked_for_an_unsigned_version_is_not_released_and_
         assert (told.status_code, told.json()["code"]) == (422, "invalid_adapter")
         assert "signed@2: it is not signed" in told.json()["detail"]
         stocked.release("signed", NewRelease(stable=2))  # by who may write to the store, past the service
-        await until(lambda: service.state.registry.state("signed", 2)["state"] == "failed")
+        await until(lambda: service.state.residency.state("signed", 2)["state"] == "failed")
         assert (await service.predict("signed")).json()["adapter"]["version"] == 1
         assert (await service.predict("signed@2")).json()["code"] == "adapter_failed"
 

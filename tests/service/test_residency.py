@@ -33,13 +33,13 @@ async def test_what_no_release_names_any_more_is_unloaded_when_its_last_request_
         held = asyncio.create_task(service.predict("brief"))
         await until(lambda: service.engine.active == 1)
         two_briefs.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").stable == 2)
-        assert service.state.registry.state("brief", 1) == {"state": "draining"}
+        await until(lambda: service.state.routing.served("brief").stable == 2)
+        assert service.state.residency.state("brief", 1) == {"state": "draining"}
         assert {"brief@1", "brief@2"} <= resident(service)
         service.engine.gate.set()
         assert (await held).json()["adapter"]["version"] == 1
         await until(lambda: "brief@1" not in resident(service))
-        assert service.state.registry.state("brief", 1) == {"state": "available"}
+        assert service.state.residency.state("brief", 1) == {"state": "available"}
 
 
 async def test_a_pinned_version_works_beside_another_release_until_it_is_retired(
@@ -74,7 +74,7 @@ async def test_warm_adapters_stay_whatever_else_is_asked_for(serve: Serve, two_b
             assert (await service.predict("brief@2")).status_code == 200
         assert {"brief@1", "mood@2"} <= resident(service)
         two_briefs.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").stable == 2)
+        await until(lambda: service.state.routing.served("brief").stable == 2)
         assert (await service.predict("mood@1")).status_code == 200
         assert "brief@2" in resident(service)
 
@@ -87,7 +87,7 @@ async def test_a_new_adapter_is_proven_though_every_place_is_taken(
         add_version(stocked, "fresh", make_adapter(), summary_task, tiny)
         (tmp_path / "store/fresh/versions/1/adapter_model.safetensors").write_bytes(b"rubbish")
         stocked.release("fresh", NewRelease(stable=1))
-        await until(lambda: service.state.registry.state("fresh", 1)["state"] == "failed")
+        await until(lambda: service.state.residency.state("fresh", 1)["state"] == "failed")
         assert {(await service.predict(name)).status_code for name in ("mood", "brief")} == {200}
 
 
@@ -102,8 +102,8 @@ async def test_an_adapter_for_layers_that_the_base_lacks_is_not_loaded_whoever_p
     stocked.add("brief", strange, lambda number: manifest.model_copy(update={"version": number, "files": files}))
     async with serve() as service:
         stocked.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.state("brief", 2)["state"] == "failed")
-        assert "layers.7.self_attn" in service.state.registry.state("brief", 2)["reason"]
+        await until(lambda: service.state.residency.state("brief", 2)["state"] == "failed")
+        assert "layers.7.self_attn" in service.state.residency.state("brief", 2)["reason"]
         assert (await service.predict("brief")).json()["adapter"]["version"] == 1
 
 
@@ -148,12 +148,12 @@ async def test_an_adapter_whose_files_take_their_time_holds_up_no_other(
     monkeypatch.setattr(two_briefs, "fetch", slow)
     async with serve() as service:
         two_briefs.release("mood", NewRelease(stable=2))
-        await until(lambda: service.state.registry.state("mood", 2)["state"] == "loading")
+        await until(lambda: service.state.residency.state("mood", 2)["state"] == "loading")
         two_briefs.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").stable == 2)
+        await until(lambda: service.state.routing.served("brief").stable == 2)
         assert (await service.predict("mood")).json()["adapter"]["version"] == 1
         arrived.set()
-        await until(lambda: service.state.registry.served("mood").stable == 2)
+        await until(lambda: service.state.routing.served("mood").stable == 2)
 
 
 async def test_a_failure_that_may_pass_is_tried_again_and_one_that_cannot_is_not(
@@ -172,7 +172,7 @@ async def test_a_failure_that_may_pass_is_tried_again_and_one_that_cannot_is_not
     monkeypatch.setattr(two_briefs, "fetch", flaky)
     async with serve() as service:
         two_briefs.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").stable == 2)
+        await until(lambda: service.state.routing.served("brief").stable == 2)
         assert failures == 3
 
 

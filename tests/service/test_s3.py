@@ -30,7 +30,7 @@ async def test_a_release_in_a_bucket_is_served(serve: Serve, bucket: Store) -> N
     async with serve(bucket) as service:
         assert (await service.predict("brief")).json()["adapter"]["version"] == 1
         bucket.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").generation == 2)
+        await until(lambda: service.state.routing.served("brief").generation == 2)
         assert (await service.predict("brief")).json()["adapter"]["version"] == 2
 
 
@@ -53,5 +53,5 @@ async def test_while_the_bucket_is_away_the_service_goes_on_and_then_catches_up(
             assert (told.status_code, told.json()["code"]) == (503, "not_ready")
             assert await service.metric("hotswap_store_errors_total") > 0
         bucket.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").generation == 2)
+        await until(lambda: service.state.routing.served("brief").generation == 2)
         assert await reachable()

@@ -80,8 +80,8 @@ def test_the_rank_is_taken_from_what_the_store_has(
     for seed, rank in ((1, 4), (2, 24)):
         add_version(store, "mood", make_adapter(seed=seed, rank=rank), sentiment_task, tiny)
     store.release("mood", NewRelease(stable=1))
-    assert service.__main__.with_rank(Settings(), store, ["mood"]).max_lora_rank == 32
-    assert service.__main__.with_rank(Settings(max_lora_rank=8), store, ["mood"]).max_lora_rank == 8
+    assert service.__main__.with_rank(Settings(), store, store.catalogue()).max_lora_rank == 32
+    assert service.__main__.with_rank(Settings(max_lora_rank=8), store, store.catalogue()).max_lora_rank == 8
 
 
 def test_the_command_refuses_with_one_line_and_status_1() -> None:
@@ -109,7 +109,7 @@ def test_help_lists_every_setting() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_on_loopback_no_key_is_needed(host: str) -> None:
-    assert anonymous(host, None, False).scopes == {"predict", "admin"}
+    assert anonymous(host, None, False).scopes == {"predict", "feedback", "admin"}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])

@@ -102,12 +102,12 @@ async def test_a_cache_that_is_full_leaves_the_old_version_serving_and_the_other
             patch.setattr(Path, "write_bytes", full)
             two_briefs.release("brief", NewRelease(stable=2))
             two_briefs.release("mood", NewRelease(stable=2))
-            await until(lambda: service.state.registry.served("mood").stable == 2)
+            await until(lambda: service.state.routing.served("mood").stable == 2)
             assert await asked(service) == (1, "[brief@1]")
             refused = await service.predict("brief@2")
             assert refused.status_code == 503
             assert "No space" not in refused.text
-        await until(lambda: service.state.registry.served("brief").stable == 2)  # there is room again
+        await until(lambda: service.state.routing.served("brief").stable == 2)  # there is room again
         assert await asked(service) == (2, "[brief@2]")
 
 
@@ -133,7 +133,7 @@ async def test_a_file_cut_short_on_its_way_to_the_engine_is_not_served_and_then_
             else:
                 patch.setattr(FakeEngine, "load", loaded)
             two_briefs.release("brief", NewRelease(stable=2))
-            await until(lambda: service.state.registry.state("brief", 2)["state"] == "failed")
+            await until(lambda: service.state.residency.state("brief", 2)["state"] == "failed")
             assert await asked(service) == (1, "[brief@1]")
             assert (await version(service, 2))["reason"]
     async with serve() as again:  # with the same cache
@@ -175,7 +175,7 @@ async def test_after_a_restart_a_damaged_release_gives_way_to_the_one_before_it(
 ) -> None:
     (tmp_path / "store/mood/versions/2/adapter_model.safetensors").write_bytes(b"rubbish")
     for release in ({"stable": 2}, {"stable": 1, "canary": Share(version=2, percent=50)}):
-        stocked.release("mood", **release)  # past the service, which would not have taken it
+        stocked.release("mood", NewRelease(**release))  # past the service, which would not have taken it
         async with serve() as service:
             assert (await service.predict("mood")).json()["adapter"]["version"] == 1
             shown = (await service.client.get("/v1/adapters/mood")).json()
@@ -187,7 +187,7 @@ async def test_a_version_deleted_from_under_a_server_is_served_as_long_as_it_is_
 ) -> None:
     async with serve() as service:
         two_briefs.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").stable == 2)
+        await until(lambda: service.state.routing.served("brief").stable == 2)
         shutil.rmtree(Path(two_briefs.place, "brief/versions/2"))
         for reference in ("brief", "brief@2"):
             assert await asked(service, reference) == (2, "[brief@2]")
@@ -229,9 +229,9 @@ async def test_the_newest_release_is_served_whatever_the_clock_says(
         monkeypatch.setattr(adapters.store, "datetime", Clock)
         monkeypatch.setattr("time.time", lambda: Clock.now().timestamp())
         two_briefs.release("brief", NewRelease(stable=2))
-        await until(lambda: service.state.registry.served("brief").stable == 2)
+        await until(lambda: service.state.routing.served("brief").stable == 2)
         assert await asked(service) == (2, "[brief@2]")
         monkeypatch.undo()
         two_briefs.rollback("brief")
-        await until(lambda: service.state.registry.served("brief").stable == 1)
+        await until(lambda: service.state.routing.served("brief").stable == 1)
         assert await asked(service) == (1, "[brief@1]")

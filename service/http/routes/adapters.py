@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
+from starlette.datastructures import State
 
-from adapters.errors import InvalidAdapter
+from adapters.catalogue import Entry
+from adapters.errors import InvalidAdapter, NotInStore, StoreUnavailable
+from adapters.manifest import Manifest
 from adapters.store import Store
 from service.errors import no_such_adapter
 from service.http.body import JsonRoute
-from service.http.keys import Caller
 from service.http.routes.predict import ERRORS
 from service.http.schemas import AdapterList, AdapterView, ServerView, VersionView
-from service.serving.registry import Registry
+from service.serving.residency import Residency
+from service.serving.routing import Routing
+
+# A manifest and its digest, or why there is none.
+Described = tuple[Manifest, str] | Exception
 
 router = APIRouter(
-    route_class=JsonRoute, tags=["adapters"], responses={status: ERRORS[status] for status in (401, 403, 404, 503)}
+    route_class=JsonRoute, tags=["adapters"], responses={status: ERRORS[status] for status in (401, 403, 404, 422, 503)}
 )
 
 
 @router.get("/v1/adapters", response_model_exclude_none=True)
-async def list_adapters(request: Request) -> AdapterList:
-    """Every adapter: versions, what is released, and what this replica has loaded."""
+async def list_adapters(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000, description="adapters in a page")] = 100,
+    after: Annotated[str, Query(max_length=100, description="`next` of the page before")] = "",
+) -> AdapterList:
+    """The adapters by name, a page at a time: versions, what is released, and what this replica has loaded."""
     state, caller = request.app.state, request.state.caller
     limits = state.engine.limits
     server = ServerView(
@@ -33,52 +42,68 @@ async def list_adapters(request: Request) -> AdapterList:
         max_model_len=limits.max_model_len,
         max_resident=limits.max_resident,
     )
-    return AdapterList(server=server, adapters=await asyncio.to_thread(_all, state.store, state.registry, caller))
+    found = [entry for entry in state.routing.catalogue if entry.name > after and caller.may_use(entry.name)]
+    page = [entry for entry in found[:limit] if entry.versions]
+    following = found[limit - 1].name if len(found) > limit else None
+    return AdapterList(server=server, adapters=await _views(state, page), next=following)
 
 
 @router.get("/v1/adapters/{name}", response_model_exclude_none=True)
 async def show_adapter(request: Request, name: str) -> AdapterView:
     """One adapter, with the scores of each version."""
-    store, registry = request.app.state.store, request.app.state.registry
+    state = request.app.state
     request.state.caller.need_adapter(name)
-    view = await asyncio.to_thread(_view, store, registry, name)
-    if not view.versions:
+    try:
+        await state.reconciler.refresh(name)  # as of now: what was just added or released is shown
+    except StoreUnavailable:
+        if not state.routing.catalogue.get(name).versions:
+            raise
+    entry = state.routing.catalogue.get(name)
+    if not entry.versions:
         raise no_such_adapter(name)
+    (view,) = await _views(state, [entry])
     return view
 
 
-def _all(store: Store, registry: Registry, caller: Caller) -> list[AdapterView]:
-    return [_view(store, registry, name) for name in store.names() if caller.may_use(name)]
+async def _views(state: State, entries: list[Entry]) -> list[AdapterView]:
+    """Read the manifests that are not known yet, then show all as they are at one moment."""
+    manifests = await state.offload("manifests", _manifests, state.store, entries)
+    return [_view(state.routing, state.residency, entry, manifests[entry.name]) for entry in entries]
 
 
-def _view(store: Store, registry: Registry, name: str) -> AdapterView:
-    served, versions = registry.served(name), []
-    try:
-        release = store.released(name)
-    except InvalidAdapter:
-        release = None
+def _manifests(store: Store, entries: list[Entry]) -> dict[str, dict[int, Described]]:
+    described: dict[str, dict[int, Described]] = {entry.name: {} for entry in entries}
+    for entry in entries:
+        for version in entry.versions:
+            try:
+                described[entry.name][version] = store.manifest(entry.name, version)
+            except (InvalidAdapter, NotInStore) as error:
+                described[entry.name][version] = error
+    return described
+
+
+def _view(routing: Routing, residency: Residency, entry: Entry, manifests: dict[int, Described]) -> AdapterView:
+    served, release, versions = routing.served(entry.name), entry.release, []
     about: dict[str, Any] = {}
-    retired = store.retired(name) - set(release.versions if release else ())
-    for version in store.versions(name):
-        view: dict[str, Any] = {"version": version, **registry.state(name, version)}
-        if version in retired:
+    for version, described in manifests.items():
+        view: dict[str, Any] = {"version": version, **residency.state(entry.name, version)}
+        if version in entry.retired:
             view["state"] = "retired"
-        try:
-            manifest, digest = store.manifest(name, version)
-        except InvalidAdapter as error:
-            view |= {"state": "failed", "reason": str(error)}
+        if isinstance(described, Exception):
+            view |= {"state": "failed", "reason": str(described)}
         else:
+            manifest, digest = described
             labels = [label.name for label in getattr(manifest.task, "labels", ())] or None
             about = {"description": manifest.description, "task": manifest.task.kind, "labels": labels}
             view |= {"digest": digest, "created_at": manifest.created_at.isoformat(), "rank": manifest.rank}
             view |= {"base": manifest.base.name, "metrics": manifest.metrics}
         versions.append(VersionView(**view))
     return AdapterView(
-        name=name,
+        name=entry.name,
         stable=release.stable if release else None,
-        canary=release.canary.model_dump() if release and release.canary else None,
-        shadow=release.shadow.model_dump() if release and release.shadow else None,
-        generation=release.generation if release else 0,
+        canary=release.canary if release else None,
+        shadow=release.shadow if release else None,
+        generation=entry.generation,
         served_generation=served.generation if served else 0,
         versions=versions,
         **about,

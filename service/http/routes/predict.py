@@ -15,7 +15,7 @@ from service.errors import ClientClosed, InvalidRequest, ServiceError
 from service.http.body import JsonRoute
 from service.http.keys import Caller
 from service.http.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
-from service.serving.answering import Inference, Kind
+from service.serving.answering import Answering, Kind
 
 T = TypeVar("T")
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -71,11 +71,11 @@ async def summarize(request: Request, asked: SummarizeRequest) -> Response:
 
 async def _answer(request: Request, route: str, asked: PredictRequest | ClassifyRequest, kind: Kind | None) -> Response:
     headers = _take(request, asked)
-    inference, caller = _inference(request), _caller(request)
+    answering, caller = _answering(request), _caller(request)
     if isinstance(asked, ClassifyRequest) and asked.adapter is None:
-        work = inference.zero_shot(route, asked, asked.labels or [])
+        work = answering.zero_shot(route, asked, asked.labels or [])
     else:
-        work = inference.predict(route, asked, asked.adapter or "", caller, kind)
+        work = answering.predict(route, asked, asked.adapter or "", caller, kind)
     return Response(_to_json(await _unless_gone(request, work)), headers=headers, media_type="application/json")
 
 
@@ -112,7 +112,7 @@ async def _stream(request: Request, route: str, asked: PredictRequest) -> Respon
     pieces: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
     # In a task of its own from beginning to end: the deadline counts for the task that set it.
     work = asyncio.create_task(
-        _collect(_inference(request).stream(route, asked, asked.adapter, _caller(request)), pieces)
+        _collect(_answering(request).stream(route, asked, asked.adapter, _caller(request)), pieces)
     )
     try:
         first = await _unless_gone(request, pieces.get())
@@ -165,8 +165,8 @@ def _to_json(prediction: Prediction) -> str:
     return json.dumps({**body, "adapter": body.get("adapter")}, ensure_ascii=False, separators=(",", ":"))
 
 
-def _inference(request: Request) -> Inference:
-    return request.app.state.inference
+def _answering(request: Request) -> Answering:
+    return request.app.state.answering
 
 
 def _caller(request: Request) -> Caller:

@@ -335,7 +335,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: cli.Command, text: str, example: str, *parents: argparse.ArgumentParser):
+    def command(
+        name: str, run: cli.Command, text: str, example: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name,
             help=text,

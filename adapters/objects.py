@@ -55,7 +55,7 @@ def reachable(place: str) -> Iterator[None]:
         raise
     except (NotFoundError, FileNotFoundError) as error:
         if "<Code>NoSuchBucket</Code>" not in str(error):
-            raise NotInStore(f"not in the store {place}") from error
+            raise NotInStore("it is not in the store") from error
         raise StoreUnavailable(f"the store {place} cannot be used: {_reason(error)}") from error
     except (BaseError, OSError) as error:
         raise StoreUnavailable(f"the store {place} cannot be used: {_reason(error)}") from error

@@ -93,7 +93,7 @@ def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     def run() -> None:
         try:
             value = work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
             done = partial(result.set_exception, error)
         else:
             done = partial(result.set_result, value)

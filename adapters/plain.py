@@ -121,6 +121,8 @@ def plan(config: Config, header: Mapping[str, Tensor]) -> Plan:
     if ranks or alphas:
         largest = max((module.rank for module in modules), default=rank)
         one = scaling * largest
+        if alpha_of(one) is None:
+            problems.append(f"lora_alpha would be {one:g} at one rank for all, which is too much")
         settled |= {"r": largest, "lora_alpha": int(one) if one.is_integer() else one, "use_rslora": False}
         settled |= {"rank_pattern": {}, "alpha_pattern": {}}
     return Plan(config, settled, tuple(modules), tuple(frozen), tuple(problems))

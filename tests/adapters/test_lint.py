@@ -171,6 +171,7 @@ class TestTheConfig:
             ({"alpha_pattern": {"(a*)*b": 8}}, "takes too long to match"),
             ({"alpha_pattern": {".*.*.*.*x": 8}}, "takes too long to match"),
             ({"alpha_pattern": {"a" * 301: 8}}, "takes too long to match"),
+            ({"lora_alpha": 1e6, "rank_pattern": {"[qv]_proj": 4}, "r": 1}, "lora_alpha would be 4e+06 at one rank"),
             ({"arrow_config": {"top_k": 2}}, "arrow_config={'top_k': 2} cannot be served"),
             ({"kasa_config": {"beta": 1}}, "kasa_config={'beta': 1} cannot be served"),
             ({"use_something_new": True}, "use_something_new=True is nothing that this version knows how to serve"),

@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 from adapters import cli, verification
 from adapters.base_model import Base, resolve_base
 from adapters.catalogue import Entry
-from adapters.errors import HotswapError, InvalidAdapter, NotInStore
+from adapters.errors import HotswapError, InvalidAdapter, NotInStore, printable
 from adapters.intake import add_version
-from adapters.lint import base_shapes, lint
+from adapters.lint import TASK_FILE, base_shapes, doubts, lint
 from adapters.packages import cache_folder
 from adapters.reference import Reference, is_name
 from adapters.releases import Guard, NewRelease, Release, Share
@@ -30,7 +30,6 @@ from adapters.tasks import ClassificationTask, SummarizationTask, Task
 from adapters.tasks.classification import order_decides
 from adapters.validation import explained
 
-TASK_FILE = "task.json"
 TEMPLATES = {"classification": "Text: {text}\nLabel:", "summarization": "Text: {text}\n\nSummary:"}
 
 
@@ -49,6 +48,7 @@ def add(options: argparse.Namespace) -> None:
     task = _task(options, base)
     store, about = _store(options), options.description
     manifest = add_version(store, options.name, options.dir, task, base, signer=signer, description=about)
+    _warn(options.dir, base)
     if options.json:
         print(json.dumps({"name": manifest.name, "version": manifest.version}))
     else:
@@ -143,6 +143,7 @@ def lint_(options: argparse.Namespace) -> None:
                 f"{options.server} serves {server.base}, which is not the base at hand ({base.name}); name it: --base"
             )
     facts = lint(options.dir, shapes=base_shapes(base.folder) if base else None, max_rank=max_rank)
+    _warn(options.dir, base)
     if options.json:
         print(json.dumps(asdict(facts)))
         return
@@ -150,6 +151,11 @@ def lint_(options: argparse.Namespace) -> None:
         print(f"ok: soft prompt of {facts.virtual_tokens} vectors")
         return
     print(f"ok: LoRA of rank {facts.rank}, alpha {facts.alpha:g}, on {', '.join(facts.target_modules)}")
+
+
+def _warn(folder: Path, base: Base | None) -> None:
+    for doubt in doubts(folder, base.name if base else None):
+        print(f"warning: {printable(doubt)}", file=sys.stderr)
 
 
 def release(options: argparse.Namespace) -> None:
@@ -329,7 +335,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: cli.Command, text: str, example: str, *parents: argparse.ArgumentParser):
+    def command(
+        name: str, run: cli.Command, text: str, example: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name,
             help=text,

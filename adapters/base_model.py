@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder, fetch_package, move_into_place
+from adapters.tensors import BadTensors, Tensor, read_header
 from adapters.tokens import FileTokenizer
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
@@ -140,14 +141,13 @@ def _remembered_digest(folder: Path, cache: Path) -> str:
 def base_digest(folder: Path) -> str:
     """Return ``sha256:…`` over every tensor (name, dtype, shape, bytes, by name) and the vocabulary."""
     digest = hashlib.sha256()
-    tensors = dict(_tensor_places(folder))
+    tensors = {name: (path, tensor) for path in sorted(folder.glob("*.safetensors")) for name, tensor in _tensors(path)}
     for name in tqdm(sorted(tensors), desc="Hashing the base model", unit="tensor", leave=False, disable=None):
-        path, entry, offset = tensors[name]
-        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-        begin, end = entry["data_offsets"]
+        path, tensor = tensors[name]
+        digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
         with path.open("rb") as file:
-            file.seek(offset + begin)
-            left = end - begin
+            file.seek(tensor.begin)
+            left = tensor.end - tensor.begin
             while left > 0:
                 block = file.read(min(left, 1 << 24))
                 if not block:
@@ -158,17 +158,11 @@ def base_digest(folder: Path) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def _tensor_places(folder: Path) -> Iterator[tuple[str, tuple[Path, dict, int]]]:
-    """Yield each tensor's name with its file, header entry and data start (the safetensors format)."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            try:
-                if length > path.stat().st_size:
-                    raise ValueError
-                header = json.loads(file.read(length))
-            except ValueError:
-                raise HotswapError(f"{path} is no safetensors file, or damaged; fetch the base model again.") from None
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            yield name, (path, entry, 8 + length)
+def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
+    try:
+        return read_header(path).items()
+    except BadTensors:
+        raise HotswapError(
+            f"{path} is no safetensors file, or damaged, or is shorter than its header says; "
+            "fetch the base model again."
+        ) from None

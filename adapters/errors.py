@@ -1,8 +1,19 @@
 """Errors that a person can act on. Every command prints them as one line and exits with status 1."""
 
 
+def printable(text: str) -> str:
+    """Return ``text`` without line breaks, escape sequences and whatever else would act on who shows it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
 class HotswapError(Exception):
-    """Something was refused; the message says what, and what to do about it."""
+    """Something was refused; the message says what, and what to do about it.
+
+    Messages quote names and values that strangers chose: as text they are one printable line, wherever they go.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InvalidAdapter(HotswapError):

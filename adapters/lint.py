@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from adapters.errors import InvalidAdapter
+from adapters.peft_config import PROMPT_TYPES, Config, config_problems, read_config
+from adapters.plain import Module, Plan, plan
 from adapters.store import CONFIG, WEIGHTS
+from adapters.tensors import FLOATS, BadTensors, Tensor, as_float32, read_bits, read_header
 
+CARD, REPORT, TASK_FILE = "README.md", "report.html", "task.json"
+# What is read of a folder. Whatever else a trainer has left there is nobody's concern.
+READ = (CONFIG, WEIGHTS, CARD, REPORT, TASK_FILE)
 MAX_BYTES = 2 << 30
-MAX_CONFIG_BYTES = 1 << 20
-MAX_ALPHA = 1e6
-TOLD_PROBLEMS, TOLD_CHARS = 8, 300
+SHOWN_PROBLEMS, SHOWN_CHARS = 8, 300
 MAX_VIRTUAL_TOKENS = 256
-PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING")
 PROMPT = "prompt_embeddings"  # PEFT's name for the one tensor of a learnt prompt: (tokens, hidden size)
-KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-# What vLLM refuses, or takes and silently leaves out of its answers. Settings → the value that is harmless.
-UNSERVED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "modules_to_save": (None, []),
-    "bias": ("none", None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "lora_bias": (False, None),
-    "fan_in_fan_out": (False, None),
-    "trainable_token_indices": (None,),
-    "layer_replication": (None,),
-    "use_qalora": (False, None),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None, []),
-    "use_bdlora": (None, False),
-    # PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change the base's own weights, which are frozen and shared here.
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-}
+# The largest number of float16, the narrowest type that a base is served in. What an adapter adds to a module's output
+# for an input of unit variance is at most scaling x |row of B| x |A| x sqrt(width); past this it is no adaptation of
+# anything, and products of it with itself (attention, gates, squares in a norm) leave float32 as well.
+MAX_EFFECT = 65504.0
+SIZE = re.compile(r"(?:^|[^a-z0-9])\d+(?:\.\d+)?[bmk](?:$|[^a-z0-9])")
+QUANTIZED = re.compile(r"(?:-(?:unsloth|bnb|gguf|awq|gptq|bf16|[48]bit))+$")
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -58,65 +46,128 @@ class Facts:
     virtual_tokens: int = 0
 
 
-def lint(folder: Path, *, shapes: dict[str, tuple[int, ...]] | None = None, max_rank: int | None = None) -> Facts:
+@dataclass(frozen=True)
+class Examined:
+    """A sound folder: its facts, its weights' header, and, of a LoRA, what would make it plain."""
+
+    facts: Facts
+    header: Mapping[str, Tensor]
+    plan: Plan | None = None
+
+
+def lint(folder: Path, *, shapes: Shapes | None = None, max_rank: int | None = None, stored: bool = False) -> Facts:
     """Return what the folder holds, or raise :class:`InvalidAdapter` naming everything that is wrong with it.
 
-    ``shapes`` maps the base's modules to their weights' (out, in); ``max_rank`` is the server's limit.
+    ``shapes`` maps the base's modules to their weights' (out, in); ``max_rank`` is the server's limit. What is
+    ``stored`` goes to the engine as it is, and must be plain.
     """
-    _refuse_links_out(folder)
-    config = _config(folder)
-    if config.get("peft_type") in PROMPT_TYPES:
-        return _lint_prompt(folder, config, shapes)
-    problems = [*_config_problems(config, max_rank), *_file_problems(folder)]
-    modules: set[str] = set()
-    if (folder / WEIGHTS).is_file() and not problems:
-        try:
-            with safe_open(folder / WEIGHTS, framework="numpy") as weights:
-                modules = {match["module"] for key in weights.keys() if (match := KEY.fullmatch(key))}  # noqa: SIM118
-                problems += _tensor_problems(weights, int(config["r"]), shapes)
-        except SafetensorError as error:
-            problems.append(f"{WEIGHTS} is damaged: {error}")
-        problems += _number_problems(folder / WEIGHTS) if not problems else []
-    if problems:
-        raise InvalidAdapter(f"{folder.name}: {_told(problems)}")
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    return Facts(rank, alpha, tuple(sorted({module.rsplit(".", 1)[-1] for module in modules})), scaling)
+    examined = examine(folder, shapes=shapes, max_rank=max_rank)
+    if stored and examined.plan is not None and not examined.plan.is_plain:
+        raise InvalidAdapter(f"{folder.name}: it is not the plain LoRA that python -m adapters add makes; add it anew")
+    return examined.facts
+
+
+def examine(folder: Path, *, shapes: Shapes | None = None, max_rank: int | None = None) -> Examined:
+    """Do as :func:`lint` does, and return with the facts what :mod:`adapters.intake` needs besides."""
+    try:
+        _refuse_links_out(folder)
+        _refuse_other_folders(folder)
+        config = read_config(folder)
+        if config.get("peft_type") in PROMPT_TYPES:
+            return _examine_prompt(folder, config, shapes)
+        return _examine_lora(folder, config, shapes, max_rank)
+    except InvalidAdapter as error:
+        raise InvalidAdapter(f"{folder.name or folder.resolve().name}: {error}") from error
 
 
 def is_prompt(folder: Path) -> bool:
     """Return whether a folder holds a learnt prompt; one that holds nothing sound does not."""
     try:
-        return _config(folder).get("peft_type") in PROMPT_TYPES
+        return read_config(folder).get("peft_type") in PROMPT_TYPES
     except InvalidAdapter:
         return False
 
 
-def _lint_prompt(folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None) -> Facts:
+def adapts_embeddings(folder: Path) -> bool:
+    """Return whether a folder's LoRA changes how tokens are looked up; one that holds nothing sound does not."""
+    try:
+        return any(".lora_embedding_" in key for key in read_header(folder / WEIGHTS))
+    except (BadTensors, OSError):
+        return False
+
+
+def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return module name → (out, in) for every matrix of the checkpoint in ``folder``."""
+    return {
+        key.removesuffix(".weight"): tensor.shape
+        for path in folder.glob("*.safetensors")
+        for key, tensor in read_header(path).items()
+        if len(tensor.shape) == 2
+    }
+
+
+def doubts(folder: Path, base: str | None) -> list[str]:
+    """Return what is worth a word to who takes in a sound folder for ``base``, and no reason to refuse it."""
+    config = read_config(folder)
+    found = []
+    trained_on = config.get("base_model_name_or_path")
+    if base and isinstance(trained_on, str) and is_another_model(trained_on, base):
+        found.append(f"it was trained on {trained_on}, and is taken for {base}: on another model it answers nonsense")
+    if config.get("init_lora_weights") == "lora_ga":
+        found.append("LoRA-GA trains on a changed base: its answers are right if it was converted when it was saved")
+    return found
+
+
+def is_another_model(trained_on: str, base: str) -> bool:
+    """Whether two names are surely of different models. A folder may be called anything: it counts by a size in it."""
+    theirs, ours = (re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower() for name in (trained_on, base))
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", trained_on) is not None
+    if not (is_id or SIZE.search(theirs)) or not ("/" in base or SIZE.search(ours)):
+        return False
+    theirs, ours = (re.sub(r"[^a-z0-9.]+", "-", QUANTIZED.sub("", name)) for name in (theirs, ours))
+    return theirs != ours and (is_id or not theirs.startswith(ours))
+
+
+def _examine_lora(folder: Path, config: Config, shapes: Shapes | None, max_rank: int | None) -> Examined:
+    _raise([*config_problems(config), *_file_problems(folder)])
+    header = _header(folder)
+    made = plan(config, header)
+    problems = [*made.problems, *_type_problems(header, made)]
+    if max_rank is not None and made.rank > max_rank:
+        problems.append(
+            f"rank {made.rank} is above the server's limit of {max_rank}; raise HOTSWAP_MAX_LORA_RANK or train smaller"
+        )
+    problems += [problem for module in made.modules for problem in _module_problems(module, header, shapes)]
+    problems += _frozen_problems(header, made, shapes)
+    problems += [] if problems else _number_problems(folder / WEIGHTS, header, made)
+    _raise(problems)
+    names = tuple(sorted({module.name.rsplit(".", 1)[-1] for module in made.modules}))
+    return Examined(Facts(made.rank, float(made.config["lora_alpha"]), names, made.scaling), header, made)
+
+
+def _examine_prompt(folder: Path, config: Config, shapes: Shapes | None) -> Examined:
     """Check vectors in front of the prompt, as PEFT saves them after prompt tuning and P-tuning."""
-    problems = list(_file_problems(folder))
-    count = 0
-    if not problems:
-        try:
-            with safe_open(folder / WEIGHTS, framework="numpy") as weights:
-                problems += _prompt_problems(weights, config, shapes)
-                count = 0 if problems else weights.get_slice(PROMPT).get_shape()[0]
-        except SafetensorError as error:
-            problems.append(f"{WEIGHTS} is damaged: {error}")
-        problems += _number_problems(folder / WEIGHTS, PROMPT) if not problems else []
-    if problems:
-        raise InvalidAdapter(f"{folder.name}: {_told(problems)}")
-    return Facts(0, 0.0, (), 0.0, count)
+    _raise([*_file_problems(folder)])
+    header = _header(folder)
+    _raise([*_prompt_problems(header, config, shapes)])
+    tensor = header[PROMPT]
+    vectors = as_float32(read_bits(folder / WEIGHTS, tensor), tensor.dtype)
+    if not np.isfinite(vectors).all():
+        _raise([f"tensor {PROMPT} holds NaN or infinity; train again with a lower learning rate"])
+    if np.abs(vectors).max() > MAX_EFFECT:
+        _raise([f"tensor {PROMPT} holds numbers beyond {MAX_EFFECT:g}; train again with a lower learning rate"])
+    if not vectors.any():
+        _raise([f"every {PROMPT} is zero, so that it changes nothing: it was never trained"])
+    return Examined(Facts(0, 0.0, (), 0.0, tensor.shape[0]), header)
 
 
-def _prompt_problems(weights: Any, config: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None) -> Iterator[str]:
-    if list(weights.keys()) != [PROMPT]:
+def _prompt_problems(header: Mapping[str, Tensor], config: Config, shapes: Shapes | None) -> Iterator[str]:
+    if list(header) != [PROMPT]:
         yield f"a learnt prompt is one tensor, {PROMPT}, and nothing else; save it with PEFT's save_pretrained"
         return
-    tensor = weights.get_slice(PROMPT)
-    shape = tuple(tensor.get_shape())
-    if tensor.get_dtype() not in ("F32", "F16", "BF16"):
-        yield f"{PROMPT} is {tensor.get_dtype()}; F32, F16 or BF16 can be served"
+    shape, dtype = header[PROMPT].shape, header[PROMPT].dtype
+    if dtype not in FLOATS:
+        yield f"{PROMPT} is {dtype}; F32, F16 or BF16 can be served"
     if len(shape) != 2 or not 1 <= shape[0] <= MAX_VIRTUAL_TOKENS:
         yield f"{PROMPT} has the shape {shape}; served are 1 to {MAX_VIRTUAL_TOKENS} vectors"
     elif config.get("num_virtual_tokens") != shape[0]:
@@ -126,130 +177,134 @@ def _prompt_problems(weights: Any, config: dict[str, Any], shapes: dict[str, tup
         yield f"the vectors have {shape[1]} numbers, those of the base {hidden.pop()}: it was made for another base"
 
 
-def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return module name → (out, in) for every matrix of the checkpoint in ``folder``."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as weights:
-            for key in weights.keys():  # noqa: SIM118
-                shape = tuple(weights.get_slice(key).get_shape())
-                if len(shape) == 2:
-                    shapes[key.removesuffix(".weight")] = shape
-    return shapes
-
-
-def _told(problems: list[str]) -> str:
-    """Return one line, of sane length, whatever names and values the adapter's author has thought of."""
-    more = len(problems) - TOLD_PROBLEMS
-    shown = [_shortened(problem) for problem in problems[:TOLD_PROBLEMS]] + ([f"and {more} more"] if more > 0 else [])
-    return "".join(character if character.isprintable() else "?" for character in "; ".join(shown))
+def _raise(problems: list[str]) -> None:
+    """Refuse in one line, of sane length, whatever names and values the adapter's author has thought of."""
+    if not problems:
+        return
+    more = len(problems) - SHOWN_PROBLEMS
+    shown = [_shortened(problem) for problem in problems[:SHOWN_PROBLEMS]] + ([f"and {more} more"] if more > 0 else [])
+    raise InvalidAdapter("; ".join(shown))
 
 
 def _shortened(text: str) -> str:
     """Keep the beginning, which says what, and the end, which says what is wrong with it."""
-    return text if len(text) <= TOLD_CHARS else f"{text[: TOLD_CHARS // 2]} … {text[-TOLD_CHARS // 2 :]}"
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS // 2]} … {text[-SHOWN_CHARS // 2 :]}"
 
 
 def _refuse_links_out(folder: Path) -> None:
-    """What somebody else packed must not name a file of ours, to be read and published."""
+    """What somebody else packed must not name a file of ours, to be read and published.
+
+    A snapshot in a Hugging Face cache is links into its own model's blobs: those are its files.
+    """
     within = folder.resolve()
-    links = [path.name for path in folder.iterdir() if not path.resolve().is_relative_to(within)]
-    if links:
-        raise InvalidAdapter(f"{folder.name}: {', '.join(sorted(links))} leads out of the folder; copy it with cp -rL.")
+    snapshots = [place.parent for place in (within, *within.parents) if place.parent.name == "snapshots"]
+    allowed = [within, *(place.parent / "blobs" for place in snapshots if place.parent.name.startswith("models--"))]
+    present = [folder / name for name in READ if (folder / name).is_file()]
+    out = [path.name for path in present if not any(path.resolve().is_relative_to(place) for place in allowed)]
+    if out:
+        raise InvalidAdapter(f"{', '.join(sorted(out))} leads out of the folder; copy it with cp -rL")
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise InvalidAdapter(f"{folder} is not a PEFT adapter: {CONFIG} is missing.")
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError
-        config = json.loads(path.read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise InvalidAdapter(f"{path} is not a JSON object of sane size; save the adapter again with PEFT.") from None
-    return config
-
-
-def _config_problems(config: dict[str, Any], max_rank: int | None) -> Iterator[str]:
-    if config.get("peft_type") != "LORA":
-        served = ", ".join(map(repr, ("LORA", *PROMPT_TYPES)))
-        yield f"peft_type is {config.get('peft_type')!r}, served are {served}; {_way_out(config)}"
+def _refuse_other_folders(folder: Path) -> None:
+    """Say of folders that are no adapter, and often taken for one, which is meant or what to do."""
+    if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         return
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        yield f"r is {rank!r}, not a rank"
-    elif max_rank is not None and rank > max_rank:
-        yield f"rank {rank} is above the server's limit of {max_rank}; raise HOTSWAP_MAX_LORA_RANK or train smaller"
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= MAX_ALPHA:
-        yield f"lora_alpha is {alpha!r}, not a positive number"
-    if not config.get("target_modules") or not isinstance(config["target_modules"], str | list):
-        yield "target_modules is missing; the engine needs it: save the adapter again with PEFT"
-    for key, harmless in UNSERVED.items():
-        if key in config and config[key] not in harmless:
-            yield f"{key}={config[key]!r} cannot be served; merge it or convert it to plain LoRA with PEFT"
+    if (folder / "adapters.safetensors").is_file():
+        raise InvalidAdapter("it is an MLX adapter, whose format is another: train it with PEFT, or convert it to PEFT")
+    inside = [path.name for path in islice(folder.iterdir(), 1000) if _holds_adapter(path)]
+    if inside:
+        named = ", ".join(sorted(inside, key=lambda name: (len(name), name))[-5:])
+        missing = WEIGHTS if (folder / CONFIG).is_file() else CONFIG
+        raise InvalidAdapter(f"{missing} is missing; it holds {named}: name that folder instead")
+    if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
+        raise InvalidAdapter(f"it is not a PEFT adapter: {CONFIG} is missing; it looks like a whole model")
 
 
-def _way_out(config: dict[str, Any]) -> str:
-    if config.get("peft_type") == "PREFIX_TUNING":
-        return "vLLM has no way to put keys and values into every layer: train with prompt_tuning, p_tuning or lora"
-    return "convert it with PEFT's convert_to_lora"
+def _holds_adapter(path: Path) -> bool:
+    return not path.is_symlink() and path.is_dir() and (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
 def _file_problems(folder: Path) -> Iterator[str]:
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"})
-    if pickles:
-        yield f"{', '.join(pickles)}: pickles can run code and are refused; keep {WEIGHTS} only"
     weights = folder / WEIGHTS
-    if not weights.is_file():
+    if weights.is_file():
+        if weights.stat().st_size > MAX_BYTES:
+            yield f"{WEIGHTS} has {weights.stat().st_size} bytes; the limit is {MAX_BYTES}"
+        return
+    pickles = [name for name in ("adapter_model.bin", "adapter_model.pt") if (folder / name).is_file()]
+    if pickles:
+        yield f"{pickles[0]}: pickles can run code and are refused; load it with PEFT and save_pretrained it again"
+    elif any(folder.glob("adapter_model-*-of-*.safetensors")):
+        yield f"its weights are in several files; the engine reads {WEIGHTS} alone: save it again in one"
+    else:
         yield f"{WEIGHTS} is missing; save with PEFT's save_pretrained(safe_serialization=True)"
-    elif weights.stat().st_size > MAX_BYTES:
-        yield f"{WEIGHTS} has {weights.stat().st_size} bytes; the limit is {MAX_BYTES}"
 
 
-def _tensor_problems(weights: Any, rank: int, shapes: dict[str, tuple[int, ...]] | None) -> Iterator[str]:
-    sides: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key in weights.keys():  # noqa: SIM118
-        match = KEY.fullmatch(key)
-        if match is None:
-            yield f"tensor {key} is no LoRA weight and would be ignored"
-            continue
-        tensor = weights.get_slice(key)
-        if tensor.get_dtype() not in ("F32", "F16", "BF16"):
-            yield f"tensor {key} is {tensor.get_dtype()}; F32, F16 or BF16 can be served"
-        sides.setdefault(match["module"], {})[match["side"]] = tuple(tensor.get_shape())
-    if not sides:
-        yield f"{WEIGHTS} holds no LoRA weights"
-    for module, pair in sorted(sides.items()):
-        a, b = pair.get("A"), pair.get("B")
-        if a is None or b is None:
-            yield f"{module} has only one of lora_A and lora_B"
-        elif len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
-            yield f"{module}: lora_A {a} and lora_B {b} do not have rank {rank}"
-        elif shapes is not None and module not in shapes:
-            yield f"{module} is not a module of the base model"
-        elif shapes is not None and (b[0], a[1]) != shapes[module]:
-            yield f"{module}: the adapter is for {(b[0], a[1])}, the base has {shapes[module]}"
+def _header(folder: Path) -> dict[str, Tensor]:
+    try:
+        return read_header(folder / WEIGHTS)
+    except BadTensors as error:
+        raise InvalidAdapter(_shortened(f"{WEIGHTS} is damaged: {error}")) from None
 
 
-def _number_problems(path: Path, trained_part: str = ".lora_B.") -> Iterator[str]:
-    """Look at the bits: numpy has no bfloat16, and a NaN is an exponent of ones in every format."""
-    exponent = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        trained = False
-        for key, entry in header.items():
-            if key == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            kind, mask = exponent[entry["dtype"]]
-            file.seek(8 + length + begin)
-            bits = np.frombuffer(file.read(end - begin), dtype=kind)
-            trained |= trained_part in key and bool(bits.any())
-            if np.any((bits & kind(mask)) == kind(mask)):
-                yield f"tensor {key} holds NaN or infinity; train again with a lower learning rate"
+def _type_problems(header: Mapping[str, Tensor], made: Plan) -> Iterator[str]:
+    for key, tensor in header.items():
+        if tensor.dtype not in FLOATS and key not in made.frozen:
+            yield f"tensor {key} is {tensor.dtype}; F32, F16 or BF16 can be served"
+
+
+def _module_problems(module: Module, header: Mapping[str, Tensor], shapes: Shapes | None) -> Iterator[str]:
+    if not (module.a and module.b):
+        yield f"{module.name} has only one of lora_A and lora_B"
+        return
+    a, b = header[module.a].shape, header[module.b].shape
+    if len(a) != 2 or len(b) != 2 or a[0] != module.rank or b[1] != module.rank:
+        yield f"{module.name}: lora_A {a} and lora_B {b} do not have rank {module.rank}"
+    elif module.embedding != (module.name.rsplit(".", 1)[-1] == "embed_tokens"):
+        yield f"{module.name}: lora_embedding_A and lora_embedding_B are for embed_tokens, and nothing else"
+    elif shapes is not None:
+        base = _base_shape(module.name, shapes)
+        own = (a[1], b[0]) if module.embedding else (b[0], a[1])
+        if base is None:
+            yield f"{module.name} is not a module of the base model"
+        elif own != base:
+            yield f"{module.name}: the adapter is for {own}, the base has {base}"
+
+
+def _base_shape(module: str, shapes: Shapes) -> tuple[int, ...] | None:
+    """Return a module's (out, in). Where the base's head is its embedding, the checkpoint has only the one."""
+    return shapes.get(module) or (shapes.get("model.embed_tokens") if module == "lm_head" else None)
+
+
+def _frozen_problems(header: Mapping[str, Tensor], made: Plan, shapes: Shapes | None) -> Iterator[str]:
+    for key in made.frozen:
+        module = key.removesuffix(".base_layer.weight").removeprefix("base_model.model.")
+        if shapes is not None and header[key].shape != _base_shape(module, shapes):
+            yield f"{key} is {header[key].shape}: it was trained on a base with another vocabulary"
+    adapted = {module.name.rsplit(".", 1)[-1] for module in made.modules} & {"embed_tokens", "lm_head"}
+    if made.config.get("ensure_weight_tying") and adapted:
+        yield "ensure_weight_tying=True cannot be served with embed_tokens or lm_head adapted; train without it"
+
+
+def _number_problems(path: Path, header: Mapping[str, Tensor], made: Plan) -> Iterator[str]:
+    trained = False
+    for module in made.modules:
+        a, b = (as_float32(read_bits(path, header[key]), header[key].dtype) for key in (module.a, module.b))
+        trained |= bool(b.any())
+        spoilt = [key for key, numbers in ((module.a, a), (module.b, b)) if not np.isfinite(numbers).all()]
+        yield from (f"tensor {key} holds NaN or infinity; train again with a lower learning rate" for key in spoilt)
+        effect = made.scaling * module.factor * _effect(a, b, embedding=module.embedding)
+        if not spoilt and not effect <= MAX_EFFECT:
+            yield (
+                f"{module.name}: its numbers are so large (an effect of up to {effect:.2g}, at most {MAX_EFFECT:g}) "
+                "that answers would overflow; train again with a lower learning rate"
+            )
     if not trained:
-        yield f"every {trained_part.strip('.')} is zero, so that it changes nothing: it was never trained"
+        yield "every lora_B is zero, so that it changes nothing: it was never trained"
+
+
+def _effect(a: np.ndarray, b: np.ndarray, *, embedding: bool) -> float:
+    """Return how much B @ A can add to a number, for an input of unit variance or, to an embedding, one token."""
+    row = np.sqrt(np.square(b, dtype=np.float64).sum(axis=1).max(initial=0))
+    squares = np.square(a, dtype=np.float64)
+    into = np.sqrt(squares.sum(axis=0).max(initial=0)) if embedding else np.sqrt(squares.sum() * a.shape[1])
+    return float(row * into)

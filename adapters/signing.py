@@ -45,7 +45,8 @@ class Signer:
         _check_curve(key, private)
         from model_signing import signing
 
-        self._config = signing.Config().set_hashing_config(_everything()).use_elliptic_key_signer(private_key=key)
+        config = signing.Config()  # type: ignore[no-untyped-call]
+        self._config = config.set_hashing_config(_everything()).use_elliptic_key_signer(private_key=key)
 
     def sign(self, folder: Path, files: Iterable[str], manifest: bytes) -> bytes:
         """Return the signature of a version: of the ``files`` of ``folder``, and its manifest."""
@@ -135,7 +136,8 @@ def _verifier(key: bytes) -> verifying.Config:
     with tempfile.NamedTemporaryFile() as file:  # the library takes keys as files, and reads them at once
         file.write(key)
         file.flush()
-        config = verifying.Config().set_hashing_config(_everything())
+        config = verifying.Config()  # type: ignore[no-untyped-call]
+        config.set_hashing_config(_everything())
         return config.use_elliptic_key_verifier(public_key=file.name)
 
 
@@ -147,7 +149,8 @@ def _everything() -> hashing.Config:
         def add_ignored_paths(self, **_: Any) -> None:
             """Leave out nothing: a signature of less than the whole version is none of it."""
 
-    return Everything().set_ignored_paths(paths=[], ignore_git_paths=False)
+    everything = Everything()  # type: ignore[no-untyped-call]
+    return everything.set_ignored_paths(paths=[], ignore_git_paths=False)
 
 
 def _check_curve(file: Path, key: Any) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from adapters.errors import InvalidAdapter
+from adapters.errors import InvalidAdapter, printable
+
+Place = Callable[[tuple[Any, ...]], str]
 
 
 class Strict(BaseModel):
@@ -18,9 +20,25 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return one clause per mistake: where it stands, what is wrong, and the likely intention."""
-    return "; ".join(_clause(detail, model) for detail in error.errors())
+def dotted(location: tuple[Any, ...]) -> str:
+    """Return where in a file a mistake stands."""
+    return ".".join(map(str, location))
+
+
+def explain(
+    error: ValidationError | Sequence[Any],
+    model: type[BaseModel] | None = None,
+    *,
+    place: Place = dotted,
+    with_input: bool = False,
+) -> str:
+    """Return one printable clause per mistake: where it stands, what is wrong, and the likely intention.
+
+    ``error`` is pydantic's, or some of its ``errors()``. A ``model`` is for hints at its keys; ``place`` says where a
+    location is, in the words of whoever wrote what is wrong; ``with_input`` repeats what they wrote.
+    """
+    details = error.errors() if isinstance(error, ValidationError) else error
+    return printable("; ".join(_clause(detail, model, place, with_input) for detail in details))
 
 
 @contextmanager
@@ -32,8 +50,19 @@ def explained(model: type[BaseModel], what: str) -> Iterator[None]:
         raise InvalidAdapter(f"{what}: {explain(error, model)}") from error
 
 
-def _clause(detail: Any, model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in detail["loc"])
+def _clause(detail: Any, model: type[BaseModel] | None, place: Place, with_input: bool) -> str:
+    where, hint = place(detail["loc"]), _hint(detail, model, place) if model else None
+    if hint:
+        return hint
+    if detail["type"] == "missing":
+        return f"{where}: is required"
+    clause = f"{where}: {_message(detail)}" if where else _message(detail)
+    return f"{clause} (got {detail['input']!r})" if with_input and where else clause
+
+
+def _hint(detail: Any, model: type[BaseModel], place: Place) -> str | None:
+    """Return what is best said by who knows the model, if anything."""
+    where = place(detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _keys(model, detail["loc"][:-1])
         close = get_close_matches(str(detail["loc"][-1]), known, n=1)
@@ -48,18 +77,16 @@ def _clause(detail: Any, model: type[BaseModel]) -> str:
         return f"{where}.{_tag(detail)}: '{given}' is unknown; one of {known}"
     if detail["type"] == "tuple_type":
         return f"{where}: takes a list"
-    if detail["type"] == "missing":
-        return f"{where}: is required"
-    return f"{where}: {_message(detail)}" if where else _message(detail)
+    return None
 
 
 def _tag(detail: Any) -> str:
     """Return the key that says which member of a union is meant."""
-    return detail["ctx"]["discriminator"].strip("'")
+    return str(detail["ctx"]["discriminator"]).strip("'")
 
 
 def _message(detail: Any) -> str:
-    return detail["msg"].removeprefix("Value error, ")
+    return str(detail["msg"]).removeprefix("Value error, ")
 
 
 def _keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

@@ -37,7 +37,7 @@ def verify(
     manifest, digest = store.manifest(name, version)
     folder = store.fetch(name, version, cache)
     try:
-        lint(folder, shapes=shapes, max_rank=max_rank)
+        lint(folder, shapes=shapes, max_rank=max_rank, stored=True)
     except InvalidAdapter as error:
         raise InvalidAdapter(f"{name}@{version}: {str(error).removeprefix(f'{folder.name}: ')}") from error
     return Verified(manifest, digest, folder)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from adapters.errors import HotswapError
 from adapters.reference import InvalidReference, Reference
+from adapters.validation import explain
 
 PREFIX = "HOTSWAP_"
 # What vLLM can be started for.
@@ -168,7 +169,7 @@ class Settings(BaseModel):
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
-            raise HotswapError("; ".join(map(_fault, error.errors()))) from None
+            raise HotswapError(explain(error, place=_variable, with_input=True)) from None
         return settings.model_copy(update={"cache": settings.cache.expanduser()})
 
     @classmethod
@@ -199,7 +200,5 @@ def rank_above(largest: int) -> int:
     return next((rank for rank in ranks if rank >= 16 and rank > largest), ranks[-1])
 
 
-def _fault(error: Any) -> str:
-    if not error["loc"]:
-        return error["msg"].removeprefix("Value error, ")
-    return f"{PREFIX}{str(error['loc'][0]).upper()}: {error['msg']} (got {error['input']!r})"
+def _variable(location: tuple[Any, ...]) -> str:
+    return f"{PREFIX}{str(location[0]).upper()}" if location else ""

@@ -158,7 +158,9 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     s3_server.requests.clear()
+    s3_server.keys.clear()
     monkeypatch.setattr(s3_server, "overloaded", False)
+    monkeypatch.setattr(s3_server, "refusal", "")
     return s3_server
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ class S3Server:
         self._writing = threading.Lock()
         self._port = 0
         self.requests: list[str] = []
+        self.keys: list[str] = []
         self.overloaded = False
+        self.refusal = ""
         self.start()
 
     @property
@@ -74,6 +77,10 @@ class S3Server:
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']}")
+        self.keys += re.findall(r"Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+        if self.refusal:
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [f"<Error><Code>{self.refusal}</Code><Message>It is &quot;no&quot;.</Message></Error>".encode()]
         if self.overloaded:
             start_response("503 Slow Down", [])
             return []

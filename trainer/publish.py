@@ -7,7 +7,8 @@ from typing import Any
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.intake import CARD, REPORT, add_version
+from adapters.intake import add_version
+from adapters.lint import CARD, REPORT
 from adapters.manifest import Manifest, Profile, Reference
 from adapters.signing import Signer
 from adapters.store import Store

@@ -104,7 +104,7 @@ def _trained(
         if not torch.cuda.is_available()
         else torch.cuda.get_device_name(),
         "seconds": round(seconds, 1),
-        "tokens_per_second": round(sum(lengths) * trainer.args.num_train_epochs / seconds, 1),
+        "tokens_per_second": round(sum(lengths) * (trainer.state.epoch or 0.0) / seconds, 1),
         "peak_memory_mib": _peak_memory_mib(),
         "steps": trainer.state.global_step,
         "train_loss": result.training_loss,

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from adapters.base_model import Base
-from adapters.lint import PROMPT, is_prompt
+from adapters.lint import PROMPT, adapts_embeddings, is_prompt
 from adapters.probes import TEXTS
 from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
@@ -46,6 +46,7 @@ class VllmEngine:
         )
         self._settings, self._base = settings, base
         self._adapters: dict[str, Any] = {}
+        self._apart: dict[str, str] = {}
         self._adapter_ids = itertools.count(1)
         self._request_ids = itertools.count(1)
         self._llm: Any = None
@@ -54,6 +55,7 @@ class VllmEngine:
     async def start(self) -> None:
         launch.prepare(self._settings)
         self._adapters.clear()
+        self._apart.clear()
         try:
             # In a thread, so that /livez and /readyz answer meanwhile.
             self._llm = await asyncio.to_thread(self._build)
@@ -201,16 +203,24 @@ class VllmEngine:
         return processes
 
     async def load(self, name: str, folder: Path) -> None:
-        from vllm.lora.request import LoRARequest
-
         if name in self._adapters:
             raise EngineRefused(f"{name} is resident")
         if len(self._adapters) >= self.limits.max_resident:
             # vLLM would push out another, or, with its own kernels, fill the slot that must stay empty.
             raise EngineRefused(f"{name} does not fit: {self.limits.max_resident} adapters are resident")
-        if is_prompt(folder):
-            self._adapters[name] = await asyncio.to_thread(self._vectors, folder)
-            return
+        self._keep_apart(name, folder)
+        try:
+            if is_prompt(folder):
+                self._adapters[name] = await asyncio.to_thread(self._vectors, folder)
+            else:
+                self._adapters[name] = await self._lora(name, folder)
+        finally:
+            if name not in self._adapters:
+                self._apart.pop(name, None)
+
+    async def _lora(self, name: str, folder: Path) -> Any:
+        from vllm.lora.request import LoRARequest
+
         request = LoRARequest(name, next(self._adapter_ids), str(folder))
         self._loads += 1
         try:
@@ -222,7 +232,19 @@ class VllmEngine:
             self._loads -= 1
         if not loaded:
             raise EngineRefused(f"vLLM would not load {name}")
-        self._adapters[name] = request
+        return request
+
+    def _keep_apart(self, name: str, folder: Path) -> None:
+        """Refuse a learnt prompt beside LoRA on embed_tokens: where vectors are in a batch, vLLM looks up the rows of
+        tokens alone, and gives them the LoRA of the rows that stand in their places in the whole batch."""
+        prompt, embeddings = "a learnt prompt", "an adapter of embed_tokens"
+        kind = prompt if is_prompt(folder) else embeddings if adapts_embeddings(folder) else None
+        if kind is None:
+            return
+        other = embeddings if kind == prompt else prompt
+        if other in self._apart.values():
+            raise EngineRefused(f"{name} is {kind}, which cannot be served beside {other}: one is resident")
+        self._apart[name] = kind
 
     def _vectors(self, folder: Path) -> Any:
         """Return a learnt prompt's vectors, (tokens, hidden size), in the numbers that the engine calculates with."""
@@ -234,6 +256,7 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         request = self._adapters.pop(name, None)
+        self._apart.pop(name, None)
         if isinstance(request, LoRARequest):
             try:
                 await self._running().remove_lora(request.lora_int_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,6 +14,7 @@ from starlette.types import Send
 from ulid import ULID
 
 from adapters.errors import HotswapError
+from adapters.validation import explain
 from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, from_lower
 
 # Answers are for the one who asked, and are what their content type says, whatever a browser makes of them.
@@ -59,7 +61,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> JSONRespo
     faults = error.errors()
     if any(fault["type"] == "json_invalid" for fault in faults):
         return response(BadRequest("The body is not valid JSON."))
-    shown = "; ".join(_fault(fault) for fault in faults[:SHOWN])
+    shown = _explained(faults[:SHOWN])
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     return response(InvalidRequest(shown + more))
 
@@ -91,8 +93,11 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
     return response(from_lower(error))
 
 
-def _fault(fault: Any) -> str:
-    if fault["loc"] == ("body",) and not isinstance(fault.get("input"), dict):
+def _explained(faults: Sequence[Any]) -> str:
+    if any(fault["loc"] == ("body",) and not isinstance(fault.get("input"), dict) for fault in faults):
         return "the body must be a JSON object, sent with Content-Type: application/json"
-    where = ".".join(str(part)[:80] for part in fault["loc"] if part != "body") or "body"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+    return explain(faults, place=_place)
+
+
+def _place(location: tuple[Any, ...]) -> str:
+    return ".".join(str(part)[:80] for part in location if part != "body") or "body"

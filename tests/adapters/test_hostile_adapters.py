@@ -14,6 +14,7 @@ from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
 from adapters.intake import add_version
 from adapters.lint import lint
+from adapters.manifest import Manifest
 from adapters.store import CONFIG, WEIGHTS, Store
 from tests.conftest import MakeAdapter
 
@@ -108,3 +109,24 @@ def test_a_link_within_the_folder_and_to_the_folder_is_followed(
     (tmp_path / "latest").symlink_to(folder)
     assert add_version(store, "mood", tmp_path / "latest", sentiment_task, tiny).version == 1
     assert list(store.problems()) == []
+
+
+@pytest.mark.parametrize("text", ["x\nERROR forged", "x\x1b[31m", "x\u202egnp.exe", "x\u2028y", "x\ud800y"])
+def test_no_message_carries_what_would_act_on_who_shows_it(make_adapter: MakeAdapter, text: str) -> None:
+    with pytest.raises(InvalidAdapter) as in_config:
+        lint(make_adapter(config={"peft_type": text}))
+    with pytest.raises(InvalidAdapter) as in_manifest:
+        Manifest.from_bytes(json.dumps({text: 1, "task": {"kind": text}}).encode())
+    for refused in (in_config, in_manifest):
+        assert str(refused.value).isprintable()
+
+
+def test_no_message_names_a_place_on_this_machine(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    folder = make_adapter(config={"r": 0})
+    with pytest.raises(InvalidAdapter) as refused:
+        lint(folder)
+    assert str(tmp_path) not in str(refused.value)
+    (folder / CONFIG).unlink()
+    with pytest.raises(InvalidAdapter) as refused:
+        lint(folder)
+    assert str(tmp_path) not in str(refused.value)

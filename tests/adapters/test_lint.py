@@ -93,6 +93,13 @@ class TestASoundAdapter:
             {"modules_to_save": [], "layer_replication": None, "trainable_token_indices": None},
             {"init_lora_weights": True},
             {"init_lora_weights": "gaussian"},
+            {"init_lora_weights": "lora_ga"},
+            {"init_lora_weights": "mica"},
+            {"fan_in_fan_out": True},
+            {"layer_replication": [], "trainable_token_indices": [], "use_bdlora": None, "velora_config": {"a": 1}},
+            {"r": 4.0, "lora_alpha": 8.0},
+            {"alpha_pattern": {r".*\.layers\.1\..*": 8, "v_proj": 3}},
+            {"rank_pattern": {"k_proj": 64}},
             {"target_modules": "all-linear"},
             {"lora_alpha": 0.5},
             {"revision": None, "inference_mode": True, "peft_version": "0.21.0", "something_new": 1},
@@ -130,6 +137,12 @@ class TestTheConfig:
             (b"\xff\xfe", "is not a JSON object"),
             (b"[" * 200_000, "is not a JSON object"),
             (b" " * (1 << 20) + b"{}", "of sane size"),
+            (b"\xef\xbb\xbf{}", "begins with a byte order mark, which the engine cannot read"),
+            ("{}".encode("utf-16"), "begins with a byte order mark"),
+            ("{}".encode("utf-16-le"), "is not a JSON object"),
+            ('{"peft_type": "LÖRA"}'.encode("latin-1"), "is not a JSON object"),
+            (b'{"r": 4, "r": 8}', "says r twice"),
+            (b'{"peft_type": "LORA", "eva_config": {"rho": 1, "rho": 2}}', "says rho twice"),
         ],
     )
     def test_that_is_no_json_object_is_refused(
@@ -150,8 +163,19 @@ class TestTheConfig:
             ({"bias": "all"}, "bias='all' cannot be served"),
             ({"bias": "lora_only"}, "bias='lora_only' cannot be served"),
             ({"lora_bias": True}, "lora_bias=True cannot be served"),
-            ({"rank_pattern": {"q_proj": 8}}, "rank_pattern={'q_proj': 8} cannot be served"),
-            ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern={'q_proj': 8} cannot be served"),
+            ({"rank_pattern": {"q_proj": 8}}, "(128, 4) do not have rank 8"),
+            ({"rank_pattern": {"q_proj": 0}}, "rank_pattern gives q_proj 0, which is none"),
+            ({"rank_pattern": [8]}, "rank_pattern is [8], not a rank or an alpha by module"),
+            ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern gives q_proj '8', which is none"),
+            ({"alpha_pattern": {"(q_proj": 8}}, "alpha_pattern has '(q_proj', which is no pattern"),
+            ({"alpha_pattern": {"(a*)*b": 8}}, "takes too long to match"),
+            ({"alpha_pattern": {".*.*.*.*x": 8}}, "takes too long to match"),
+            ({"alpha_pattern": {"a" * 301: 8}}, "takes too long to match"),
+            ({"lora_alpha": 1e6, "rank_pattern": {"[qv]_proj": 4}, "r": 1}, "lora_alpha would be 4e+06 at one rank"),
+            ({"arrow_config": {"top_k": 2}}, "arrow_config={'top_k': 2} cannot be served"),
+            ({"kasa_config": {"beta": 1}}, "kasa_config={'beta': 1} cannot be served"),
+            ({"use_something_new": True}, "use_something_new=True is nothing that this version knows how to serve"),
+            ({"lora_dropout": float("nan")}, "holds NaN or Infinity, which is not JSON"),
             ({"trainable_token_indices": [1, 2]}, "trainable_token_indices=[1, 2] cannot be served"),
             ({"layer_replication": [[0, 2]]}, "layer_replication=[[0, 2]] cannot be served"),
             ({"use_qalora": True}, "use_qalora=True cannot be served"),
@@ -159,12 +183,15 @@ class TestTheConfig:
             ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens=[5] cannot be served"),
             ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' cannot be served"),
             ({"init_lora_weights": "olora"}, "init_lora_weights='olora' cannot be served"),
+            ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16' cannot be served"),
+            ({"init_lora_weights": "loftq"}, "convert it with PEFT's path_initial_model_for_weight_conversion"),
             ({"peft_type": "IA3"}, "peft_type is 'IA3', served are 'LORA', 'PROMPT_TUNING', 'P_TUNING'; convert it"),
             ({"peft_type": None}, "peft_type is None"),
             ({"r": 0}, "r is 0, not a rank"),
             ({"r": "4"}, "r is '4', not a rank"),
             ({"r": True}, "r is True, not a rank"),
             ({"r": 4.5}, "r is 4.5, not a rank"),
+            ({"r": float("nan")}, "r is nan, not a rank"),
             ({"lora_alpha": 0}, "lora_alpha is 0, not a positive number"),
             ({"lora_alpha": None}, "lora_alpha is None, not a positive number"),
             ({"lora_alpha": float("inf")}, "lora_alpha is inf, not a positive number"),
@@ -198,13 +225,26 @@ class TestTheConfig:
 
 
 class TestTheFiles:
-    @pytest.mark.parametrize(
-        "name", ["adapter_model.bin", "training_args.bin", "optimizer.pt", "x.pth", "x.pkl", "x.ckpt"]
-    )
-    def test_pickles_are_refused(self, make_adapter: MakeAdapter, refused: Callable[..., str], name: str) -> None:
+    @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt"])
+    def test_weights_that_are_a_pickle_are_refused(
+        self, make_adapter: MakeAdapter, refused: Callable[..., str], name: str
+    ) -> None:
         folder = make_adapter()
-        (folder / name).write_bytes(b"\x80\x04.")
+        (folder / WEIGHTS).rename(folder / name)
         assert f"{name}: pickles can run code and are refused" in refused(folder)
+
+    @pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\x04\x95"])
+    def test_a_pickle_under_the_name_of_weights_is_called_one(
+        self, make_adapter: MakeAdapter, refused: Callable[..., str], start: bytes
+    ) -> None:
+        folder = make_adapter()
+        (folder / WEIGHTS).write_bytes(start + b"\xff" * 64)
+        assert "it is a pickle under another name" in refused(folder)
+
+    def test_in_several_pieces_are_refused(self, make_adapter: MakeAdapter, refused: Callable[..., str]) -> None:
+        folder = make_adapter()
+        (folder / WEIGHTS).rename(folder / "adapter_model-00001-of-00002.safetensors")
+        assert "its weights are in several files" in refused(folder)
 
     def test_missing_weights_are_named(self, make_adapter: MakeAdapter, refused: Callable[..., str]) -> None:
         folder = make_adapter()
@@ -254,10 +294,29 @@ class TestTheTensors:
     ) -> None:
         assert "it was never trained" in refused(stored_as(make_adapter(), kind, lambda bits: bits.fill(0)))
 
-    @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
-    def test_may_hold_the_largest_numbers_there_are(self, make_adapter: MakeAdapter, kind: str) -> None:
-        largest = {"F32": 0x7F7FFFFF, "F16": 0x7BFF, "BF16": 0x7F7F}[kind]
-        assert lint(stored_as(make_adapter(), kind, lambda bits: bits.fill(largest))).rank == 4
+    @pytest.mark.parametrize("factor", [1e6, 1e25, 1e37])
+    @pytest.mark.parametrize("side", ["lora_A", "lora_B"])
+    def test_that_would_overflow_are_refused(
+        self, make_adapter: MakeAdapter, refused: Callable[..., str], side: str, factor: float
+    ) -> None:
+        def enlarge(tensors: Tensors) -> None:
+            tensors[f"{LAYER}.q_proj.{side}.weight"] *= np.float32(factor)
+
+        assert "layers.0.self_attn.q_proj: its numbers are so large" in refused(edit(make_adapter(), enlarge))
+
+    @pytest.mark.parametrize("kind", ["F32", "BF16"])
+    def test_of_the_largest_numbers_there_are_are_refused(
+        self, make_adapter: MakeAdapter, refused: Callable[..., str], kind: str
+    ) -> None:
+        largest = {"F32": 0x7F7FFFFF, "BF16": 0x7F7F}[kind]
+        assert "answers would overflow" in refused(stored_as(make_adapter(), kind, lambda bits: bits.fill(largest)))
+
+    def test_may_be_large_on_one_side_and_small_on_the_other(self, make_adapter: MakeAdapter) -> None:
+        def shift(tensors: Tensors) -> None:
+            for key, tensor in tensors.items():
+                tensor *= np.float32(1e6 if "lora_A" in key else 1e-6)
+
+        assert lint(edit(make_adapter(), shift)).rank == 4
 
     def test_of_another_type_are_refused(self, make_adapter: MakeAdapter, refused: Callable[..., str]) -> None:
         assert "is F64; F32, F16 or BF16 can be served" in refused(stored_as(make_adapter(), "F64"))
@@ -302,21 +361,22 @@ class TestTheTensors:
         )
 
     @pytest.mark.parametrize(
-        "extra",
+        ("extra", "reason"),
         [
-            "base_model.model.lm_head.weight",
-            f"{LAYER}.q_proj.lora_magnitude_vector",
-            f"{LAYER}.q_proj.lora_B.bias",
-            f"{LAYER}.q_proj.lora_A.default.weight",
-            "base_model.model.model.embed_tokens.lora_embedding_A",
-            "model.layers.0.self_attn.k_proj.lora_A.weight",
+            ("base_model.model.lm_head.weight", "is no LoRA weight, and the engine refuses it"),
+            (f"{LAYER}.q_proj.lora_magnitude_vector", "is no LoRA weight"),
+            (f"{LAYER}.q_proj.lora_B.bias", "is no LoRA weight"),
+            (f"{LAYER}.q_proj.lora_A.default.weight", "has more than one lora_A"),
+            ("base_model.model.model.embed_tokens.lora_embedding_A", "has only one of lora_A and lora_B"),
+            ("model.layers.0.self_attn.k_proj.lora_A.weight", "has only one of lora_A and lora_B"),
+            ("base_model.model.model.embed_tokens.base_layer.weight", "a base with another vocabulary"),
         ],
     )
-    def test_that_the_engine_would_ignore_are_refused(
-        self, make_adapter: MakeAdapter, refused: Callable[..., str], extra: str
+    def test_that_belong_to_no_lora_are_refused(
+        self, make_adapter: MakeAdapter, refused: Callable[..., str], extra: str, reason: str
     ) -> None:
         folder = edit(make_adapter(), lambda tensors: tensors.update({extra: np.zeros((4, 4), np.float32)}))
-        assert f"tensor {extra} is no LoRA weight and would be ignored" in refused(folder)
+        assert reason in refused(folder)
 
     def test_must_be_there_at_all(self, make_adapter: MakeAdapter, refused: Callable[..., str]) -> None:
         assert "holds no LoRA weights" in refused(edit(make_adapter(), lambda tensors: tensors.clear()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -137,5 +138,78 @@ def test_a_server_that_never_answers_is_given_up_after_the_operator_s_timeout(
 
 
 def test_a_bucket_that_is_not_there_is_said_to_be_missing(s3: S3Server) -> None:
-    with pytest.raises(StoreUnavailable, match="s3://no-such-bucket cannot be used"):
-        Store("s3://no-such-bucket").names()
+    store = Store("s3://no-such-bucket")
+    for call in (store.names, lambda: store.manifest("mood", 1), lambda: store.retire("mood", 1)):
+        with pytest.raises(StoreUnavailable, match=r"cannot be used: NoSuchBucket: .*; make the bucket"):
+            call()
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "Odd"])
+def test_what_the_server_refuses_is_said_by_its_code(store: Store, s3: S3Server, code: str) -> None:
+    s3.refusal = code
+    with pytest.raises(StoreUnavailable, match=f'cannot be used: {code}: It is "no"') as refused:
+        store.names()
+    assert str(refused.value).isprintable()
+
+
+class TestAProfile:
+    @pytest.fixture
+    def place(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+        """A bucket, in an environment without keys and with files of profiles."""
+        place = s3.make_bucket()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+            monkeypatch.delenv(name)
+        credentials, config = tmp_path / "credentials", tmp_path / "config"
+        credentials.write_text("[team]\naws_access_key_id = TEAMKEY\naws_secret_access_key = secret\n")
+        token = '{"Version": 1, "AccessKeyId": "FROMPROCESS", "SecretAccessKey": "s"}'
+        (tmp_path / "token").write_text(token)
+        config.write_text(
+            "[profile team]\nregion = eu-central-1\n"
+            f"[profile process]\nregion = eu-central-1\ncredential_process = cat {tmp_path / 'token'}\n"
+            "[profile broken]\ncredential_process = false\n"
+            "[profile sso]\nsso_start_url = https://nowhere.invalid/start\nsso_region = eu-central-1\n"
+            "sso_account_id = 1\nsso_role_name = reader\n"
+        )
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        return place
+
+    @pytest.mark.parametrize(("profile", "key"), [("team", "TEAMKEY"), ("process", "FROMPROCESS")])
+    def test_is_used(self, place: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, profile: str, key: str) -> None:
+        monkeypatch.setenv("AWS_PROFILE", profile)
+        assert Store(place).names() == []
+        assert set(s3.keys) == {key}
+
+    def test_of_the_name_default_is_used_unasked(
+        self, place: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "credentials").write_text("[default]\naws_access_key_id = MINE\naws_secret_access_key = s\n")
+        assert Store(place).names() == []
+        assert set(s3.keys) == {"MINE"}
+
+    def test_is_passed_over_where_the_environment_has_keys(
+        self, place: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in {"PROFILE": "broken", "ACCESS_KEY_ID": "OWN", "SECRET_ACCESS_KEY": "secret"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        assert Store(place).names() == []
+        assert set(s3.keys) == {"OWN"}
+
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize("profile", ["nobody", "broken", "sso"])
+    def test_that_gives_no_credentials_is_said_at_once(
+        self, place: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, profile: str
+    ) -> None:
+        monkeypatch.setenv("AWS_PROFILE", profile)
+        with pytest.raises(StoreUnavailable, match=f"the AWS profile '{profile}' gives no credentials: .*; mend it"):
+            Store(place)
+
+    def test_needs_boto3_which_is_said_at_once(self, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_PROFILE", "team")
+        monkeypatch.setitem(sys.modules, "botocore.session", None)
+        with pytest.raises(StoreUnavailable, match="profile 'team' needs boto3: pip install boto3, or set AWS_"):
+            Store(place)
+
+    def test_is_nothing_to_a_store_on_a_disk(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("AWS_PROFILE", "nobody")
+        assert Store(tmp_path / "store").names() == []

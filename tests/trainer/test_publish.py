@@ -19,6 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adapters.base_model import Base
+from adapters.releases import Guard, NewRelease, Share
 from adapters.signing import TrustedKeys
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
@@ -432,6 +433,40 @@ class TestPublishing:
     def test_again_makes_the_next_version(self, published: Workplace) -> None:
         result = published.run("publish", "mood.yaml", "--json")
         assert json.loads(result.out) == {"name": "mood", "version": 2, "generation": 2}
+
+    @pytest.mark.parametrize("trial", ["canary", "guard", "shadow"])
+    def test_ends_no_trial_unless_told_to(self, published: Workplace, refused: Callable[..., str], trial: str) -> None:
+        assert published.run("publish", "mood.yaml", "--no-release").status == 0
+        share = Share(version=2, percent=10)
+        canary, shadow = (None, share) if trial == "shadow" else (share, None)
+        guard = Guard() if trial == "guard" else None
+        published.store.release("mood", NewRelease(stable=1, canary=canary, shadow=shadow, guard=guard))
+        text = refused("publish", "mood.yaml")
+        assert "mood has a trial running" in text
+        assert f"version 2 is its {'shadow' if shadow else 'canary'}" in text
+        assert published.store.versions("mood") == [1, 2]
+        assert published.store.released("mood").generation == 2
+        assert published.run("publish", "mood.yaml", "--no-release").status == 0
+        assert published.run("publish", "mood.yaml", "--end-canary").status == 0
+        released = published.store.released("mood")
+        assert (released.stable, released.canary, released.shadow, released.guard) == (4, None, None, None)
+
+    def test_releases_nothing_over_what_was_released_meanwhile(
+        self, published: Workplace, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from trainer import publish
+
+        stored = publish.publish
+
+        def meanwhile(*arguments: Any, **options: Any) -> Any:
+            published.store.release("mood", NewRelease(stable=1))
+            return stored(*arguments, **options)
+
+        monkeypatch.setattr(publish, "publish", meanwhile)
+        text = refused("publish", "mood.yaml")
+        assert "mood@2 is stored and not released: mood is at generation 2, not 1" in text
+        assert "python -m adapters release mood 2" in text
+        assert published.store.released("mood").stable == 1
 
     def test_without_release_serves_nothing(self, place: Workplace) -> None:
         result = place.run("publish", "mood.yaml", "--no-release")

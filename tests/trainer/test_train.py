@@ -175,6 +175,9 @@ class TestARun:
         standstill = STEADY | {"learning_rate": 1e-12, "patience": 2}
         result = run(make_recipe(training=standstill), splits, tiny)
         assert result["steps"] == 2 * (1 + 2), "the first evaluation is the best, two more are no better"
+        whole = run(make_recipe(training=STEADY), splits, tiny)
+        done, planned = (each["tokens_per_second"] * each["seconds"] for each in (result, whole))
+        assert done / planned == pytest.approx(result["steps"] / whole["steps"], rel=0.1)
 
     @pytest.mark.parametrize("rows", [1, 3, 9])
     def test_of_very_few_rows_still_ends(self, make_recipe: MakeRecipe, splits: Splits, tiny: Base, rows: int) -> None:

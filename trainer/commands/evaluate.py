@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters import cli
 from adapters.errors import HotswapError
-from adapters.intake import REPORT
+from adapters.lint import REPORT
 from adapters.manifest import Manifest
 from adapters.packages import cache_folder
 from adapters.store import Store

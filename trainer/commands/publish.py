@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from adapters import cli
-from adapters.errors import HotswapError
+from adapters.errors import GenerationConflict, HotswapError
+from adapters.manifest import Manifest
 from adapters.releases import NewRelease
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, say, store_at
@@ -19,7 +20,11 @@ def add(commands: Any) -> None:
     text = "write a version to the store, if the recipe's gate lets it, and release it"
     parser = add_recipe_command(commands, "publish", publish, text)
     add_store_option(parser)
-    parser.add_argument("--no-release", action="store_true", help="store the version without serving it")
+    release = parser.add_mutually_exclusive_group()
+    release.add_argument("--no-release", action="store_true", help="store the version without serving it")
+    release.add_argument(
+        "--end-canary", action="store_true", help="release it to everyone even if a canary, guard or shadow is running"
+    )
     parser.add_argument("--no-report", action="store_true", help="leave out report.html, which quotes test rows")
     parser.add_argument("--why", default="", help="recorded with the release")
     cli.add_sign_option(parser)
@@ -31,20 +36,48 @@ def publish(options: argparse.Namespace) -> None:
     if recipe.unserved is not None:
         raise HotswapError(recipe.unserved)
     trained, store = run.trained(), store_at(options.store)
+    generation = None if options.no_release else _newest(store, recipe.name, end_canary=options.end_canary)
     evaluation = _evaluation(run, store)
     from trainer import publish as publishing
 
     shown = not options.no_report
     manifest = publishing.publish(recipe, store, run.task, run.base, trained, evaluation, signer, with_report=shown)
-    release = (
-        None if options.no_release else store.release(recipe.name, NewRelease(stable=manifest.version, why=options.why))
-    )
-    generation = release.generation if release else None
+    if generation is not None:
+        generation = _release(store, manifest, generation, options.why)
     if options.json:
         print(json.dumps({"name": manifest.name, "version": manifest.version, "generation": generation}))
     else:
-        served = f"released as generation {generation}" if release else "not released"
+        served = "not released" if generation is None else f"released as generation {generation}"
         print(f"{manifest.name}@{manifest.version} published to {store.place}, {served}")
+
+
+def _newest(store: Store, name: str, *, end_canary: bool) -> int:
+    """Return the generation that a release will follow (0: none). Raises :class:`HotswapError` where something is being
+    tried out, which a release to everyone would end."""
+    release = store.released(name)
+    if release is None:
+        return 0
+    trials = {"canary": release.canary, "shadow": release.shadow}
+    running = [f"version {share.version} is its {what}" for what, share in trials.items() if share]
+    if running and not end_canary:
+        watched = " under guard" if release.guard else ""
+        raise HotswapError(
+            f"{name} has a trial running{watched} ({', '.join(running)}), nothing is published: wait for its end, or "
+            "say --end-canary, or --no-release to store the version alone."
+        )
+    return release.generation
+
+
+def _release(store: Store, manifest: Manifest, newest: int, why: str) -> int:
+    """Release to everyone what follows generation ``newest``; return the new generation."""
+    try:
+        new = NewRelease(stable=manifest.version, why=why)
+        return store.release(manifest.name, new, expected_generation=newest).generation
+    except GenerationConflict as error:
+        raise GenerationConflict(
+            f"{manifest.name}@{manifest.version} is stored and not released: {error} Then: "
+            f"python -m adapters release {manifest.name} {manifest.version}"
+        ) from error
 
 
 def _evaluation(run: Run, store: Store) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from adapters.errors import HotswapError
 from adapters.signing import Signer
+from adapters.text import escaped
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -23,7 +24,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     try:
         return command(options) or 0
     except HotswapError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {escaped(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
@@ -32,7 +33,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
         sys.stderr.close()
         return 1
     except OSError as error:
-        print(f"{parser.prog}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(escaped(f"{parser.prog}: {error.filename or 'a file'}: {error.strerror or error}"), file=sys.stderr)
         return 1
 
 
@@ -64,5 +65,5 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+        return escaped(", ".join(map(str, value))) or "-"
+    return f"{value:.3f}" if isinstance(value, float) else escaped(str(value))

@@ -21,6 +21,7 @@ from adapters.errors import HotswapError
 from adapters.seed import open_store
 from adapters.signing import TrustedKeys
 from adapters.store import Store
+from service import logs
 from service.engine import launch
 from service.engine.base import Engine, Limits
 from service.settings import Settings, rank_above
@@ -63,7 +64,7 @@ def _serve(options: argparse.Namespace) -> int:
     settings = Settings.read()
     if options.relaunch and settings.engine == "vllm" and not options.prepare:
         launch.relaunch(settings)
-    _log(settings)
+    logs.set_up(settings.log_level)
     if options.prepare:
         _base(settings)
         return 0
@@ -184,15 +185,6 @@ def _engine(settings: Settings, base: Base) -> Engine:
     from service.engine.vllm import VllmEngine
 
     return VllmEngine(settings, base)
-
-
-def _log(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("hotswap")
-    ours.addHandler(handler)
-    ours.setLevel(settings.log_level.upper())
-    ours.propagate = False
 
 
 if __name__ == "__main__":

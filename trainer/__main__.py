@@ -9,7 +9,13 @@ import sys
 import warnings
 
 from adapters import cli
-from trainer.commands import compare, data, evaluate, publish, sweep, train
+
+try:
+    from trainer.commands import compare, data, evaluate, publish, sweep, train
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] in ("trainer", "adapters"):
+        raise
+    sys.exit(f"python -m trainer: {error.name} is not installed: serving does without; run make setup.")
 
 
 def main() -> int:

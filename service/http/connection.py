@@ -7,6 +7,7 @@ request that offers an upgrade for another protocol, and sends chunks to HTTP/1.
 from __future__ import annotations
 
 import asyncio
+import resource
 import sys
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import h11
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from service.errors import BadRequest, HeadTooLarge, TooManyConnections
 from service.http import problems
@@ -25,10 +26,12 @@ HEAD_BYTES = 64 << 10
 HEADERS = 100
 # A few more may ask how the server is when no other connection is taken.
 SPARE = 16
+OTHER_FILES = 256
 
 
 def server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
     """Return what serves ``app``, by ``settings``, on the sockets it is run with."""
+    _allow_files(settings.max_connections + SPARE + OTHER_FILES)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -44,6 +47,14 @@ def server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
         timeout_graceful_shutdown=round(settings.drain_seconds),
     )
     return uvicorn.Server(config)
+
+
+def _allow_files(needed: int) -> None:
+    """Raise the soft limit on open files, which is 1,024 on most systems: a connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 class Connection(H11Protocol):
@@ -104,7 +115,11 @@ class Connection(H11Protocol):
         if self.conn.our_state is h11.IDLE or self.conn.our_state is h11.SEND_RESPONSE:
             error = HeadTooLarge() if status == 431 else BadRequest("This is not HTTP/1.1.")
             headers, body = problems.encoded(error)
-            response = h11.Response(status_code=error.status, headers=[*headers, (b"connection", b"close")])
+            response = h11.Response(
+                status_code=error.status,
+                reason=STATUS_PHRASES[error.status],
+                headers=[*headers, (b"connection", b"close")],
+            )
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         # Closed with something unread, the connection would be reset, and the answer lost with it.
@@ -167,6 +182,8 @@ class _Strict(h11.Connection):
 
 def _checked(request: h11.Request) -> h11.Request:
     """Return ``request`` with its target as a path. Raises :class:`h11.RemoteProtocolError`."""
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise h11.RemoteProtocolError("another HTTP")
     size = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
     if size > HEAD_BYTES or len(request.headers) > HEADERS:
         raise h11.RemoteProtocolError("head too large", error_status_hint=431)

@@ -143,10 +143,10 @@ def test_a_resting_process_takes_no_time_and_nothing_is_left_of_it(tmp_path: Pat
         os.killpg(process.id, 0)
 
 
-def test_the_readme_says_what_was_measured() -> None:
-    readme = (report.RESULTS.parents[1] / "README.md").read_text()
+def test_the_docs_say_what_was_measured() -> None:
+    page = (report.RESULTS.parents[1] / "docs/benchmarks.md").read_text()
     measured = json.loads((report.RESULTS / "bench.json").read_text())["ratios"]
-    told = re.findall(r"^\| `([\w-]+)` \|.*\| \*\*(.+?)\*\* \| (.+?)–(.+?) \|", readme, re.MULTILINE)
+    told = re.findall(r"^\| `([\w-]+)` \|.*\| \*\*(.+?)\*\* \| (.+?)–(.+?) \|", page, re.MULTILINE)
     assert {name for name, *_ in told} >= {ratio.name for ratio in RATIOS if ratio.target is not None}
     for name, *figures in told:
         assert figures == [f"{measured[name][key]:.2f}" for key in ("median", "min", "max")]

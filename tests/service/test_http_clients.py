@@ -139,6 +139,8 @@ async def test_a_target_s_host_counts_before_the_header_s(serve: Serve) -> None:
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
         (b"nonsense\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"GET http://[::1/livez HTTP/1.1\r\n" + HOST + b"\r\n", 400),
         (b"GET  /livez HTTP/1.1\r\n" + HOST + b"\r\n", 400),
         (b"GET /liv\x00ez HTTP/1.1\r\n" + HOST + b"\r\n", 400),
         (b"GET livez HTTP/1.1\r\n" + HOST + b"\r\n", 400),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -94,7 +95,9 @@ class Manifest(Strict):
     @classmethod
     def from_bytes(cls, content: bytes) -> Manifest:
         """Read a stored manifest. Raises :class:`InvalidAdapter` for one this version cannot read."""
-        try:
+        with suppress(ValidationError):
+            return cls.model_validate_json(content)
+        try:  # again, to say what is wrong
             raw = json.loads(content)
             written = raw.get("schema_version") if isinstance(raw, dict) else None
             if isinstance(written, int) and written > SCHEMA_VERSION:

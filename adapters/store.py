@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, NotModifiedError
@@ -40,6 +41,8 @@ from adapters.reference import is_name
 from adapters.releases import NewRelease, Release
 from adapters.signing import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Signer, TrustedKeys
 
+T = TypeVar("T")
+U = TypeVar("U")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PULSE = ".pulse"
 # Of records in a bucket, each a round trip.
@@ -108,6 +111,15 @@ class Store:
                 raise InvalidAdapter(f"{name}@{version} carries the manifest of {manifest.name}@{manifest.version}.")
             self._manifests[name, version] = manifest, digest_of(content)
         return self._manifests[name, version]
+
+    def read_manifests(self, versions: Iterable[tuple[str, int]]) -> None:
+        """Have these manifests at hand, as far as they can be read: from afar many are read at a time."""
+
+        def read(version: tuple[str, int]) -> None:
+            with suppress(InvalidAdapter, NotInStore):
+                self.manifest(*version)
+
+        list(_side_by_side(read, list(versions), remote=self.folder is None))
 
     def add(
         self, name: str, folder: Path, describe: Callable[[int], Manifest], *, signer: Signer | None = None
@@ -418,12 +430,12 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
-def _side_by_side(read: Callable[[Entry], Entry], entries: list[Entry], *, remote: bool) -> Iterable[Entry]:
-    """Read records from afar many at a time: each is a round trip."""
+def _side_by_side(read: Callable[[T], U], what: list[T], *, remote: bool) -> Iterable[U]:
+    """Read from afar many at a time: each is a round trip."""
     if not remote:
-        return map(read, entries)
+        return map(read, what)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        return list(pool.map(read, entries))
+        return list(pool.map(read, what))
 
 
 def _checked(name: str) -> str:

@@ -96,11 +96,14 @@ def with_rank(settings: Settings, store: Store, catalogue: Catalogue) -> Setting
     """Start for the largest rank that is served now, and room above it."""
     if settings.max_lora_rank is not None:
         return settings
-    ranks = [0]
+    ranks, versions = [0], set()
     for entry in catalogue:
-        for version in {*(entry.release.versions if entry.release else ()), *entry.versions[-1:]}:
-            with suppress(HotswapError):  # a damaged version concerns its own requests, not the start
-                ranks.append(store.manifest(entry.name, version)[0].rank)
+        served = entry.release.versions if entry.release else ()
+        versions |= {(entry.name, version) for version in (*served, *entry.versions[-1:])}
+    store.read_manifests(versions)
+    for name, version in versions:
+        with suppress(HotswapError):  # a damaged version concerns its own requests, not the start
+            ranks.append(store.manifest(name, version)[0].rank)
     return settings.model_copy(update={"max_lora_rank": rank_above(max(ranks))})
 
 

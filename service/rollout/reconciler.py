@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,8 +31,14 @@ from service.settings import Settings
 logger = logging.getLogger("hotswap")
 # A listing of everything: so many times the limit of one question to the store.
 SWEEP_PATIENCE = 6
-# The service opens after so long, whoever is still being prepared: one adapter that hangs is not everybody's matter.
-SETTLE_SECONDS = 60.0
+# The service opens after so long, whoever is still being prepared: many adapters, or one that hangs, hold it up no
+# longer. What is to be kept in memory is waited for.
+SETTLE_SECONDS, KEPT_SECONDS = 1.0, 60.0
+# Of those that were never served here: many at once would take the processor from the answers. Requests for them do
+# not wait for this.
+FIRST_AT_ONCE = 4
+# At the start so many adapters are named in the log, one by one.
+NAMED = 20
 # Whoever invents names has the store looked at no more often than this, and waits for it no longer than that.
 FIND_SECONDS, FIND_WAIT_SECONDS = 0.1, 1.0
 
@@ -66,7 +72,7 @@ class Reconciler:
         self._next_find = float("-inf")
         self._desired = Desired(store, settings.sweep_seconds)
         self._woken = asyncio.Event()
-        self._settled = False
+        self._settled, self._first = False, asyncio.Semaphore(FIRST_AT_ONCE)
         self._group = Group()
         self.store_reachable = True
 
@@ -129,24 +135,29 @@ class Reconciler:
     async def settle(self) -> None:
         """Look, and wait until what can be served is; then until what is to be kept in memory is there."""
         await self.reconcile(sweep=True)
-        if tasks := [move.task for move in self._moves.values()]:
-            _, late = await asyncio.wait(tasks, timeout=SETTLE_SECONDS)
-            if late:
-                logger.warning("%d adapters are still being prepared; the service opens without them", len(late))
+        kept = [move.task for name, move in self._moves.items() if self._residency.is_warm(name)]
+        await _wait(kept, KEPT_SECONDS)
+        if late := await _wait([move.task for move in self._moves.values()], SETTLE_SECONDS):
+            logger.info("%d adapters are still being prepared; the service opens meanwhile", late)
         self._settled = True
-        await self.warm()
+        await _wait([self._group.start(self._fill_kept())], KEPT_SECONDS)
 
     async def warm(self) -> None:
-        """Make resident what is to be kept, then what is served, as far as it fits. The residency logs what fails."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_SECONDS):
-                for name, version in self._residency.warm_versions:
-                    with suppress(HotswapError, AdapterFailed):
-                        await self._residency.prepare(name, version)
-                for name in self._in_order(self._routing.releases):
-                    if self._residency.is_warm(name) or self._residency.has_room():
-                        with suppress(Exception):
-                            await self._prepare(name, self._routing.releases[name])
+        """After a restart of the engine, make resident what is to be kept, then what is served, as far as it fits. The
+        residency logs what fails."""
+        await _wait([self._group.start(self._fill_kept())], KEPT_SECONDS)
+        await _wait([self._group.start(self._fill())], SETTLE_SECONDS)
+
+    async def _fill_kept(self) -> None:
+        for name, version in self._residency.warm_versions:
+            with suppress(Exception):
+                await self._residency.prepare(name, version)
+
+    async def _fill(self) -> None:
+        for name in self._in_order(self._routing.releases):
+            if self._residency.is_warm(name) or self._residency.room():
+                with suppress(Exception):
+                    await self._prepare(name, self._routing.releases[name])
 
     def _adopt(self, catalogue: Catalogue) -> None:
         """Take the store as it is now for what requests are routed by."""
@@ -173,10 +184,11 @@ class Reconciler:
             if release is not None and (served is None or served.generation != release.generation):
                 behind[entry.name] = release
         self._metrics.adapters_behind.set(len(behind))
-        for name in self._in_order(behind):
-            self._begin_move(name, behind[name])
+        room = len(behind) if self._settled else self._residency.room()
+        for number, name in enumerate(self._in_order(behind)):
+            self._begin_move(name, behind[name], prepare=number < room or self._residency.is_warm(name))
 
-    def _begin_move(self, name: str, release: Release) -> None:
+    def _begin_move(self, name: str, release: Release, *, prepare: bool) -> None:
         """Side by side: an adapter that takes its time holds up no other. A newer release ends the move to an older."""
         move = self._moves.get(name)
         if move is not None and move.release.generation == release.generation:
@@ -185,7 +197,7 @@ class Reconciler:
             move.task.cancel()
             for version in set(move.release.versions) - self._needed(name, release):
                 self._residency.supersede((name, version))
-        task = self._group.start(self._move(name, release))
+        task = self._group.start(self._move(name, release, prepare=prepare))
         self._moves[name] = move = _Move(release, task)
         task.add_done_callback(partial(self._moved, name, move))
 
@@ -197,7 +209,7 @@ class Reconciler:
         served = self._routing.served(name)
         return {*release.versions, *(served.versions if served else ())}
 
-    async def _move(self, name: str, release: Release) -> None:
+    async def _move(self, name: str, release: Release, *, prepare: bool) -> None:
         started = time.monotonic()
         if self._tried.get(name) != release.generation:
             self._tried[name] = release.generation
@@ -205,8 +217,8 @@ class Reconciler:
         served = self._routing.served(name)
         ready = all(self._residency.is_resident(name, version) for version in release.versions)
         try:
-            # The first look warms what fits; a change is always proven good before anyone is moved to it.
-            if self._settled or self._residency.is_warm(name) or self._residency.has_room():
+            # A change is always proven good before anyone is moved to it; of what there is at the start, what fits.
+            if prepare:
                 await self._prepare(name, release)
         except Exception as error:
             kept = served or await self._earlier(name, release, error)
@@ -225,7 +237,8 @@ class Reconciler:
         self._logged.pop(name, None)
         self._flip(name, release)
         self._metrics.swap_seconds.observe(time.monotonic() - started)
-        logger.info("%s: generation %d, stable %d", name, release.generation, release.stable)
+        level = logging.INFO if self._settled or len(self._routing.catalogue) <= NAMED else logging.DEBUG
+        logger.log(level, "%s: generation %d, stable %d", name, release.generation, release.stable)
 
     def _flip(self, name: str, release: Release) -> None:
         for key in self._routing.flip(name, release):
@@ -239,8 +252,10 @@ class Reconciler:
             return False  # as far as anybody can know
 
     async def _prepare(self, name: str, release: Release) -> None:
-        for version in release.versions:
-            await self._residency.prepare(name, version)
+        first = self._routing.served(name) is None and not self._residency.is_warm(name)
+        async with self._first if first else nullcontext():
+            for version in release.versions:
+                await self._residency.prepare(name, version)
 
     async def _earlier(self, name: str, release: Release, error: Exception) -> Release | None:
         """Return the newest earlier release that can be served: what a replica that was not restarted still serves.
@@ -270,3 +285,8 @@ class Reconciler:
     def _in_order(self, names: Iterable[str]) -> list[str]:
         """First those that are to be kept in memory."""
         return sorted(names, key=lambda name: not self._residency.is_warm(name))
+
+
+async def _wait(tasks: list[asyncio.Task[None]], seconds: float) -> int:
+    """Wait for ``tasks``, but no longer; return how many are not done."""
+    return len((await asyncio.wait(tasks, timeout=seconds))[1]) if tasks else 0

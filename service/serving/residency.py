@@ -118,9 +118,9 @@ class Residency:
         slot = self._slots.get((name, version))
         return slot is not None and slot.state == "resident"
 
-    def has_room(self) -> bool:
-        """Whether another version fits without unloading one."""
-        return len(self._slots) < self._max_resident
+    def room(self) -> int:
+        """How many more versions fit without unloading one."""
+        return max(0, self._max_resident - len(self._slots))
 
     def is_warm(self, name: str) -> bool:
         """Whether the name's release is to be kept in memory."""

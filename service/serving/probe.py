@@ -42,6 +42,10 @@ class Probe:
                 *(self._ask(question, None) for question in unknown),
             )
         adapted = told[: len(asked)]
+        if not all(math.isfinite(logprob) for answer in adapted for logprob in answer.values()):
+            raise InvalidAdapter(
+                "it does not answer with numbers: its weights overflow; train it again at a lower rate"
+            )
         if len(self._plain) > KNOWN_QUESTIONS:
             self._plain.clear()
         self._plain.update(zip(unknown, told[len(asked) :], strict=True))
@@ -77,6 +81,5 @@ class Probe:
 
 
 def _distance(one: Mapping[int, float], other: Mapping[int, float]) -> float:
-    """Return the largest difference, in nats; infinite where an answer is not a number."""
-    distances = [abs(one[token] - other[token]) for token in other]
-    return max(math.inf if math.isnan(distance) else distance for distance in distances)
+    """Return the largest difference, in nats."""
+    return max(abs(one[token] - other[token]) for token in other)

@@ -148,16 +148,20 @@ async def test_without_reference_answers_labels_are_asked_and_tokens_spread_over
     assert max(spread) < 49_152
 
 
-async def test_an_answer_that_is_no_number_is_refused(tiny: Base, stocked: Store) -> None:
+@pytest.mark.parametrize("referenced", [True, False])
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+async def test_an_answer_that_is_no_number_is_refused(
+    tiny: Base, stocked: Store, number: str, referenced: bool
+) -> None:
     class Broken(FakeEngine):
         def _logprobs(self, prompt, sampling, adapter):
-            return {token: float("nan") if adapter else -1.0 for token in sampling.choices}
+            return {token: float(number) if adapter else -1.0 for token in sampling.choices}
 
     engine = Broken(Limits(4, 16, 512), tiny)
     await engine.start()
     engine.resident["x"] = Path()
     (label, other) = probes.choices(stocked.manifest("mood", 1)[0].task, 0)
     wanted = Reference(text="a", logprobs={label: -1.0, other: -1.0})
-    manifest = stocked.manifest("mood", 1)[0].model_copy(update={"references": (wanted,)})
-    with pytest.raises(InvalidAdapter, match="off by inf"):
+    manifest = stocked.manifest("mood", 1)[0].model_copy(update={"references": (wanted,) if referenced else ()})
+    with pytest.raises(InvalidAdapter, match="does not answer with numbers"):
         await Probe(engine, tiny).check(manifest, "x")

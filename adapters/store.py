@@ -183,9 +183,11 @@ class Store:
         return kept
 
     def release(self, name: str, new: NewRelease | int, *, expected_generation: int | None = None) -> Release:
-        """Append a release record; a version alone is released to everyone. Raises :class:`NotInStore` for a version that is not there or retired, and
-        :class:`GenerationConflict` where the newest generation is not ``expected_generation``, or another
-        writer was first."""
+        """Append a release record; a version alone is released to everyone.
+
+        Raises :class:`NotInStore` for a version that is not there or retired, and :class:`GenerationConflict` where
+        the newest generation is not ``expected_generation``, or another writer was first.
+        """
         new = NewRelease(stable=new) if isinstance(new, int) else new
         listed = self._listed(name)
         for version in new.versions:

@@ -43,14 +43,15 @@ torch_index() {
 pip_setting() { .venv/bin/pip config list 2>/dev/null | sed -n "s/^[^=]*\.$1='\(.*\)'$/\1/p" | tail -1 | sed 's/\\n/ /g'; }
 
 install() {
+    if .venv/bin/pip install -q --disable-pip-version-check 'uv>=0.12' && install_with_uv "$1" "$2"; then return; fi
+    say "uv could not: pip does it, which takes some minutes more"
+    # shellcheck disable=SC2086  # $index is two words or none
+    .venv/bin/pip install --disable-pip-version-check --progress-bar "$([ -t 2 ] && echo on || echo off)" \
+        $1 -e "$2" >&2
+}
+
+install_with_uv() {
     local index=$1 requirement=$2 value
-    if ! .venv/bin/pip install -q --disable-pip-version-check 'uv>=0.12'; then
-        say "no uv to be had: pip does it, which takes some minutes more"
-        # shellcheck disable=SC2086  # $index is two words or none
-        .venv/bin/pip install --disable-pip-version-check --progress-bar "$([ -t 2 ] && echo on || echo off)" \
-            $index -e "$requirement" >&2
-        return
-    fi
     value=$(pip_setting index-url); [ -z "$value" ] || export UV_DEFAULT_INDEX=$value
     value=$(pip_setting find-links); [ -z "$value" ] || export UV_FIND_LINKS=${value// /,}
     value=$(pip_setting extra-index-url); [ -z "$value" ] || export UV_INDEX=$value

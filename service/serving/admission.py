@@ -15,8 +15,6 @@ from service.metrics import Metrics
 
 # English has about four characters to a token; the instructions and the answer come on top.
 CHARS_PER_TOKEN, TOKENS_AROUND = 4, 16
-# What fewer get done says little of what many would; more are never there where only short waits are allowed.
-BUSY_TEXTS = 4
 # Work is measured over windows of about so long. A batch's texts end together: a window lasts from the end of one
 # batch to the end of another, and what is further apart than the gap belongs to two.
 WINDOW_SECONDS, GAP_SECONDS = 1.0, 0.05
@@ -27,10 +25,10 @@ WINDOWS, FORGOTTEN_SECONDS = 8, 60.0
 class Throughput:
     """Tokens a second that the engine can do: the best of what was measured lately.
 
-    Only what is measured with enough work in the engine says what it can do; a text alone takes as long as it takes.
-    And a pause, a slow batch or a cold adapter says nothing of the next second: an estimate below the truth would
-    refuse what would have been answered in time. So it is a maximum over windows, as of delivery rates in BBR
-    (Cardwell et al. 2016).
+    Only what is measured while the engine is full says what it can do; few texts take as long as they take. And a
+    pause, a slow batch or a cold adapter says nothing of the next second: an estimate below the truth would refuse
+    what would have been answered in time. So it is a maximum over windows, as of delivery rates in BBR (Cardwell et
+    al. 2016).
     """
 
     def __init__(self) -> None:
@@ -39,7 +37,7 @@ class Throughput:
         self._idle_since, self._tokens = math.inf, 0.0
 
     def resume(self) -> None:
-        """Note that there is enough work again: the time without it does not count."""
+        """Note that the engine is full again: the time in which it was not does not count."""
         now = time.monotonic()
         if now - self._last > GAP_SECONDS:
             self._close(WINDOW_SECONDS)
@@ -90,7 +88,7 @@ class Ticket:
 class Admission:
     """``concurrency`` texts in the engine and ``queue`` more waiting, for no longer than about ``max_wait`` seconds.
 
-    A request beyond either is refused as a whole; one that finds nothing before it is always taken.
+    A request beyond either is refused as a whole; one that finds a free place in the engine does not wait.
     """
 
     def __init__(self, concurrency: int, queue: int, max_wait: float, metrics: Metrics) -> None:
@@ -106,8 +104,8 @@ class Admission:
 
     @property
     def _busy(self) -> bool:
-        """Whether there is enough in the engine for its rate to say what it can do."""
-        return self._in_engine >= min(BUSY_TEXTS, self._concurrency)
+        """Whether the engine is full: its rate says what it can do."""
+        return self._in_engine >= self._concurrency
 
     @asynccontextmanager
     async def admit(self, texts: Sequence[str]) -> AsyncIterator[Ticket]:
@@ -118,7 +116,7 @@ class Admission:
         tokens, rate = estimated_tokens(texts), self._throughput.rate
         crowd = self._texts + len(texts) - self._capacity
         excess = self.queued_tokens + tokens - self._max_wait * rate
-        if crowd > 0 or (excess > 0 and self.queued_tokens > 0):
+        if crowd > 0 or (excess > 0 and self._texts >= self._concurrency):
             self._metrics.refused_tokens.inc(tokens)
             # Whatever is over must be done first; beyond an empty queue there is nothing to wait for.
             share = min(1.0, max(crowd / max(self._texts, 1), excess / max(self.queued_tokens, 1.0)))

@@ -66,7 +66,7 @@ def evaluated(store: Store, make_adapter: MakeAdapter, tiny: Base, sentiment_tas
 
 @pytest.fixture
 def loader(engine: Engine, store: Store, tiny: Base, tmp_path: Path) -> Loader:
-    return Loader(engine, store, tiny, tmp_path / "cache", Metrics())
+    return Loader(engine, store, Offload(10, 4), tiny, tmp_path / "cache", 1 << 30, Metrics())
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ logger = logging.getLogger("hotswap")
 EVERY_SECONDS = 1.0
 # Less work than this share of the time is none: what waits for a lock wakes up now and then.
 WORKING = 0.02
+GRACE_SECONDS = 1.0
 # An engine that works and answers nobody is in a step too long to wait for, or in a circle.
 MOST_BUSY = 10
 
@@ -42,7 +43,12 @@ class Heartbeat:
                     return True
                 now_worked = self._engine.work_seconds()
                 if now_worked - worked < WORKING * self._seconds and not self._engine.loading:
-                    break
+                    # We may have been stopped ourselves: what was answered meanwhile is still to be read.
+                    await asyncio.wait((check,), timeout=GRACE_SECONDS)
+                    if not check.done():
+                        break
+                    check.result()
+                    return True
                 worked = now_worked
         except EngineDown:
             return False

@@ -37,18 +37,14 @@ class Heartbeat:
         check = asyncio.ensure_future(self._engine.check())
         try:
             for _ in range(MOST_BUSY):
-                await asyncio.wait((check,), timeout=self._seconds)
-                if check.done():
-                    check.result()
+                if await _done(check, self._seconds):
                     return True
                 now_worked = self._engine.work_seconds()
                 if now_worked - worked < WORKING * self._seconds and not self._engine.loading:
                     # We may have been stopped ourselves: what was answered meanwhile is still to be read.
-                    await asyncio.wait((check,), timeout=GRACE_SECONDS)
-                    if not check.done():
-                        break
-                    check.result()
-                    return True
+                    if await _done(check, GRACE_SECONDS):
+                        return True
+                    break
                 worked = now_worked
         except EngineDown:
             return False
@@ -57,3 +53,11 @@ class Heartbeat:
             await asyncio.gather(check, return_exceptions=True)
         logger.error("the engine has not answered for %.0f s", time.monotonic() - began)
         return False
+
+
+async def _done(check: asyncio.Future[None], seconds: float) -> bool:
+    """Wait for so long; return whether it answered. Raises what it raised."""
+    await asyncio.wait((check,), timeout=seconds)
+    if check.done():
+        check.result()
+    return check.done()

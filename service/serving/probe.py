@@ -43,9 +43,7 @@ class Probe:
             )
         adapted = told[: len(asked)]
         if not all(math.isfinite(logprob) for answer in adapted for logprob in answer.values()):
-            raise InvalidAdapter(
-                "it does not answer with numbers: its weights overflow; train again at a lower rate"
-            )
+            raise InvalidAdapter("it does not answer with numbers: its weights overflow; train again at a lower rate")
         if len(self._plain) > KNOWN_QUESTIONS:
             self._plain.clear()
         self._plain.update(zip(unknown, told[len(asked) :], strict=True))

@@ -33,8 +33,8 @@ from service.serving.routing import Routing
 from service.settings import Settings
 from service.supervisor import Supervisor
 
-# Of the store, for everybody: what hangs is given up, what is slow waits.
-CALLS_AT_ONCE = 32
+# Questions to the store, and files that are fetched from it: each apart, for files take their time.
+CALLS_AT_ONCE, FETCHES_AT_ONCE = 32, 64
 
 
 def create_app(
@@ -52,8 +52,9 @@ def create_app(
     keys = keys or Keys.of(settings)
     metrics, tally, routing = Metrics(), Tally(), Routing()
     offload = Offload(settings.store_seconds, CALLS_AT_ONCE)
+    fetches = Offload(settings.store_seconds, FETCHES_AT_ONCE)
     loader = Loader(
-        *(engine, store, offload, base, settings.cache, settings.cache_bytes, metrics, settings.probe_tolerance)
+        *(engine, store, fetches, base, settings.cache, settings.cache_bytes, metrics, settings.probe_tolerance)
     )
     residency = Residency(loader, routing, metrics, engine.limits.max_resident, settings.warm)
     reconciler = Reconciler(routing, residency, store, offload, metrics, settings)

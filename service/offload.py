@@ -20,7 +20,8 @@ MOST_ABANDONED = 200
 
 class Offload:
     """Runs each call in a thread of its own: a thread cannot be ended, and one that hangs must hold up neither the
-    next nor the end of the process. ``seconds`` are waited for an answer, and ``at_once`` calls at a time."""
+    next nor the end of the process. ``seconds`` are waited for an answer, and of those that are not known to take
+    longer ``at_once`` run at a time."""
 
     def __init__(self, seconds: float, at_once: int) -> None:
         self._seconds, self._at_once = seconds, asyncio.Semaphore(at_once)
@@ -52,7 +53,9 @@ class Offload:
             try:
                 async with self._at_once:
                     thread = _in_thread(work)
-                    return await asyncio.shield(thread)
+                    await asyncio.wait((thread,), timeout=self._seconds)
+                # What takes longer waits for something far away: it keeps nobody from going on.
+                return await asyncio.shield(thread)
             finally:
                 if thread is None:
                     place.release()

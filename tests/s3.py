@@ -25,6 +25,8 @@ class S3Server:
         self.keys: list[str] = []
         self.overloaded = False
         self.refusal = ""
+        self.answering = threading.Event()
+        self.answering.set()
         self.start()
 
     @property
@@ -69,6 +71,15 @@ class S3Server:
         finally:
             self.start()
 
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Accept every request and answer none."""
+        self.answering.clear()
+        try:
+            yield
+        finally:
+            self.answering.set()
+
     def make_bucket(self) -> str:
         """Return ``s3://…`` of an empty place in a new bucket."""
         bucket = f"bucket-{uuid4().hex[:12]}"
@@ -78,6 +89,7 @@ class S3Server:
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']}")
         self.keys += re.findall(r"Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+        self.answering.wait()
         if self.refusal:
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{self.refusal}</Code><Message>It is &quot;no&quot;.</Message></Error>".encode()]

@@ -70,19 +70,20 @@ class Throughput:
 
 @dataclass
 class Ticket:
-    """What a request brought in, in estimated tokens."""
+    """What a request brought in: texts, and their estimated tokens."""
 
     _admission: Admission
+    texts: int
     tokens: float
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Do not count this as work for the engine meanwhile: it waits for something else."""
-        self._admission.queued_tokens -= self.tokens
+        self._admission.count(-self.texts, -self.tokens)
         try:
             yield
         finally:
-            self._admission.queued_tokens += self.tokens
+            self._admission.count(self.texts, self.tokens)
 
 
 class Admission:
@@ -95,7 +96,7 @@ class Admission:
         self._concurrency, self._capacity, self._max_wait = concurrency, concurrency + queue, max_wait
         self._metrics, self._turns = metrics, asyncio.Semaphore(concurrency)
         self._throughput = Throughput()
-        self._texts, self._in_engine, self.queued_tokens = 0, 0, 0.0
+        self._texts, self._in_engine, self._queued_tokens = 0, 0, 0.0
 
     @property
     def has_time(self) -> bool:
@@ -115,26 +116,29 @@ class Admission:
             raise InvalidRequest(f"The service takes at most {self._capacity} texts at once; send fewer in a request.")
         tokens, rate = estimated_tokens(texts), self._throughput.rate
         crowd = self._texts + len(texts) - self._capacity
-        excess = self.queued_tokens + tokens - self._max_wait * rate
+        excess = self._queued_tokens + tokens - self._max_wait * rate
         if crowd > 0 or (excess > 0 and self._texts >= self._concurrency):
             self._metrics.refused_tokens.inc(tokens)
             # Whatever is over must be done first; beyond an empty queue there is nothing to wait for.
-            share = min(1.0, max(crowd / max(self._texts, 1), excess / max(self.queued_tokens, 1.0)))
-            wait = max(1, min(60, math.ceil(share * self.queued_tokens / rate)))
+            share = min(1.0, max(crowd / max(self._texts, 1), excess / max(self._queued_tokens, 1.0)))
+            wait = max(1, min(60, math.ceil(share * self._queued_tokens / rate)))
             raise Overloaded(self._why(crowd, rate), retry_after=wait)
-        self._texts += len(texts)
-        self.queued_tokens += tokens
+        self.count(len(texts), tokens)
         try:
-            yield Ticket(self, tokens)
+            yield Ticket(self, len(texts), tokens)
         finally:
-            self._texts -= len(texts)
-            self.queued_tokens = self.queued_tokens - tokens if self._texts else 0.0  # no rounding errors are kept
+            self.count(-len(texts), -tokens)
+
+    def count(self, texts: int, tokens: float) -> None:
+        """Count work in, or out again."""
+        self._texts += texts
+        self._queued_tokens = self._queued_tokens + tokens if self._texts else 0.0  # no rounding errors are kept
 
     def _why(self, crowd: int, rate: float) -> str:
         if crowd > 0:
             return f"{self._texts} texts are being answered or wait, and {self._capacity} may; send fewer."
         return (
-            f"What was sent before takes about {self.queued_tokens / rate:.1f} s to answer; send fewer, or come back."
+            f"What was sent before takes about {self._queued_tokens / rate:.1f} s to answer; send fewer, or come back."
         )
 
     @asynccontextmanager

@@ -65,7 +65,9 @@ class Loader:
 
         Raises :class:`InvalidAdapter`, :class:`NotInStore`, :class:`StoreUnavailable`.
         """
-        return await self._offload(f"{name} files", self._checked, name, version, patience=FETCH_PATIENCE)
+        # First what is small: a store that hangs is given up as soon as for any other question.
+        await self._offload(name, self._check_base, name, version)
+        return await self._offload(f"{name} files", self._files, name, version, patience=FETCH_PATIENCE)
 
     async def load(self, version: Verified) -> Loaded:
         """Load, and probe what was not probed before; on any failure nothing stays in the engine.
@@ -102,10 +104,12 @@ class Loader:
         # vLLM takes adapters for layers that the base does not have, and leaves those out.
         return base_shapes(self._base.folder)
 
-    def _checked(self, name: str, version: int) -> Verified:
+    def _check_base(self, name: str, version: int) -> None:
         manifest, _ = self._store.manifest(name, version)
         if manifest.base.digest != self._base.digest:
             raise InvalidAdapter(f"it was made for another base model ({manifest.base.name}); train it on this one")
+
+    def _files(self, name: str, version: int) -> Verified:
         limits = self._engine.limits
         try:
             return verify(self._store, name, version, self._cache, shapes=self._shapes, max_rank=limits.max_lora_rank)

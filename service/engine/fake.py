@@ -28,11 +28,12 @@ class FakeEngine:
         self.resident: dict[str, Path] = {}
         self.gate = asyncio.Event()
         self.gate.set()
-        self.active = 0
+        self.active = self._life = 0
         self._alive = self._hung = self.loading = False
 
     async def start(self) -> None:
         self.resident.clear()
+        self._life += 1
         self._alive, self._hung = True, False
 
     async def stop(self) -> None:
@@ -87,10 +88,11 @@ class FakeEngine:
         if len(prompt) >= self.limits.max_model_len:
             raise EngineRefused("the prompt is longer than the context")
         self.active += 1
+        life = self._life
         try:
             if not any(text in self._base.tokenizer.decode(prompt) for text in TEXTS):
                 await self.gate.wait()
-            self._check_alive()
+            self._check_alive(life)
             if sampling.choices:
                 yield Chunk(tokens=1, finish_reason="length", logprobs=self._logprobs(prompt, sampling, adapter))
                 return
@@ -101,7 +103,7 @@ class FakeEngine:
                 return
             for index, word in enumerate(kept):
                 await asyncio.sleep(0)
-                self._check_alive()
+                self._check_alive(life)
                 last = index == len(kept) - 1
                 yield Chunk(text=f" {word}", tokens=1, finish_reason=reason if last else None)
         finally:
@@ -118,8 +120,9 @@ class FakeEngine:
         length = 3 + int(5 * _noise(prompt, adapter, 0))
         return [f"[{(adapter or 'base').split(':')[0]}]", *text[:length]]
 
-    def _check_alive(self) -> None:
-        if not self._alive:
+    def _check_alive(self, life: int | None = None) -> None:
+        """What was begun in an earlier life is never finished in the next."""
+        if not self._alive or life not in (None, self._life):
             raise EngineDown("the engine is not running")
 
 

@@ -233,7 +233,10 @@ class Answering:
         if work.held is not None:
             answered = Answered(prediction.id, work.held, asked, prediction.outputs)
             for listener in self.listeners:
-                listener(answered)
+                try:
+                    listener(answered)
+                except Exception:  # who learns from answers costs nobody theirs
+                    logger.exception("an answer of %s could not be learnt from", work.held.choice)
         return prediction
 
     async def _answer_all(self, work: Work, asked: Inputs) -> Prediction:

@@ -57,13 +57,20 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
     """Return ``serve(store, **settings)``: a running service on ``stocked``, with its engine at hand."""
 
     @asynccontextmanager
-    async def serving(store: Store = stocked, **given: Any) -> AsyncIterator[Running]:
+    async def serving(
+        store: Store = stocked, on_ready: Callable[[], None] = lambda: None, **given: Any
+    ) -> AsyncIterator[Running]:
         small = {"max_loras": 4, "drain_seconds": 10, "max_cpu_loras": 4, "poll_seconds": 0.02, "port": 0}
         settings = Settings(**{"cache": tmp_path / "cache", **small, **given})
         limits = Limits(settings.max_resident, settings.max_lora_rank or 16, settings.max_model_len)
         engine = FakeEngine(limits, tiny)
         ready, failed = asyncio.Event(), asyncio.Event()
-        app = create_app(settings, engine, store, tiny, on_ready=ready.set, on_failure=failed.set)
+
+        def announce() -> None:
+            ready.set()
+            on_ready()
+
+        app = create_app(settings, engine, store, tiny, on_ready=announce, on_failure=failed.set)
         server = connection.server(app, settings)
         server.capture_signals = _no_signals  # type: ignore[method-assign]
         work = asyncio.create_task(server.serve())

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from adapters.base_model import Base
@@ -183,7 +178,7 @@ async def test_threads_do_not_pile_up(hanging: Hanging, store: Store) -> None:
     hanging.begin(store, "names")
     refused = 0
     for n in range(MOST_ABANDONED + 50):
-        with pytest.raises(Exception, match="HOTSWAP_STORE_SECONDS|too many calls"):
+        with pytest.raises(Exception, match=r"HOTSWAP_STORE_SECONDS|too many calls"):
             await offload(str(n % 200), store.names)
         refused += 1
     assert refused == MOST_ABANDONED + 50

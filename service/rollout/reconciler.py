@@ -232,6 +232,8 @@ class Reconciler:
                 return
         # It may have been taken back while it was loaded.
         if not ready and await self._is_superseded(name, release):
+            for version in set(release.versions).difference(served.versions if served else ()):
+                self._residency.supersede((name, version))
             self.wake()
             return
         self._logged.pop(name, None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,16 @@ import uvicorn
 
 from adapters.base_model import Base
 from adapters.intake import add_version
+from adapters.releases import NewRelease
 from adapters.store import Store
+from adapters.tasks import SummarizationTask
 from service.app import create_app
 from service.engine.base import Limits
 from service.engine.fake import FakeEngine
 from service.http import connection
 from service.settings import Settings
 from tests.conftest import MakeAdapter
+from tests.s3 import S3Server
 
 
 @pytest.fixture
@@ -90,6 +94,46 @@ def two_briefs(stocked: Store, make_adapter: MakeAdapter, summary_task, tiny) ->
     """``stocked``, with a second version of ``brief`` that is not released."""
     add_version(stocked, "brief", make_adapter(seed=9), summary_task, tiny)
     return stocked
+
+
+class Hanging:
+    """Has a store's methods wait until :meth:`end`."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch, self._over, self.waiting = patch, threading.Event(), 0
+
+    def begin(self, store: Store, *methods: str, when: Callable[..., bool] = lambda *_: True) -> None:
+        for method in methods:
+            self._patch.setattr(store, method, self._hung(getattr(store, method), when))
+
+    def end(self) -> None:
+        self._over.set()
+
+    def _hung(self, method: Callable[..., Any], when: Callable[..., bool]) -> Callable[..., Any]:
+        def hung(*arguments: Any, **more: Any) -> Any:
+            if when(*arguments):
+                self.waiting += 1
+                self._over.wait()
+            return method(*arguments, **more)
+
+        return hung
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    hanging = Hanging(monkeypatch)
+    yield hanging
+    hanging.end()
+
+
+@pytest.fixture
+def bucket(s3: S3Server, make_adapter: MakeAdapter, summary_task: SummarizationTask, tiny: Base) -> Store:
+    """A store on S3 with two versions of ``brief``, the first released."""
+    store = Store(s3.make_bucket())
+    for seed in (1, 2):
+        add_version(store, "brief", make_adapter(seed=seed), summary_task, tiny)
+    store.release("brief", NewRelease(stable=1))
+    return store
 
 
 def _no_signals() -> Any:

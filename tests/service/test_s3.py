@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.base_model import Base
-from adapters.intake import add_version
 from adapters.releases import NewRelease
 from adapters.store import Store
-from adapters.tasks import SummarizationTask
-from tests.conftest import MakeAdapter
 from tests.s3 import S3Server
 from tests.service.conftest import Serve, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
-
-
-@pytest.fixture
-def bucket(s3: S3Server, make_adapter: MakeAdapter, summary_task: SummarizationTask, tiny: Base) -> Store:
-    """A store on S3 with two versions of ``brief``, the first released."""
-    store = Store(s3.make_bucket())
-    for seed in (1, 2):
-        add_version(store, "brief", make_adapter(seed=seed), summary_task, tiny)
-    store.release("brief", NewRelease(stable=1))
-    return store
 
 
 async def test_a_release_in_a_bucket_is_served(serve: Serve, bucket: Store) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,47 +15,17 @@ from adapters.base_model import Base
 from adapters.intake import add_version
 from adapters.releases import NewRelease
 from adapters.store import Store
-from adapters.tasks import ClassificationTask, SummarizationTask
+from adapters.tasks import ClassificationTask
 from service.offload import MOST_ABANDONED, Offload
 from tests.conftest import MakeAdapter
 from tests.s3 import S3Server
 from tests.server import serving
-from tests.service.conftest import Running, Serve, until
+from tests.service.conftest import Hanging, Running, Serve, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 QUESTIONS = ("pulse", "catalogue", "adapter", "manifest", "superseded", "history", "release")
 LONG = "word " * 4000
 LIMIT = 0.5
-
-
-class Hanging:
-    """Has a store's methods wait until :meth:`end`."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self._patch, self._over, self.waiting = patch, threading.Event(), 0
-
-    def begin(self, store: Store, *methods: str, when: Callable[..., bool] = lambda *_: True) -> None:
-        for method in methods:
-            self._patch.setattr(store, method, self._hung(getattr(store, method), when))
-
-    def end(self) -> None:
-        self._over.set()
-
-    def _hung(self, method: Callable[..., Any], when: Callable[..., bool]) -> Callable[..., Any]:
-        def hung(*arguments: Any, **more: Any) -> Any:
-            if when(*arguments):
-                self.waiting += 1
-                self._over.wait()
-            return method(*arguments, **more)
-
-        return hung
-
-
-@pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
-    hanging = Hanging(monkeypatch)
-    yield hanging
-    hanging.end()
 
 
 @contextmanager
@@ -188,16 +157,6 @@ async def test_threads_do_not_pile_up(hanging: Hanging, store: Store) -> None:
     await asyncio.sleep(0)
     assert await Offload(5, 32)("x", store.names) == []
     assert not offload._places
-
-
-@pytest.fixture
-def bucket(s3: S3Server, make_adapter: MakeAdapter, summary_task: SummarizationTask, tiny: Base) -> Store:
-    """A store on S3 with two versions of ``brief``, the first released."""
-    store = Store(s3.make_bucket())
-    for seed in (1, 2):
-        add_version(store, "brief", make_adapter(seed=seed), summary_task, tiny)
-    store.release("brief", NewRelease(stable=1))
-    return store
 
 
 async def test_a_bucket_that_accepts_and_never_answers_is_given_up_and_used_again(

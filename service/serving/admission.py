@@ -20,6 +20,8 @@ CHARS_PER_TOKEN, TOKENS_AROUND = 4, 16
 WINDOW_SECONDS, GAP_SECONDS = 1.0, 0.05
 # The best of the last windows counts, for as long as it is not too old: the mix of texts changes.
 WINDOWS, FORGOTTEN_SECONDS = 8, 60.0
+# The first texts of all wait for kernels to be compiled and caches to be filled: fewer windows say nothing.
+LEAST_WINDOWS = 3
 
 
 class Throughput:
@@ -64,6 +66,8 @@ class Throughput:
     @property
     def rate(self) -> float:
         """Tokens a second; infinite while nothing is known, or not any more."""
+        if len(self._windows) < LEAST_WINDOWS:
+            return math.inf
         now = time.monotonic()
         return max((rate for ended, rate in self._windows if now - ended < FORGOTTEN_SECONDS), default=math.inf)
 

@@ -46,7 +46,7 @@ HARMLESS: dict[str, Callable[[Path], object]] = {
     "a release that is a folder": lambda f: file(f, "brief/releases/900.json/x"),
     "a manifest that is a folder": lambda f: file(f, "brief/versions/8/manifest.json/x"),
     "a file for an adapter": lambda f: file(f, "brief2"),
-    "a file for versions": lambda f: file(f, "brief2/versions"),
+    "a file for versions": lambda f: file(f, "brief3/versions"),
     "a line break": lambda f: file(f, "brief/releases/a\nb.json"),
     "a percent sign": lambda f: file(f, "brief/releases/a%2Fb.json"),
     "a hash sign": lambda f: file(f, "brief/releases/#1.json"),

@@ -48,7 +48,8 @@ class Backoff:
     def note(self, key: Hashable, error: Exception, wait: float) -> None:
         """Remember a failure, for so many seconds."""
         attempts = self._failures[key].attempts + 1 if key in self._failures else 1
-        self._failures[key] = Failure(error.with_traceback(None), attempts, time.monotonic() + wait)
+        # A copy: what is raised to whoever waits holds on to their requests.
+        self._failures[key] = Failure(copy.copy(error), attempts, time.monotonic() + wait)
 
     def get(self, key: Hashable) -> Failure | None:
         """Return the last failure, whether or not its wait is over."""

@@ -11,13 +11,15 @@ from pydantic import ValidationError
 from adapters.errors import NotInStore, StoreUnavailable
 from adapters.releases import NewRelease, Release, Serving
 from adapters.validation import explain
-from service.errors import InvalidRequest, VersionNotFound, no_such_adapter
+from service.errors import InvalidRequest, NotReady, VersionNotFound, no_such_adapter
 from service.http.body import JsonRoute
 from service.http.keys import Caller
 from service.http.routes.predict import ERRORS
 from service.http.schemas import ReleaseRequest, ReleaseView, RollbackRequest
 
 logger = logging.getLogger("hotswap")
+# A volume that is not mounted looks like an empty folder.
+LOST = "The adapter store lacks what it had a moment ago; is it mounted?"
 router = APIRouter(
     route_class=JsonRoute,
     tags=["releases"],
@@ -50,6 +52,8 @@ async def rollback(request: Request, name: str, asked: RollbackRequest | None = 
     try:
         newest, previous = await state.offload(name, state.store.before, name)
     except NotInStore:
+        if state.routing.catalogue.get(name).generation > 1:
+            raise NotReady(LOST) from None
         raise VersionNotFound(f"'{name}' has no earlier release to go back to.") from None
     expected = newest if asked.expected_generation is None else asked.expected_generation
     if expected == newest:
@@ -77,6 +81,8 @@ async def _servable(request: Request, name: str, release: Serving) -> None:
         try:
             await request.app.state.residency.check(name, version)
         except NotInStore:
+            if version in request.app.state.routing.catalogue.get(name).versions:
+                raise NotReady(LOST) from None
             raise VersionNotFound(f"'{name}' has no version {version}; GET /v1/adapters/{name}.") from None
 
 

@@ -35,7 +35,7 @@ class Throughput:
 
     def __init__(self) -> None:
         self._windows: deque[tuple[float, float]] = deque(maxlen=WINDOWS)  # when it ended, tokens a second
-        self._began = self._last = time.monotonic()
+        self._began = self._last = self._resumed = time.monotonic()
         self._idle_since, self._tokens = math.inf, 0.0
 
     def resume(self) -> None:
@@ -44,16 +44,17 @@ class Throughput:
         if now - self._last > GAP_SECONDS:
             self._close(WINDOW_SECONDS)
             self._began += now - self._last
-            self._last = now
+            self._last = self._resumed = now
 
-    def done(self, tokens: float, *, busy: bool) -> None:
-        """Count finished work. The last texts of a batch find the engine all but empty, and count as well."""
+    def done(self, tokens: float, seconds: float, *, busy: bool) -> None:
+        """Count finished work that took so long; what of it was done before the engine was full does not count. The
+        last texts of a batch find the engine all but empty, and count as well."""
         now = time.monotonic()
         self._idle_since = math.inf if busy else min(self._idle_since, now)
         if now - self._idle_since > GAP_SECONDS:
             return
         self._close(WINDOW_SECONDS if now - self._last > GAP_SECONDS else 2 * WINDOW_SECONDS)
-        self._tokens += tokens
+        self._tokens += tokens * min(1.0, (now - self._resumed) / seconds if seconds else 1.0)
         self._last = now
 
     def _close(self, least: float) -> None:
@@ -160,9 +161,10 @@ class Admission:
         self._in_engine += 1
         if self._busy and not was_busy:
             self._throughput.resume()
+        began = time.monotonic()
         try:
             yield
-            self._throughput.done(estimated_tokens([text]), busy=self._busy)
+            self._throughput.done(estimated_tokens([text]), time.monotonic() - began, busy=self._busy)
         finally:
             self._in_engine -= 1
             self._metrics.in_flight.dec()

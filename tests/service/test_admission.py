@@ -175,8 +175,7 @@ async def test_batches_of_texts_and_texts_of_other_lengths_are_taken(world: Worl
 
 async def test_in_overload_some_are_refused_and_who_is_taken_is_answered_in_time(world: World) -> None:
     async def story() -> None:
-        for _ in range(4):
-            await together(world, burst(world, max(2, world.seconds)))  # so that something is known
+        await together(world, burst(world, max(6, 5 * world.seconds)))  # so that something is known
         tasks, gap = [], world.seconds / world.width / 3
         for _ in range(int(20 / gap)):
             tasks.append(asyncio.create_task(world.ask()))
@@ -186,4 +185,4 @@ async def test_in_overload_some_are_refused_and_who_is_taken_is_answered_in_time
     await world.run(story())
     assert world.refused > 10
     assert 1 <= min(world.waits_told) <= max(world.waits_told) <= 60
-    assert max(world.waits) < 1.3 * MAX_WAIT + 2 * world.seconds
+    assert max(world.waits) < 1.5 * MAX_WAIT + 2 * world.seconds

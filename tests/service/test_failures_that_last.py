@@ -114,10 +114,10 @@ async def test_polling_a_version_that_cannot_be_served_grows_nothing_and_logs_on
         looks = 0
         begin = service.state.reconciler._begin_move
 
-        def counted(*arguments):
+        def counted(*arguments, **more):
             nonlocal looks
             looks += 1
-            return begin(*arguments)
+            return begin(*arguments, **more)
 
         monkeypatch.setattr(service.state.reconciler, "_begin_move", counted)
         await until(lambda: looks > 50)

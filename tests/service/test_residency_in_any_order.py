@@ -204,9 +204,12 @@ class ResidencyInAnyOrder(RuleBasedStateMachine):
         for request in self.requests:
             request.over.set()
         self.settle()
+        rounds = 0
         while self.engine.loads:
             self.engine.loads[0].done.set_result(None)
             self.settle()
+            rounds += 1
+            assert rounds < 100, "loads without end"
         assert all(request.task.done() for request in self.requests), "somebody waits for ever"
         assert not self.engine.held
         self.at_rest_the_books_agree_with_the_engine()

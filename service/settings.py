@@ -194,7 +194,7 @@ def _value(key: str, value: str) -> object:
 
 def rank_above(largest: int) -> int:
     """Return the smallest rank that the engine can be started for above ``largest``: room for the next adapter."""
-    ranks = sorted(
+    ranks: list[int] = sorted(
         rank for option in get_args(Settings.model_fields["max_lora_rank"].annotation) for rank in get_args(option)
     )
     return next((rank for rank in ranks if rank >= 16 and rank > largest), ranks[-1])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +40,23 @@ def _no_settings_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer random Llama with a byte-level vocabulary: real in every way but its answers."""
+def tiny_folder(request: pytest.FixtureRequest) -> Path:
+    """A two-layer random Llama with a byte-level vocabulary: real in every way but its answers.
+
+    Kept in pytest's cache until this file changes: importing PyTorch takes longer than most tests.
+    """
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    kept = request.config.cache.mkdir(f"base-{recipe}") / "tiny-llama"
+    if not kept.exists():
+        with suppress(OSError):  # other tests beside these were first
+            _write_base(kept.with_name(f"of-{os.getpid()}")).rename(kept)
+    return kept
+
+
+def _write_base(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -182,7 +182,8 @@ def _recall(kept: dict[K, V], key: K, most: int, make: Callable[[], V]) -> V:
 
 def _bits(slots: torch.Tensor) -> np.ndarray:
     """Return a view as integers, in which NumPy looks for zeros in a quarter of PyTorch's time, bfloat16 or not."""
-    return slots.view({2: torch.int16, 4: torch.int32}[slots.element_size()]).numpy()
+    bits: np.ndarray = slots.view({2: torch.int16, 4: torch.int32}[slots.element_size()]).numpy()
+    return bits
 
 
 def _rank(a: np.ndarray, b: np.ndarray) -> int:

@@ -21,7 +21,8 @@ class HotswapCpuPlatform(CpuPlatform):
     def get_punica_wrapper(cls) -> str:
         if os.environ[SWITCH] == "grouped":
             return "service.engine.cpu_lora.GroupedLoRA"
-        return super().get_punica_wrapper()
+        default: str = super().get_punica_wrapper()
+        return default
 
     @classmethod
     def check_and_update_config(cls, vllm_config: Any) -> None:

@@ -130,7 +130,8 @@ class VllmEngine:
             )
 
     def _config(self) -> dict[str, Any]:
-        return json.loads((self._base.folder / "config.json").read_text())
+        config: dict[str, Any] = json.loads((self._base.folder / "config.json").read_text())
+        return config
 
     def _kv_cache_bytes(self) -> int:
         """Return the cache's size. Raises :class:`EngineDown` where not even one longest request would fit."""

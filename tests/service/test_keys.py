@@ -195,6 +195,7 @@ def test_the_server_makes_keys() -> None:
         {"X-Forwarded-For": "203.0.113.9"},
         {"Forwarded": "for=203.0.113.9"},
         {"X-Real-IP": "203.0.113.9"},
+        {"Via": "1.1 proxy"},
         {"Host": "evil.example"},
         {"Host": "evil.example:8000"},
         {"Host": "127.0.0.1.evil.example"},
@@ -215,3 +216,49 @@ async def test_without_keys_whoever_is_at_this_machine_may_release(serve: Serve,
     async with serve() as service:
         told = await service.client.post("/v1/adapters/mood/releases", json={"stable": 2}, headers={"Host": host})
         assert told.status_code == 201
+
+
+async def test_a_key_for_some_adapters_releases_no_other(serve: Serve, tmp_path: Path) -> None:
+    key, line = new_key("name=writer scopes=predict,admin adapters=bri*")
+    (tmp_path / "keys").write_text(line)
+    async with serve(api_keys=tmp_path / "keys") as service:
+        for path, body in (("releases", {"stable": 2}), ("rollback", {})):
+            hidden, missing = [
+                await service.client.post(f"/v1/adapters/{name}/{path}", json=body, headers=bearer(key))
+                for name in ("mood", "nope")
+            ]
+            assert (hidden.status_code, hidden.json()["code"]) == (404, "adapter_not_found")
+            assert hidden.text.replace("mood", "nope") == missing.text
+        assert service.state.routing.served("mood").stable == 1
+
+
+async def test_what_a_key_may_not_use_it_may_not_judge(serve: Serve, tmp_path: Path) -> None:
+    (mine, line), (other, theirs) = new_key("name=a adapters=mood"), new_key("name=b adapters=bri*")
+    (tmp_path / "keys").write_text(f"{line}\n{theirs}\n")
+    async with serve(api_keys=tmp_path / "keys") as service:
+        body = {"adapter": "mood", "input": "A film."}
+        prediction = (await service.client.post("/v1/predict", json=body, headers=bearer(mine))).json()
+        judged = []
+        for key, known in ((other, prediction["id"]), (other, "pred_nobody"), (mine, prediction["id"])):
+            feedback = {"id": known, "correct": True}
+            judged.append(await service.client.post("/v1/feedback", json=feedback, headers=bearer(key)))
+        assert [response.status_code for response in judged] == [404, 404, 200]
+        assert judged[0].json() == judged[1].json()
+        assert judged[0].json()["code"] == "prediction_not_found"
+
+
+async def test_a_key_is_in_no_log(serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key, line = new_key("name=a scopes=predict,admin")
+    (tmp_path / "keys").write_text(line)
+    with caplog.at_level("DEBUG", logger="hotswap"):
+        async with serve(api_keys=tmp_path / "keys") as service:
+            for sent in (key, key + "x", key.upper()):
+                for path, body in (
+                    ("predict", {"adapter": "mood", "input": "A film."}),
+                    ("adapters/mood/rollback", {}),
+                ):
+                    await service.client.post(f"/v1/{path}", json=body, headers=bearer(sent))
+            (tmp_path / "keys").write_text(f"{key} scope=wrong")
+            await service.client.get("/v1/adapters", headers=bearer(key))
+    assert "stay valid" in caplog.text
+    assert key.removeprefix("hs_").lower() not in caplog.text.lower()

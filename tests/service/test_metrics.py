@@ -1,129 +1,73 @@
-"""What is measured is told apart by version for as long as there is something to tell."""
+"""Label values are bounded, and what is not served any more has none."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import pytest
 
-from adapters.releases import NewRelease
-from adapters.store import Store
-from service import metrics
-from service.metrics import CAP, OTHER, UNUSED_SECONDS, Metrics
-from service.serving.answering import Answering
-from tests.service.conftest import Serve, until
-
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+from service import metrics as module
+from service.metrics import CAP, OTHER, Metrics
 
 
-def count(measured: Metrics, name: str, version: int) -> tuple[str, str]:
-    labels = measured.version(name, str(version))
-    measured.requests.labels("predict", *labels, "stable", "ok").inc()
-    return labels
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
-def series(measured: Metrics) -> list[Any]:
-    return [sample for metric in measured.registry.collect() for sample in metric.samples]
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
-def test_250_versions_one_after_the_other_have_their_own_names() -> None:
-    measured = Metrics()
-    for version in range(1, 251):
-        assert count(measured, "mood", version) == ("mood", str(version))
-        if version > 2:
-            measured.forget("mood", str(version - 2))
-    versions = {s.labels["version"] for s in series(measured) if s.name == "hotswap_requests_total"}
-    assert versions == {"249", "250"}, "series of a version go when it is retired"
+def series(metrics: Metrics, name: str) -> set[str]:
+    """Return the values of the label ``adapter`` of a metric's series."""
+    (family,) = [family for family in metrics.registry.collect() if family.name == name]
+    return {sample.labels["adapter"] for sample in family.samples}
 
 
-def test_250_versions_over_months_have_their_own_names_though_nobody_retires_any(monkeypatch) -> None:
-    class Clock:
-        now = 0.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    clock, measured = Clock(), None
-    monkeypatch.setattr(metrics, "time", clock)
-    measured = Metrics()
-    for version in range(1, 251):
-        assert count(measured, "mood", version) == ("mood", str(version))
-        clock.now += 3600
-    assert len({s.labels.get("version") for s in series(measured)}) <= CAP + 1
+def test_a_version_has_as_many_labels_as_the_cap_and_then_other() -> None:
+    metrics = Metrics()
+    labels = [metrics.label("mood", "1", f"label-{n}") for n in range(CAP + 5)]
+    assert labels == [f"label-{n}" for n in range(CAP)] + [OTHER] * 5
+    assert metrics.label("mood", "1", "label-0") == "label-0"
+    assert metrics.label("mood", "2", "label-x") == "label-x"
+    metrics.forget("mood", "1")
+    assert metrics.label("mood", "1", "label-x") == "label-x"
 
 
-def test_who_invents_names_at_once_gets_other_and_no_more_series() -> None:
-    measured = Metrics()
-    for version in range(CAP):
-        count(measured, "mood", version)
-    before = len(series(measured))
-    assert {count(measured, "mood", CAP + n) for n in range(50)} == {(OTHER, OTHER)}
-    assert len(series(measured)) <= before + 4
-    assert UNUSED_SECONDS > 60, "Prometheus must have read what goes"
+def test_beyond_the_cap_a_new_version_takes_the_place_of_one_unused_for_long(clock: Clock) -> None:
+    metrics = Metrics()
+    for n in range(CAP):
+        metrics.requests.labels("predict", *metrics.version(f"a{n}", "1"), "stable", "ok").inc()
+        clock.now += 1
+    assert metrics.version("new", "1") == (OTHER, OTHER)
+    assert metrics.version("a1", "1") == ("a1", "1")
+    clock.now = module.UNUSED_SECONDS
+    assert metrics.version("new", "1") == ("new", "1")  # in the place of a0, not of a1, which was used since
+    assert series(metrics, "hotswap_requests") == {f"a{n}" for n in range(1, CAP)}
+    assert metrics.version("a1", "1") == ("a1", "1")
 
 
-async def test_generations_are_told_by_adapter_whatever_number_there_is(serve: Serve, stocked: Store) -> None:
-    async with serve() as service:
-        for _ in range(3):
-            stocked.release("mood", NewRelease(stable=2))
-        await until(lambda: service.state.routing.served("mood").generation == 4)
-        for gauge in ("hotswap_store_generation", "hotswap_served_generation"):
-            assert await service.metric(gauge, adapter="mood") == 4
-            assert await service.metric(gauge, adapter="brief") == 1
-        async with asyncio.timeout(10):
-            while await service.metric("hotswap_adapters_behind"):  # as of the last look
-                await asyncio.sleep(0.01)
+def test_an_adapter_that_is_gone_takes_all_its_series_along_and_leaves_the_others() -> None:
+    metrics = Metrics()
+    for name in ("mood", "brief"):
+        for version in ("1", "2"):
+            metrics.prompt_tokens.labels(*metrics.version(name, version)).inc()
+        for gauge in (metrics.store_generation, metrics.served_generation):
+            metrics.generation(gauge, name, 3)
+    metrics.forget_adapter("mood")
+    for name in ("hotswap_prompt_tokens", "hotswap_store_generation", "hotswap_served_generation"):
+        assert series(metrics, name) == {"brief"}
 
 
-def test_generations_beyond_the_cap_have_none_rather_than_one_for_many(monkeypatch) -> None:
-    monkeypatch.setattr(metrics, "ADAPTERS_CAP", 2)
-    measured = Metrics()
-    for n in range(5):
-        measured.generation(measured.store_generation, f"adapter-{n}", n + 1)
-    told = {s.labels["adapter"]: s.value for s in series(measured) if s.name == "hotswap_store_generation"}
-    assert told == {"adapter-0": 1, "adapter-1": 2}
-
-
-async def test_series_go_when_a_version_is_retired(serve: Serve, stocked: Store) -> None:
-    async with serve() as service:
-        for reference in ("mood", "mood@2"):
-            assert (await service.predict(reference)).status_code == 200
-        assert await service.metric("hotswap_requests_total", adapter="mood", version="2") == 1
-        stocked.retire("mood", 2)
-        async with asyncio.timeout(10):
-            while 'version="2"' in (await service.client.get("/metrics")).text:
-                await asyncio.sleep(0.01)
-        assert await service.metric("hotswap_requests_total", adapter="mood", version="1") == 1
-
-
-async def test_a_fault_of_our_own_is_a_500_that_is_counted_and_reveals_nothing(
-    serve: Serve, monkeypatch, caplog
-) -> None:
-    async with serve() as service:
-
-        async def failing(*_: Any, **__: Any) -> Any:
-            raise KeyError("/etc/secret")
-
-        monkeypatch.setattr(Answering, "_answer", failing)
-        for asked in ({"input": "x"}, {"inputs": ["x", "y"]}):
-            response = await service.client.post("/v1/predict", json={"adapter": "mood", **asked})
-            assert (response.status_code, response.json()["code"]) == (500, "internal")
-            assert "secret" not in response.text
-        by = {"adapter": "mood", "version": "1", "channel": "stable", "outcome": "internal"}
-        assert await service.metric("hotswap_requests_total", **by) == 2
-        assert await service.metric("hotswap_http_responses_total", status="500") == 2
-        assert any(record.exc_info for record in caplog.records if "mood@1" in record.getMessage())
-
-
-async def test_a_fault_outside_of_predictions_is_counted_as_well(serve: Serve, monkeypatch) -> None:
-    async with serve() as service:
-
-        async def failing(*_: Any) -> Any:
-            raise KeyError("/etc/secret")
-
-        monkeypatch.setattr(service.state.reconciler, "refresh", failing)
-        response = await service.client.get("/v1/adapters/mood")
-        assert (response.status_code, response.json()["code"]) == (500, "internal")
-        assert "secret" not in response.text
-        assert await service.metric("hotswap_http_responses_total", status="500") == 1
+def test_a_generation_beyond_the_cap_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ADAPTERS_CAP", 2)
+    metrics = Metrics()
+    for number, name in enumerate(("a", "b", "c"), start=1):
+        metrics.generation(metrics.store_generation, name, number)
+    assert series(metrics, "hotswap_store_generation") == {"a", "b"}
+    assert metrics.registry.get_sample_value("hotswap_store_generation", {"adapter": "b"}) == 2

@@ -273,3 +273,30 @@ async def test_a_stream_past_its_deadline_ends_with_an_error(serve: Serve) -> No
         text = (await service.client.post("/v1/summarize", json=asked)).text
         assert "event: delta" in text
         assert "deadline_exceeded" in text.split("event: error")[1]
+
+
+async def test_a_turn_is_given_back_however_the_text_ends() -> None:
+    metrics = Metrics()
+    admission = Admission(1, 10, 2.0, metrics)
+    for error in (RuntimeError(), asyncio.CancelledError(), TimeoutError()):
+        with pytest.raises(type(error)):
+            async with admission.admit(["a"]), admission.turn("a"):
+                raise error
+    async with admission.admit(["a"]), asyncio.timeout(5), admission.turn("a"):
+        waiting = asyncio.create_task(_turn(admission))
+        await asyncio.sleep(0)
+        assert metrics.registry.get_sample_value("hotswap_waiting") == 1
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert metrics.registry.get_sample_value("hotswap_in_flight") == 1
+    assert metrics.registry.get_sample_value("hotswap_in_flight") == 0
+    assert metrics.registry.get_sample_value("hotswap_waiting") == 0
+    async with asyncio.timeout(5):
+        await _turn(admission)
+    assert admission.queued_tokens == 0
+    assert admission.has_time
+
+
+async def _turn(admission: Admission) -> None:
+    async with admission.turn("a"):
+        pass

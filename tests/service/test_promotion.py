@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from adapters.releases import Guard, NewRelease, Share
+from adapters.releases import Guard, NewRelease, Release, Share
 from adapters.store import Store
 from service.engine.base import EngineRefused
-from service.rollout.evidence import Counts
+from service.rollout.evidence import Counts, Tally
+from service.rollout.promotion import Promotion
+from service.serving.routing import Routing
 from tests.conftest import LABELS
 from tests.service.conftest import Running, Serve, until
 
@@ -237,3 +239,89 @@ def test_what_is_counted_for_one_adapter_is_counted_for_no_other() -> None:
     tally = Tally()
     tally.answered("mood", 1, 0.1, failed=True)
     assert tally.of("mood", 1) == Counts()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("service.rollout.promotion.time", clock)
+    return clock
+
+
+class Watched:
+    """A guarded canary with a shadow, and as many answers of both as the test says."""
+
+    def __init__(self, store: Store, guard: Guard) -> None:
+        self.store, self.routing, self.tally = store, Routing(), Tally()
+        shares = {"canary": Share(version=2, percent=20), "shadow": Share(version=2, percent=10)}
+        store.release("mood", NewRelease(stable=1, guard=guard, **shares))
+        self._promotion = Promotion(self.routing, self, store, self, self.tally, 0)  # type: ignore[arg-type]
+        self.wake()
+
+    async def __call__(self, _: str, work, *args, **more):
+        return work(*args, **more)
+
+    def wake(self) -> None:
+        """Serve what is released, as the reconciler would."""
+        self.routing.flip("mood", self.store.released("mood"))
+
+    def answers(self, number: int, *, failed: bool = False) -> None:
+        for version in (1, 2):
+            for _ in range(number):
+                self.tally.answered("mood", version, 0.1, failed=failed and version == 2)
+
+    async def looks(self) -> Release:
+        """Return what is released after some looks."""
+        work = asyncio.create_task(self._promotion.run())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return self.store.released("mood")
+
+
+GUARD = Guard(steps=(20, 60), errors=0.3, slow=0.9, samples=50, seconds=60)
+
+
+async def test_a_step_lasts_its_least_seconds_and_has_its_samples(stocked: Store, clock: Clock) -> None:
+    watched = Watched(stocked, GUARD)
+    first = await watched.looks()
+    watched.answers(1000)
+    clock.now += 59.9
+    assert await watched.looks() == first
+    clock.now += 0.1
+    second = await watched.looks()
+    assert (second.canary, second.guard) == (Share(version=2, percent=60), GUARD)
+    clock.now += 1000  # what was counted before the step does not count for it
+    assert await watched.looks() == second
+    watched.answers(49)
+    assert await watched.looks() == second
+    watched.answers(951)
+    assert (await watched.looks()).stable == 2
+
+
+async def test_a_shadow_goes_with_its_guard_however_that_ends(store: Store, stocked: Store, clock: Clock) -> None:
+    watched = Watched(stocked, GUARD)
+    await watched.looks()
+    for shadow in (Share(version=2, percent=10), None):  # at the second step, and when everyone has it
+        watched.answers(1000)
+        clock.now += 60
+        assert (await watched.looks()).shadow == shadow
+    assert watched.store.released("mood").versions == (2,)
+
+
+async def test_nor_does_a_canary_that_is_taken_back_leave_its_shadow(stocked: Store, clock: Clock) -> None:
+    watched = Watched(stocked, GUARD)
+    await watched.looks()
+    watched.answers(100, failed=True)
+    back = await watched.looks()  # at once: nobody waits for the least seconds to be rid of a bad one
+    assert (back.stable, back.canary, back.shadow, back.guard) == (1, None, None, None)
+    assert "100 of 100 of its answers failed, of the stable version's 0 of 100" in back.why

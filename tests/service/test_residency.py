@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from adapters.errors import StoreUnavailable
+from adapters.errors import InvalidAdapter, StoreUnavailable
 from adapters.intake import add_version
-from adapters.manifest import File
+from adapters.manifest import BaseReference, File
 from adapters.packages import file_digest
 from adapters.releases import NewRelease
 from adapters.store import WEIGHTS, Store
@@ -191,3 +191,85 @@ def test_each_failure_doubles_the_wait_up_to_five_minutes_and_what_cannot_be_men
     assert failure.wait == float("inf")
     backoff.clear("x")
     assert backoff.get("x") is None
+
+
+async def test_an_adapter_for_another_base_is_not_loaded_whoever_put_it_into_the_store(
+    serve: Serve, stocked: Store, make_adapter: MakeAdapter
+) -> None:
+    manifest, folder = stocked.manifest("brief", 1)[0], make_adapter(seed=4)
+    other = BaseReference(name="another", digest="sha256:" + 64 * "0")
+    files = {path.name: File(bytes=path.stat().st_size, digest=file_digest(path)) for path in folder.iterdir()}
+    changed = {"base": other, "files": files}
+    stocked.add("brief", folder, lambda number: manifest.model_copy(update={"version": number, **changed}))
+    async with serve() as service:
+        stocked.release("brief", NewRelease(stable=2))
+        await until(lambda: service.state.residency.state("brief", 2)["state"] == "failed")
+        assert "another base model (another)" in service.state.residency.state("brief", 2)["reason"]
+        assert (await service.predict("brief")).json()["adapter"]["version"] == 1
+        assert "brief@2" not in resident(service)
+
+
+async def test_releasing_once_more_what_failed_for_good_tries_it_once_more(
+    serve: Serve, two_briefs: Store, monkeypatch
+) -> None:
+    fetch, sound = two_briefs.fetch, False
+
+    def unsound(name: str, version: int, cache: Path) -> Path:
+        if (name, version) == ("brief", 2) and not sound:
+            raise InvalidAdapter("not yet")
+        return fetch(name, version, cache)
+
+    monkeypatch.setattr(two_briefs, "fetch", unsound)
+    async with serve() as service:
+        two_briefs.release("brief", NewRelease(stable=2))
+        await until(lambda: service.state.residency.state("brief", 2)["state"] == "failed")
+        sound = True
+        assert (await service.predict("brief@2")).status_code == 503  # nothing says that it would go better
+        two_briefs.release("brief", NewRelease(stable=2))
+        await until(lambda: service.state.routing.served("brief").generation == 3)
+        assert (await service.predict("brief")).json()["adapter"]["version"] == 2
+
+
+async def test_what_was_used_last_stays_and_what_was_not_makes_room(serve: Serve) -> None:
+    async with serve(max_loras=2, max_cpu_loras=2) as service:
+        for name in ("brief", "mood", "brief"):
+            assert (await service.predict(name)).status_code == 200
+        assert (await service.predict("mood@2")).status_code == 200
+        assert resident(service) == {"brief@1", "mood@2"}
+
+
+async def test_a_version_that_is_asked_for_by_number_stays_when_another_is_released(
+    serve: Serve, two_briefs: Store
+) -> None:
+    async with serve() as service:
+        assert (await service.predict("brief@1")).status_code == 200
+        for name in ("brief", "mood"):
+            two_briefs.release(name, NewRelease(stable=2))
+        await until(lambda: "mood@1" not in resident(service) and "brief@2" in resident(service))
+        assert "brief@1" in resident(service)
+
+
+async def test_those_who_wait_for_a_slow_version_do_not_fill_the_queue_of_all(
+    serve: Serve, stocked: Store, monkeypatch
+) -> None:
+    import threading
+
+    monkeypatch.setattr("service.serving.residency.MOST_WAITING", 2)
+    arrived, fetch = threading.Event(), stocked.fetch
+
+    def slow(name: str, version: int, cache: Path) -> Path:
+        if (name, version) == ("mood", 2):
+            arrived.wait(20)
+        return fetch(name, version, cache)
+
+    monkeypatch.setattr(stocked, "fetch", slow)
+    async with serve() as service:
+        waiting = [asyncio.create_task(service.predict("mood@2")) for _ in range(2)]
+        slots = service.state.residency._slots
+        await until(lambda: ("mood", 2) in slots and slots["mood", 2].holds == 2)
+        refused = await service.predict("mood@2")
+        assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+        assert "2 requests wait for mood@2" in refused.json()["detail"]
+        assert (await service.predict("mood")).status_code == 200
+        arrived.set()
+        assert [(await task).status_code for task in waiting] == [200, 200]

@@ -14,6 +14,7 @@ from sse_starlette import EventSourceResponse
 from service.errors import ClientClosed, InvalidRequest, ServiceError
 from service.http.body import JsonRoute
 from service.http.keys import Caller
+from service.http.quota import Quota
 from service.http.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
 from service.serving.answering import Answering, Kind
 
@@ -82,7 +83,8 @@ async def _answer(request: Request, route: str, asked: PredictRequest | Classify
 def _take(request: Request, asked: Inputs) -> dict[str, str]:
     """Count the texts against the caller's rate; return what is left as headers."""
     caller = _caller(request)
-    return request.app.state.quota.take(caller.name, caller.rate, len(asked.texts))
+    quota: Quota = request.app.state.quota
+    return quota.take(caller.name, caller.rate, len(asked.texts))
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
@@ -166,8 +168,10 @@ def _to_json(prediction: Prediction) -> str:
 
 
 def _answering(request: Request) -> Answering:
-    return request.app.state.answering
+    answering: Answering = request.app.state.answering
+    return answering
 
 
 def _caller(request: Request) -> Caller:
-    return request.state.caller
+    caller: Caller = request.state.caller
+    return caller

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from adapters.catalogue import Catalogue
-from adapters.errors import HotswapError, NotInStore
+from adapters.errors import HotswapError, NotInStore, StoreUnavailable
 from adapters.releases import Release
 from adapters.store import Store
 from service.errors import AdapterFailed
@@ -118,6 +118,8 @@ class Reconciler:
             now = time.monotonic()
             turn = max(now, self._next_find)
             if turn - now > FIND_WAIT_SECONDS:
+                if not self.store_reachable:
+                    raise StoreUnavailable(f"the store {self._store.place} does not answer")
                 return False
             self._next_find = turn + FIND_SECONDS
             await asyncio.sleep(turn - now)

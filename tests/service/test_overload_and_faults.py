@@ -293,7 +293,7 @@ async def test_a_turn_is_given_back_however_the_text_ends() -> None:
     assert metrics.registry.get_sample_value("hotswap_waiting") == 0
     async with asyncio.timeout(5):
         await _turn(admission)
-    assert admission.queued_tokens == 0
+    assert admission._queued_tokens == 0
     assert admission.has_time
 
 

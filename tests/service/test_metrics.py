@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from prometheus_client.metrics import MetricWrapperBase
 
 from service import metrics as module

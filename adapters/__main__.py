@@ -289,8 +289,8 @@ def history(options: argparse.Namespace) -> None:
 
 def verify(options: argparse.Namespace) -> int:
     trusted = TrustedKeys(options.trusted_keys) if options.trusted_keys else None
-    found = _store(options, trusted).problems()
-    problems = [{"name": n, "version": v, "problem": p} for n, v, p in found]
+    faults = _store(options, trusted).problems()
+    problems = [{"name": n, "version": v, "problem": p} for n, v, p in faults]
     if options.json or problems:
         cli.show(problems, as_json=options.json, columns=("name", "version", "problem"))
     else:
@@ -338,15 +338,15 @@ def _parser() -> argparse.ArgumentParser:
     def command(
         name: str, run: cli.Command, text: str, example: str, *parents: argparse.ArgumentParser
     ) -> argparse.ArgumentParser:
-        made = commands.add_parser(
+        subparser = commands.add_parser(
             name,
             help=text,
             description=text,
             epilog=f"example: python -m adapters {example}",
             parents=[shared, *parents],
         )
-        made.set_defaults(command=run)
-        return made
+        subparser.set_defaults(command=run)
+        return subparser
 
     text = "take a PEFT adapter folder into the store as the next version"
     sub = command("add", add, text, "add ./my-lora support-topics --task classification --labels billing,bug", based)

@@ -111,10 +111,10 @@ def _default_checkpoint(cache: Path) -> Path:
         # transformers saves no model that came from GGUF, dense or not: move the weights into a plain one.
         model = AutoModelForCausalLM.from_config(unpacked.config, dtype=torch.float32)
         model.load_state_dict(unpacked.state_dict())
-        made = Path(scratch, "checkpoint")
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        move_into_place(made, place)
+        checkpoint = Path(scratch, "checkpoint")
+        model.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+        move_into_place(checkpoint, place)
     return place
 
 

@@ -109,13 +109,15 @@ def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def doubts(folder: Path, base: str | None) -> list[str]:
     """Return what is worth a word to who takes in a sound folder for ``base``, and no reason to refuse it."""
     config = read_config(folder)
-    found = []
+    warnings = []
     trained_on = config.get("base_model_name_or_path")
     if base and isinstance(trained_on, str) and is_another_model(trained_on, base):
-        found.append(f"it was trained on {trained_on}, and is taken for {base}: on another model it answers nonsense")
+        warnings.append(
+            f"it was trained on {trained_on}, and is taken for {base}: on another model it answers nonsense"
+        )
     if config.get("init_lora_weights") == "lora_ga":
-        found.append("LoRA-GA trains on a changed base: its answers are right if it was converted when it was saved")
-    return found
+        warnings.append("LoRA-GA trains on a changed base: its answers are right if it was converted when it was saved")
+    return warnings
 
 
 def is_another_model(trained_on: str, base: str) -> bool:
@@ -131,18 +133,21 @@ def is_another_model(trained_on: str, base: str) -> bool:
 def _examine_lora(folder: Path, config: Config, shapes: Shapes | None, max_rank: int | None) -> Examined:
     _raise([*config_problems(config), *_file_problems(folder)])
     header = _header(folder)
-    made = plan(config, header)
-    problems = [*made.problems, *_type_problems(header, made)]
-    if max_rank is not None and made.rank > max_rank:
+    lora_plan = plan(config, header)
+    problems = [*lora_plan.problems, *_type_problems(header, lora_plan)]
+    if max_rank is not None and lora_plan.rank > max_rank:
         problems.append(
-            f"rank {made.rank} is above the server's limit of {max_rank}; raise HOTSWAP_MAX_LORA_RANK or train smaller"
+            f"rank {lora_plan.rank} is above the server's limit of {max_rank}; "
+            "raise HOTSWAP_MAX_LORA_RANK or train smaller"
         )
-    problems += [problem for module in made.modules for problem in _module_problems(module, header, shapes)]
-    problems += _frozen_problems(header, made, shapes)
-    problems += [] if problems else _number_problems(folder / WEIGHTS, header, made)
+    problems += [problem for module in lora_plan.modules for problem in _module_problems(module, header, shapes)]
+    problems += _frozen_problems(header, lora_plan, shapes)
+    problems += [] if problems else _number_problems(folder / WEIGHTS, header, lora_plan)
     _raise(problems)
-    names = tuple(sorted({module.name.rsplit(".", 1)[-1] for module in made.modules}))
-    return Examined(Facts(made.rank, float(made.config["lora_alpha"]), names, made.scaling), header, made)
+    names = tuple(sorted({module.name.rsplit(".", 1)[-1] for module in lora_plan.modules}))
+    return Examined(
+        Facts(lora_plan.rank, float(lora_plan.config["lora_alpha"]), names, lora_plan.scaling), header, lora_plan
+    )
 
 
 def _examine_prompt(folder: Path, config: Config, shapes: Shapes | None) -> Examined:
@@ -246,9 +251,9 @@ def _header(folder: Path) -> dict[str, Tensor]:
         raise InvalidAdapter(_shortened(f"{WEIGHTS} is damaged: {error}")) from None
 
 
-def _type_problems(header: Mapping[str, Tensor], made: Plan) -> Iterator[str]:
+def _type_problems(header: Mapping[str, Tensor], lora_plan: Plan) -> Iterator[str]:
     for key, tensor in header.items():
-        if tensor.dtype not in FLOATS and key not in made.frozen:
+        if tensor.dtype not in FLOATS and key not in lora_plan.frozen:
             yield f"tensor {key} is {tensor.dtype}; F32, F16 or BF16 can be served"
 
 
@@ -275,24 +280,24 @@ def _base_shape(module: str, shapes: Shapes) -> tuple[int, ...] | None:
     return shapes.get(module) or (shapes.get("model.embed_tokens") if module == "lm_head" else None)
 
 
-def _frozen_problems(header: Mapping[str, Tensor], made: Plan, shapes: Shapes | None) -> Iterator[str]:
-    for key in made.frozen:
+def _frozen_problems(header: Mapping[str, Tensor], lora_plan: Plan, shapes: Shapes | None) -> Iterator[str]:
+    for key in lora_plan.frozen:
         module = key.removesuffix(".base_layer.weight").removeprefix("base_model.model.")
         if shapes is not None and header[key].shape != _base_shape(module, shapes):
             yield f"{key} is {header[key].shape}: it was trained on a base with another vocabulary"
-    adapted = {module.name.rsplit(".", 1)[-1] for module in made.modules} & {"embed_tokens", "lm_head"}
-    if made.config.get("ensure_weight_tying") and adapted:
+    adapted = {module.name.rsplit(".", 1)[-1] for module in lora_plan.modules} & {"embed_tokens", "lm_head"}
+    if lora_plan.config.get("ensure_weight_tying") and adapted:
         yield "ensure_weight_tying=True cannot be served with embed_tokens or lm_head adapted; train without it"
 
 
-def _number_problems(path: Path, header: Mapping[str, Tensor], made: Plan) -> Iterator[str]:
+def _number_problems(path: Path, header: Mapping[str, Tensor], lora_plan: Plan) -> Iterator[str]:
     trained = False
-    for module in made.modules:
+    for module in lora_plan.modules:
         a, b = (as_float32(read_bits(path, header[key]), header[key].dtype) for key in (module.a, module.b))
         trained |= bool(b.any())
         spoilt = [key for key, numbers in ((module.a, a), (module.b, b)) if not np.isfinite(numbers).all()]
         yield from (f"tensor {key} holds NaN or infinity; train again with a lower learning rate" for key in spoilt)
-        effect = made.scaling * module.factor * _effect(a, b, embedding=module.embedding)
+        effect = lora_plan.scaling * module.factor * _effect(a, b, embedding=module.embedding)
         if not spoilt and not effect <= MAX_EFFECT:
             yield (
                 f"{module.name}: its numbers are so large (an effect of up to {effect:.2g}, at most {MAX_EFFECT:g}) "

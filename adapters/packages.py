@@ -26,8 +26,8 @@ def fetch_package(requirement: str, sha256: str, cache: Path) -> Path:
     """
     folder = cache / "packages"
     kept = folder / sha256
-    if kept.is_dir() and (found := next(kept.iterdir(), None)) is not None:
-        return found
+    if kept.is_dir() and (existing := next(kept.iterdir(), None)) is not None:
+        return existing
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         pinned = Path(scratch, "requirements.txt")
@@ -45,15 +45,15 @@ def fetch_package(requirement: str, sha256: str, cache: Path) -> Path:
     return next(kept.iterdir())
 
 
-def move_into_place(made: Path, place: Path) -> None:
+def move_into_place(folder: Path, place: Path) -> None:
     """Rename a finished folder to where it belongs; a process that was faster is left its result."""
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        made.rename(place)
+        folder.rename(place)
     except OSError:
         if not place.is_dir():
             raise
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:

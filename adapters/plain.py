@@ -128,12 +128,12 @@ def plan(config: Config, header: Mapping[str, Tensor]) -> Plan:
     return Plan(config, settled, tuple(modules), tuple(frozen), tuple(problems))
 
 
-def write_plain(made: Plan, header: Mapping[str, Tensor], weights: Path, folder: Path) -> None:
+def write_plain(lora_plan: Plan, header: Mapping[str, Tensor], weights: Path, folder: Path) -> None:
     """Write the plain form of ``weights``, whose ``header`` and ``made`` plan are given, into ``folder``."""
     tensors: dict[str, tuple[str, Bits]] = {}
-    for module in made.modules:
+    for module in lora_plan.modules:
         a, b = header[module.a], header[module.b]
-        more = made.rank - module.rank
+        more = lora_plan.rank - module.rank
         tensors[module.keys[0]] = a.dtype, np.pad(read_bits(weights, a), ((0, more), (0, 0)))
         dtype, bits = b.dtype, read_bits(weights, b)
         if module.factor != 1:
@@ -141,7 +141,7 @@ def write_plain(made: Plan, header: Mapping[str, Tensor], weights: Path, folder:
             dtype, bits = "F32", (as_float32(bits, dtype) * np.float32(module.factor)).view(np.uint32)
         tensors[module.keys[1]] = dtype, np.pad(bits, ((0, 0), (0, more)))
     write_tensors(folder / weights.name, tensors)
-    (folder / CONFIG).write_text(json.dumps(made.config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(lora_plan.config, indent=2) + "\n", encoding="utf-8")
 
 
 def _scaling(config: Config, rank: int, alpha: float) -> float:

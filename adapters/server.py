@@ -38,8 +38,8 @@ def ask_server(url: str, key: str | None = None) -> Server:
     request = urllib.request.Request(f"{url.rstrip('/')}/v1/adapters?limit=1", headers=headers)  # noqa: S310 - checked above
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as response:  # noqa: S310
-            told: Any = json.loads(response.read(MOST_BYTES))
-        return Server(**{name: told["server"][name] for name in Server.__dataclass_fields__})
+            listing: Any = json.loads(response.read(MOST_BYTES))
+        return Server(**{name: listing["server"][name] for name in Server.__dataclass_fields__})
     except urllib.error.HTTPError as error:
         hint = "; put its key into HOTSWAP_API_KEY" if error.code in (401, 403) else ""
         raise HotswapError(f"{url} answered with status {error.code}{hint}.") from None

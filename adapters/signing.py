@@ -51,9 +51,9 @@ class Signer:
     def sign(self, folder: Path, files: Iterable[str], manifest: bytes) -> bytes:
         """Return the signature of a version: of the ``files`` of ``folder``, and its manifest."""
         with _staged(folder, files, manifest) as version, tempfile.TemporaryDirectory() as scratch:
-            made = Path(scratch, SIGNATURE)
-            self._config.sign(version, made)
-            return made.read_bytes()
+            signature = Path(scratch, SIGNATURE)
+            self._config.sign(version, signature)
+            return signature.read_bytes()
 
 
 class TrustedKeys:
@@ -119,15 +119,15 @@ def _public_keys(file: Path) -> list[bytes]:
     keys = PEM_KEYS.findall(content)
     if not keys or PEM_KEYS.sub(b"", content).strip():
         raise HotswapError(f"{file} must hold public keys in PEM format, and nothing else.")
-    found = []
+    trusted = []
     for key in keys:
         try:
             public = serialization.load_pem_public_key(key)
         except ValueError:
             raise HotswapError(f"{file} holds a damaged public key.") from None
         _check_curve(file, public)
-        found.append(public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return found
+        trusted.append(public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return trusted
 
 
 def _verifier(key: bytes) -> verifying.Config:

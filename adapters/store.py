@@ -166,20 +166,20 @@ class Store:
         with _writable(cache):
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-                made = Path(scratch, "files")
-                made.mkdir()
+                staged = Path(scratch, "files")
+                staged.mkdir()
                 for file in manifest.files:
                     content = self._get(_version_path(name, version, file))
                     if content is not None:
-                        (made / file).write_bytes(content)
-                if damage := _damage(made, manifest):
+                        (staged / file).write_bytes(content)
+                if damage := _damage(staged, manifest):
                     raise Damaged(f"{name}@{version}: {damage}; publish it again as a new version.")
-                self._check_signature(manifest, digest, made)
+                self._check_signature(manifest, digest, staged)
                 if present:  # damaged: mended file by file, so that nobody who looks finds the folder gone
                     for file in manifest.files:
-                        (made / file).replace(kept / file)
+                        (staged / file).replace(kept / file)
                 else:
-                    move_into_place(made, kept)
+                    move_into_place(staged, kept)
         return kept
 
     def release(self, name: str, new: NewRelease | int, *, expected_generation: int | None = None) -> Release:
@@ -394,10 +394,10 @@ class Store:
         """Return an object's bytes; none if there is none. Raises :class:`InvalidAdapter` for one too long."""
         try:
             with reachable(self.place):
-                found = obstore.get(self._objects, path)
-                if at_most is not None and found.meta["size"] > at_most:
+                response = obstore.get(self._objects, path)
+                if at_most is not None and response.meta["size"] > at_most:
                     raise InvalidAdapter(f"its {path.rsplit('/', 1)[-1]} is too long to be one; publish it again")
-                return bytes(found.bytes())
+                return bytes(response.bytes())
         except NotInStore:
             return None
 

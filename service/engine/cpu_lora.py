@@ -195,8 +195,8 @@ def _rank(a: np.ndarray, b: np.ndarray) -> int:
 
 def _last(used: Any) -> int:
     """Return how many there are up to the last that is used."""
-    found = np.flatnonzero(used)
-    return int(found[-1]) + 1 if len(found) else 0
+    positions = np.flatnonzero(used)
+    return int(positions[-1]) + 1 if len(positions) else 0
 
 
 def _identity(b: torch.Tensor) -> torch.Tensor:

@@ -159,10 +159,10 @@ def anonymous(host: str, keys_file: Path | None, allowed: bool) -> Caller:
 def _look(path: Path) -> tuple[int, ...]:
     """Return what changes when the file does; a mounted secret is replaced by way of a link."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path) -> dict[bytes, Caller]:
@@ -176,12 +176,12 @@ def _read(path: Path) -> dict[bytes, Caller]:
 def _parse(line: str, where: str) -> tuple[bytes, Caller]:
     """Return a line's digest and holder. What is wrong is said without repeating the line: it may hold a key."""
     key, *attributes = line.split()
-    found = [ATTRIBUTE.fullmatch(attribute) for attribute in attributes]
-    if not all(found) or len({match[1] for match in found if match}) < len(found):
+    matches = [ATTRIBUTE.fullmatch(attribute) for attribute in attributes]
+    if not all(matches) or len({match[1] for match in matches if match}) < len(matches):
         raise HotswapError(
             f"HOTSWAP_API_KEYS: {where}: after the key come name=…, scopes=…, adapters=… and rate=…, each at most once."
         )
-    given = {match[1]: match[2] for match in found if match}
+    given = {match[1]: match[2] for match in matches if match}
     if not key.isascii():
         raise HotswapError(f"HOTSWAP_API_KEYS: {where}: no header can carry this key; use ASCII.")
     if HASHED.fullmatch(key):

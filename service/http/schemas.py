@@ -179,7 +179,7 @@ class FeedbackRequest(Request):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(said is not None for said in (self.label, self.correct, self.better)) != 1:
+        if sum(value is not None for value in (self.label, self.correct, self.better)) != 1:
             raise ValueError("send 'label', 'correct' or 'better', one of them")
         return self
 

@@ -51,7 +51,7 @@ class Feedback:
         """Keep what an adapter answered to each text. Texts and summaries are forgotten at once unless there is a
         log."""
         answers = [_content(output, whole=self._log is not None) for output in answered.outputs]
-        texts = answered.asked.texts if self._log else ()
+        texts = answered.inputs.texts if self._log else ()
         predicted = _Predicted(answered.held.manifest, answered.held.choice.routed, answers, texts)
         self._predicted[answered.id] = predicted
         self._chars += predicted.chars

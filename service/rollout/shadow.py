@@ -45,20 +45,20 @@ class Shadow:
             self._count(shadow, "shed", len(outputs))
             return
         self._texts += len(outputs)
-        self._tasks.start(self._compare(shadow, answered.asked, outputs))
+        self._tasks.start(self._compare(shadow, answered.inputs, outputs))
 
     async def close(self) -> None:
         await self._tasks.close()
 
-    async def _compare(self, shadow: Choice, asked: Inputs, outputs: Sequence[Any]) -> None:
+    async def _compare(self, shadow: Choice, inputs: Inputs, outputs: Sequence[Any]) -> None:
         try:
-            answers = await self._answering.shadow(shadow, asked)
+            answers = await self._answering.shadow(shadow, inputs)
         except Exception as error:
             logger.debug("a shadowed request failed: %s", error)
             self._count(shadow, "failed", len(outputs))
         else:
-            for given, answer in zip(outputs, answers, strict=True):
-                agree = _content(given) == _content(answer)
+            for output, answer in zip(outputs, answers, strict=True):
+                agree = _content(output) == _content(answer)
                 self._count(shadow, "agree" if agree else "differ", 1)
                 self._tally.compared(shadow.name, shadow.version, agree=agree)
         finally:

@@ -92,7 +92,7 @@ class Answered:
 
     id: str
     held: Held
-    asked: Inputs
+    inputs: Inputs
     outputs: Sequence[Any]
 
 
@@ -121,15 +121,17 @@ class Answering:
         self.listeners: list[Callable[[Answered], None]] = []
         self.open = False
 
-    async def predict(self, route: str, asked: Inputs, reference: str, caller: Caller, kind: Kind | None) -> Prediction:
+    async def predict(
+        self, route: str, inputs: Inputs, reference: str, caller: Caller, kind: Kind | None
+    ) -> Prediction:
         """Answer with an adapter. ``kind`` is the task that the route insists on, if it does."""
         async with (
             self._request(route) as outcome,
-            self._work(outcome, reference, caller, asked, kind) as work,
+            self._work(outcome, reference, caller, inputs, kind) as work,
         ):
-            return self._told(work, asked, await self._answer_all(work, asked))
+            return self._notify(work, inputs, await self._answer_all(work, inputs))
 
-    async def zero_shot(self, route: str, asked: Inputs, labels: list[str]) -> Prediction:
+    async def zero_shot(self, route: str, inputs: Inputs, labels: list[str]) -> Prediction:
         """Classify with the base model."""
         async with self._request(route) as outcome:
             outcome.labels = BASE
@@ -137,30 +139,30 @@ class Answering:
                 task = ClassificationTask.zero_shot(labels, self._base.tokenizer)
             except (ValidationError, InvalidAdapter) as error:
                 raise InvalidRequest("these labels cannot be told apart by the model; reword them.") from error
-            async with self._admission.admit(asked.texts):
-                return await self._answer_all(Work(task), asked)
+            async with self._admission.admit(inputs.texts):
+                return await self._answer_all(Work(task), inputs)
 
     async def stream(
-        self, route: str, asked: Inputs, reference: str, caller: Caller
+        self, route: str, inputs: Inputs, reference: str, caller: Caller
     ) -> AsyncGenerator[tuple[Literal["delta"], str] | tuple[Literal["done"], Prediction]]:
         """Summarize one text; yield ("delta", text) pieces, then ("done", the whole prediction)."""
         async with (
             self._request(route) as outcome,
-            self._work(outcome, reference, caller, asked, "summarization") as work,
+            self._work(outcome, reference, caller, inputs, "summarization") as work,
         ):
             usage, sent = Usage(), ""
             output = Summary(summary="", finish_reason="stop")
-            async with aclosing(self._summaries(work, asked.texts[0], asked, usage)) as summaries:
+            async with aclosing(self._summaries(work, inputs.texts[0], inputs, usage)) as summaries:
                 async for output in summaries:
                     if len(output.summary) > len(sent):
                         yield "delta", output.summary[len(sent) :]
                         sent = output.summary
-            yield "done", self._told(work, asked, self._prediction(work, [output], usage))
+            yield "done", self._notify(work, inputs, self._prediction(work, [output], usage))
 
-    async def shadow(self, choice: Choice, asked: Inputs) -> list[Any]:
+    async def shadow(self, choice: Choice, inputs: Inputs) -> list[Any]:
         """Answer a copy of a request: nobody waits for it, and it is no request in the metrics."""
         async with asyncio.timeout(self._settings.deadline_seconds), self._residency.hold(choice) as held:
-            return await self._outputs(Work(held.manifest.task, held), asked, Usage())
+            return await self._outputs(Work(held.manifest.task, held), inputs, Usage())
 
     @asynccontextmanager
     async def _request(self, route: str) -> AsyncIterator[_Outcome]:
@@ -204,10 +206,10 @@ class Answering:
 
     @asynccontextmanager
     async def _work(
-        self, outcome: _Outcome, reference: str, caller: Caller, asked: Inputs, kind: Kind | None
+        self, outcome: _Outcome, reference: str, caller: Caller, inputs: Inputs, kind: Kind | None
     ) -> AsyncIterator[Work]:
-        choice = outcome.choice = await self._choose(Reference.parse(reference), caller, asked.caller)
-        async with self._admission.admit(asked.texts) as ticket, AsyncExitStack() as stack:
+        choice = outcome.choice = await self._choose(Reference.parse(reference), caller, inputs.caller)
+        async with self._admission.admit(inputs.texts) as ticket, AsyncExitStack() as stack:
             if self._residency.is_resident(*choice.key):
                 held = await stack.enter_async_context(self._residency.hold(choice))
             else:  # who waits for a version is no work for the engine yet
@@ -229,9 +231,9 @@ class Answering:
                 raise
         return self._routing.choose(reference, user)
 
-    def _told(self, work: Work, asked: Inputs, prediction: Prediction) -> Prediction:
+    def _notify(self, work: Work, inputs: Inputs, prediction: Prediction) -> Prediction:
         if work.held is not None:
-            answered = Answered(prediction.id, work.held, asked, prediction.outputs)
+            answered = Answered(prediction.id, work.held, inputs, prediction.outputs)
             for listener in self.listeners:
                 try:
                     listener(answered)
@@ -239,19 +241,19 @@ class Answering:
                     logger.exception("an answer of %s could not be learnt from", work.held.choice)
         return prediction
 
-    async def _answer_all(self, work: Work, asked: Inputs) -> Prediction:
+    async def _answer_all(self, work: Work, inputs: Inputs) -> Prediction:
         """Answer every text; one that cannot be answered is reported in its place and costs the others nothing."""
         usage = Usage()
-        return self._prediction(work, await self._outputs(work, asked, usage), usage)
+        return self._prediction(work, await self._outputs(work, inputs, usage), usage)
 
-    async def _outputs(self, work: Work, asked: Inputs, usage: Usage) -> list[Any]:
-        if asked.input is not None:
-            return [await self._answer(work, asked.input, asked, usage)]
-        return await _together(self._answer_or_error(work, text, asked, usage) for text in asked.texts)
+    async def _outputs(self, work: Work, inputs: Inputs, usage: Usage) -> list[Any]:
+        if inputs.input is not None:
+            return [await self._answer(work, inputs.input, inputs, usage)]
+        return await _together(self._answer_or_error(work, text, inputs, usage) for text in inputs.texts)
 
-    async def _answer_or_error(self, work: Work, text: str, asked: Inputs, usage: Usage) -> Any:
+    async def _answer_or_error(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> Any:
         try:
-            return await self._answer(work, text, asked, usage)
+            return await self._answer(work, text, inputs, usage)
         except Exception as error:
             failure = from_lower(error)
             if failure.status >= 500:
@@ -259,11 +261,11 @@ class Answering:
                 raise
             return ItemError(error=Problem.model_validate(failure.problem()))
 
-    async def _answer(self, work: Work, text: str, asked: Inputs, usage: Usage) -> Classification | Summary:
+    async def _answer(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> Classification | Summary:
         if isinstance(work.task, SummarizationTask):
-            async with aclosing(self._summaries(work, text, asked, usage, stream=False)) as summaries:
+            async with aclosing(self._summaries(work, text, inputs, usage, stream=False)) as summaries:
                 return [summary async for summary in summaries][-1]
-        async with aclosing(self._ask(work, text, asked, usage, stream=False)) as chunks:
+        async with aclosing(self._ask(work, text, inputs, usage, stream=False)) as chunks:
             chunk, truncated = [answer async for answer in chunks][-1]
         output = work.task.read(Completion(logprobs=chunk.logprobs), {})
         name, version = self._metrics.version(*work.labels)
@@ -273,12 +275,12 @@ class Answering:
         return Classification(**output, truncated=truncated or None)
 
     async def _summaries(
-        self, work: Work, text: str, asked: Inputs, usage: Usage, *, stream: bool = True
+        self, work: Work, text: str, inputs: Inputs, usage: Usage, *, stream: bool = True
     ) -> AsyncGenerator[Summary]:
         """Yield the summary as it grows. It stops where the caller's word limit does."""
-        parameters, grown = asked.parameters.model_dump(), ""
-        text, parts = await self._condensed(work, text, asked, usage)
-        async with aclosing(self._ask(work, text, asked, usage, stream=stream)) as chunks:
+        parameters, grown = inputs.parameters.model_dump(), ""
+        text, parts = await self._condensed(work, text, inputs, usage)
+        async with aclosing(self._ask(work, text, inputs, usage, stream=stream)) as chunks:
             async for chunk, truncated in chunks:
                 grown += chunk.text
                 completion = Completion(text=grown, finish_reason=chunk.finish_reason or "stop")
@@ -287,14 +289,14 @@ class Answering:
                 if output["finish_reason"] == "length":
                     return
 
-    async def _condensed(self, work: Work, text: str, asked: Inputs, usage: Usage) -> tuple[str, int | None]:
+    async def _condensed(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> tuple[str, int | None]:
         """Return what is to be summarized in the place of a text that does not fit, and in how many parts it was read:
         the summaries of its parts, of these if they are still too many, and so on."""
         task, first = work.task, None
-        if not isinstance(task, SummarizationTask) or (asked.parameters.long or task.long) == "cut":
+        if not isinstance(task, SummarizationTask) or (inputs.parameters.long or task.long) == "cut":
             return text, None
         task = task.model_copy(update={"long": "chunks"})
-        whole = asked.model_copy(update={"parameters": Parameters()})  # the word limit is for the last summary
+        whole = inputs.model_copy(update={"parameters": Parameters()})  # the word limit is for the last summary
         for _ in range(ROUNDS):
             self._check_length(text)
             parts = await asyncio.to_thread(task.parts, text, self._base.tokenizer, room=self._room(work))
@@ -307,31 +309,31 @@ class Answering:
             text = summaries
         return text, first
 
-    async def _each(self, work: Work, parts: list[str], asked: Inputs, usage: Usage) -> list[str]:
+    async def _each(self, work: Work, parts: list[str], inputs: Inputs, usage: Usage) -> list[str]:
         turns = asyncio.Semaphore(PARTS_AT_ONCE)
 
         async def summary(part: str) -> str:
-            async with turns, aclosing(self._ask(work, part, asked, usage, stream=False)) as chunks:
+            async with turns, aclosing(self._ask(work, part, inputs, usage, stream=False)) as chunks:
                 grown = "".join([chunk.text async for chunk, _ in chunks])
             return str(work.task.read(Completion(text=grown), {})["summary"])
 
         return await _together(summary(part) for part in parts)
 
     async def _ask(
-        self, work: Work, text: str, asked: Inputs, usage: Usage, *, stream: bool
+        self, work: Work, text: str, inputs: Inputs, usage: Usage, *, stream: bool
     ) -> AsyncGenerator[tuple[Chunk, bool]]:
         """Send one text to the engine when its turn comes; yield chunks, and whether the text was cut."""
         name, version = self._metrics.version(*work.labels)
-        if len(asked.texts) * len(text) < INLINE_CHARS:
-            prompt = self._prompt(work, text, asked)
+        if len(inputs.texts) * len(text) < INLINE_CHARS:
+            prompt = self._prompt(work, text, inputs)
         else:
-            prompt = await asyncio.to_thread(self._prompt, work, text, asked)
+            prompt = await asyncio.to_thread(self._prompt, work, text, inputs)
         self._metrics.input_tokens.labels(name, version).observe(prompt.input_tokens)
         if prompt.truncated:
             self._metrics.truncated.labels(name, version).inc()
         usage.prompt_tokens += len(prompt.ids)
         self._metrics.prompt_tokens.labels(name, version).inc(len(prompt.ids))
-        sampling = work.task.sampling(asked.parameters.model_dump())
+        sampling = work.task.sampling(inputs.parameters.model_dump())
         async with self._admission.turn(text):
             started = time.monotonic()
             async with aclosing(self._engine.generate(prompt.ids, sampling, work.engine_name, stream=stream)) as chunks:
@@ -342,9 +344,9 @@ class Answering:
                     yield chunk, prompt.truncated
             self._metrics.engine_seconds.labels(name, version).observe(time.monotonic() - started)
 
-    def _prompt(self, work: Work, text: str, asked: Inputs) -> Any:
+    def _prompt(self, work: Work, text: str, inputs: Inputs) -> Any:
         self._check_length(text)
-        return work.task.prompt(text, self._base.tokenizer, room=self._room(work), cut=asked.parameters.truncate)
+        return work.task.prompt(text, self._base.tokenizer, room=self._room(work), cut=inputs.parameters.truncate)
 
     def _check_length(self, text: str) -> None:
         if not text.strip():

@@ -32,28 +32,28 @@ class Probe:
     async def check(self, manifest: Manifest, engine_name: str) -> None:
         """Raise :class:`InvalidAdapter` where the version changes no answer of the base model, or does not give the
         reference answers of its manifest to within the tolerance; :class:`TimeoutError`, :class:`EngineDown`."""
-        asked = manifest.references or self._own(manifest)
-        questions = [self._question(manifest, reference) for reference in asked]
+        references = manifest.references or self._own(manifest)
+        questions = [self._question(manifest, reference) for reference in references]
         async with asyncio.timeout(PATIENCE_SECONDS):
             # The base model is frozen: versions of one task ask it the same, and it is asked once.
             unknown = [question for question in questions if question not in self._plain]
-            told = await asyncio.gather(
+            logprobs = await asyncio.gather(
                 *(self._ask(question, engine_name) for question in questions),
                 *(self._ask(question, None) for question in unknown),
             )
-        adapted = told[: len(asked)]
+        adapted = logprobs[: len(references)]
         if not all(math.isfinite(logprob) for answer in adapted for logprob in answer.values()):
             raise InvalidAdapter("it does not answer with numbers: its weights overflow; train again at a lower rate")
         if len(self._plain) > KNOWN_QUESTIONS:
             self._plain.clear()
-        self._plain.update(zip(unknown, told[len(asked) :], strict=True))
+        self._plain.update(zip(unknown, logprobs[len(references) :], strict=True))
         plain = [self._plain[question] for question in questions]
         change = max(_distance(one, other) for one, other in zip(adapted, plain, strict=True))
         if not change > LEAST_CHANGE * min(self._tolerance, 1.0):
             raise InvalidAdapter(
                 "it does not change the base model's answers: it was not trained, or the engine does not apply it"
             )
-        off = max((_distance(answer, r.logprobs) for answer, r in zip(adapted, asked, strict=True)), default=0.0)
+        off = max((_distance(answer, r.logprobs) for answer, r in zip(adapted, references, strict=True)), default=0.0)
         if manifest.references and not off <= self._tolerance:
             raise InvalidAdapter(
                 f"it does not answer as it did when it was evaluated: off by {off:.2g} nats, and {self._tolerance:g} "

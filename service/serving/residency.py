@@ -194,10 +194,10 @@ class Residency:
         name, version = key
         started = time.monotonic()
         try:
-            found = await self._loader.fetch(name, version)
+            verified = await self._loader.fetch(name, version)
             async with self._one_load:
                 await self._make_room()
-                loaded = await self._loader.load(found)
+                loaded = await self._loader.load(verified)
         except BaseException as error:
             if self._slots.get(key) is slot:
                 del self._slots[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 
 from service import metrics as module
 from service.metrics import CAP, OTHER, Metrics
@@ -71,3 +72,9 @@ def test_a_generation_beyond_the_cap_is_shown_nowhere(monkeypatch: pytest.Monkey
         metrics.generation(metrics.store_generation, name, number)
     assert series(metrics, "hotswap_store_generation") == {"a", "b"}
     assert metrics.registry.get_sample_value("hotswap_store_generation", {"adapter": "b"}) == 2
+
+
+def test_every_metric_is_exposed() -> None:
+    metrics = Metrics()
+    declared = {metric._name for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)}
+    assert declared == {family.name for family in metrics.registry.collect()}

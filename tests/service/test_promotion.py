@@ -179,6 +179,21 @@ async def test_feedback_is_kept_to_train_on_where_there_is_a_log(serve: Serve, t
     assert (kept["answer"], kept["good"], kept["better"]) == (said, False, better)
 
 
+async def test_a_streamed_summary_is_judged_and_kept_like_any_other(serve: Serve, tmp_path: Path) -> None:
+    log = tmp_path / "feedback.jsonl"
+    async with serve(feedback_log=log) as service:
+        body = {"adapter": "brief", "input": "A film.", "stream": True}
+        events = (await service.client.post("/v1/summarize", json=body)).text
+        data = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: {")]
+        (prediction,) = [event for event in data if "id" in event]
+        response = await service.client.post("/v1/feedback", json={"id": prediction["id"], "correct": True})
+        assert response.status_code == 200
+    record = json.loads(log.read_text())
+    assert set(record) == {"at", "id", "adapter", "version", "task", "text", "answer", "good", "better"}
+    assert (record["task"], record["text"], record["good"]) == ("summarization", "A film.", True)
+    assert record["answer"] == prediction["outputs"][0]["summary"]
+
+
 async def test_a_better_summary_is_kept_beside_the_one_given(serve: Serve, two_briefs: Store, tmp_path: Path) -> None:
     log = tmp_path / "feedback.jsonl"
     async with serve(feedback_log=log) as service:

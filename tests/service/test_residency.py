@@ -174,6 +174,7 @@ async def test_a_failure_that_may_pass_is_tried_again_and_one_that_cannot_is_not
         two_briefs.release("brief", NewRelease(stable=2))
         await until(lambda: service.state.routing.served("brief").stable == 2)
         assert failures == 3
+        assert await service.metric("hotswap_adapters", state="failed") == 0
 
 
 def test_each_failure_doubles_the_wait_up_to_five_minutes_and_what_cannot_be_mended_waits_for_ever() -> None:
@@ -273,3 +274,18 @@ async def test_those_who_wait_for_a_slow_version_do_not_fill_the_queue_of_all(
         assert (await service.predict("mood")).status_code == 200
         arrived.set()
         assert [(await task).status_code for task in waiting] == [200, 200]
+
+
+async def test_a_replica_that_starts_on_a_bad_release_serves_the_newest_good_one_that_is_not_retired(
+    serve: Serve, two_briefs: Store, make_adapter: MakeAdapter, summary_task, tiny, tmp_path: Path
+) -> None:
+    add_version(two_briefs, "brief", make_adapter(seed=7), summary_task, tiny)
+    for version in (2, 3):
+        two_briefs.release("brief", NewRelease(stable=version))
+    two_briefs.retire("brief", 2)
+    (tmp_path / "store/brief/versions/3/adapter_model.safetensors").write_bytes(b"rubbish")
+    async with serve() as service:
+        assert (await service.predict("brief")).json()["adapter"]["version"] == 1
+        assert (await service.predict("brief@2")).status_code == 404
+        shown = (await service.client.get("/v1/adapters/brief")).json()
+        assert (shown["generation"], shown["served_generation"]) == (3, 1)

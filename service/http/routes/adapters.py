@@ -42,9 +42,9 @@ async def list_adapters(
         max_model_len=limits.max_model_len,
         max_resident=limits.max_resident,
     )
-    found = [entry for entry in state.routing.catalogue if entry.name > after and caller.may_use(entry.name)]
-    page = [entry for entry in found[:limit] if entry.versions]
-    following = found[limit - 1].name if len(found) > limit else None
+    entries = [entry for entry in state.routing.catalogue if entry.name > after and caller.may_use(entry.name)]
+    page = [entry for entry in entries[:limit] if entry.versions]
+    following = entries[limit - 1].name if len(entries) > limit else None
     listed = AdapterList(server=server, adapters=await _views(state, page), next=following)
     # Written once: FastAPI would validate a page of megabytes again, and everybody would wait.
     return Response(listed.model_dump_json(exclude_none=True), media_type="application/json")

@@ -16,8 +16,8 @@ router = APIRouter(
 
 
 @router.post("/v1/feedback")
-async def feedback(request: Request, asked: FeedbackRequest) -> FeedbackTaken:
+async def feedback(request: Request, judgement: FeedbackRequest) -> FeedbackTaken:
     """Say whether an answer was right: by its true label, by a better summary, or with `correct`. Counted once for
     each answer, by the replica that gave it."""
-    name, version, right = request.app.state.feedback.take(request.state.caller, asked)
-    return FeedbackTaken(id=asked.id, adapter=name, version=version, correct=right)
+    name, version, right = request.app.state.feedback.take(request.state.caller, judgement)
+    return FeedbackTaken(id=judgement.id, adapter=name, version=version, correct=right)

@@ -49,42 +49,42 @@ router = APIRouter(
 
 
 @router.post("/v1/predict", response_model=None, responses=STREAM)
-async def predict(request: Request, asked: PredictRequest) -> Response:
+async def predict(request: Request, body: PredictRequest) -> Response:
     """Ask an adapter to do its task: the answer names the exact version that gave it."""
-    if asked.stream:
-        return await _stream(request, "predict", asked)
-    return await _answer(request, "predict", asked, None)
+    if body.stream:
+        return await _stream(request, "predict", body)
+    return await _answer(request, "predict", body, None)
 
 
 @router.post("/v1/classify", response_model=None, responses=ANSWER)
-async def classify(request: Request, asked: ClassifyRequest) -> Response:
+async def classify(request: Request, body: ClassifyRequest) -> Response:
     """Classify with an adapter, or zero-shot with `labels` of your own and the base model."""
-    return await _answer(request, "classify", asked, "classification")
+    return await _answer(request, "classify", body, "classification")
 
 
 @router.post("/v1/summarize", response_model=None, responses=STREAM)
-async def summarize(request: Request, asked: SummarizeRequest) -> Response:
+async def summarize(request: Request, body: SummarizeRequest) -> Response:
     """Summarize with an adapter; with `stream`, as server-sent events: `delta`, then `done` (or `error`)."""
-    if asked.stream:
-        return await _stream(request, "summarize", asked)
-    return await _answer(request, "summarize", asked, "summarization")
+    if body.stream:
+        return await _stream(request, "summarize", body)
+    return await _answer(request, "summarize", body, "summarization")
 
 
-async def _answer(request: Request, route: str, asked: PredictRequest | ClassifyRequest, kind: Kind | None) -> Response:
-    headers = _take(request, asked)
+async def _answer(request: Request, route: str, body: PredictRequest | ClassifyRequest, kind: Kind | None) -> Response:
+    headers = _take(request, body)
     answering, caller = _answering(request), _caller(request)
-    if isinstance(asked, ClassifyRequest) and asked.adapter is None:
-        work = answering.zero_shot(route, asked, asked.labels or [])
+    if isinstance(body, ClassifyRequest) and body.adapter is None:
+        work = answering.zero_shot(route, body, body.labels or [])
     else:
-        work = answering.predict(route, asked, asked.adapter or "", caller, kind)
+        work = answering.predict(route, body, body.adapter or "", caller, kind)
     return Response(_to_json(await _unless_gone(request, work)), headers=headers, media_type="application/json")
 
 
-def _take(request: Request, asked: Inputs) -> dict[str, str]:
+def _take(request: Request, body: Inputs) -> dict[str, str]:
     """Count the texts against the caller's rate; return what is left as headers."""
     caller = _caller(request)
     quota: Quota = request.app.state.quota
-    return quota.take(caller.name, caller.rate, len(asked.texts))
+    return quota.take(caller.name, caller.rate, len(body.texts))
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
@@ -107,14 +107,14 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _stream(request: Request, route: str, asked: PredictRequest) -> Response:
-    if asked.input is None:
+async def _stream(request: Request, route: str, body: PredictRequest) -> Response:
+    if body.input is None:
         raise InvalidRequest("'stream' takes one 'input'.")
-    headers = _take(request, asked)
+    headers = _take(request, body)
     pieces: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
     # In a task of its own from beginning to end: the deadline counts for the task that set it.
     work = asyncio.create_task(
-        _collect(_answering(request).stream(route, asked, asked.adapter, _caller(request)), pieces)
+        _collect(_answering(request).stream(route, body, body.adapter, _caller(request)), pieces)
     )
     try:
         first = await _unless_gone(request, pieces.get())

@@ -28,7 +28,7 @@ router = APIRouter(
 
 
 @router.post("/v1/adapters/{name}/releases", status_code=201, response_model_exclude_none=True)
-async def release(request: Request, name: str, asked: ReleaseRequest) -> ReleaseView:
+async def release(request: Request, name: str, body: ReleaseRequest) -> ReleaseView:
     """Serve these versions from now on. Each is fetched, hashed and linted first; what fails is not released.
 
     With `expected_generation`, of two who release at once exactly one wins, and the other gets 409.
@@ -36,17 +36,17 @@ async def release(request: Request, name: str, asked: ReleaseRequest) -> Release
     caller = _allowed(request, name)
     await _known(request, name)
     try:
-        new = NewRelease(**dict(asked.serving), by=caller.name, why=asked.why)
+        new = NewRelease(**dict(body.serving), by=caller.name, why=body.why)
     except ValidationError as error:
         raise InvalidRequest(explain(error, NewRelease)) from None
     await _servable(request, name, new)
-    return await _written(request, name, new, asked.expected_generation)
+    return await _written(request, name, new, body.expected_generation)
 
 
 @router.post("/v1/adapters/{name}/rollback", status_code=201, response_model_exclude_none=True)
-async def rollback(request: Request, name: str, asked: RollbackRequest | None = None) -> ReleaseView:
+async def rollback(request: Request, name: str, body: RollbackRequest | None = None) -> ReleaseView:
     """Serve again what was served before the newest release, as a new generation. It is checked as a release is."""
-    asked, caller = asked or RollbackRequest(), _allowed(request, name)
+    body, caller = body or RollbackRequest(), _allowed(request, name)
     state = request.app.state
     await _known(request, name)
     try:
@@ -55,10 +55,10 @@ async def rollback(request: Request, name: str, asked: RollbackRequest | None = 
         if state.routing.catalogue.get(name).generation > 1:
             raise NotReady(LOST) from None
         raise VersionNotFound(f"'{name}' has no earlier release to go back to.") from None
-    expected = newest if asked.expected_generation is None else asked.expected_generation
+    expected = newest if body.expected_generation is None else body.expected_generation
     if expected == newest:
         await _servable(request, name, previous)
-    again = previous.again(by=caller.name, why=asked.why or f"rollback of generation {newest}")
+    again = previous.again(by=caller.name, why=body.why or f"rollback of generation {newest}")
     return await _written(request, name, again, expected)
 
 

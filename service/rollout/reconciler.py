@@ -136,7 +136,10 @@ class Reconciler:
 
     async def settle(self) -> None:
         """Look, and wait until what can be served is; then until what is to be kept in memory is there."""
-        await self.reconcile(sweep=True)
+        try:
+            await self.reconcile(sweep=True)
+        except Exception:  # a fault of ours; the requests that need no newer look are answered
+            logger.exception("the first look at the store failed; the next one follows")
         kept = [move.task for name, move in self._moves.items() if self._residency.is_warm(name)]
         await _wait(kept, KEPT_SECONDS)
         if late := await _wait([move.task for move in self._moves.values()], SETTLE_SECONDS):
@@ -217,7 +220,7 @@ class Reconciler:
             self._tried[name] = release.generation
             self._residency.give_another_chance(name, release)
         served = self._routing.served(name)
-        ready = all(self._residency.is_resident(name, version) for version in release.versions)
+        waits = prepare and not all(self._residency.is_resident(name, version) for version in release.versions)
         try:
             # A change is always proven good before anyone is moved to it; of what there is at the start, what fits.
             if prepare:
@@ -233,7 +236,7 @@ class Reconciler:
                     self._flip(name, kept)
                 return
         # It may have been taken back while it was loaded.
-        if not ready and await self._is_superseded(name, release):
+        if waits and await self._is_superseded(name, release):
             for version in set(release.versions).difference(served.versions if served else ()):
                 self._residency.supersede((name, version))
             self.wake()

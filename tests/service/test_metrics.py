@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -77,4 +79,5 @@ def test_a_generation_beyond_the_cap_is_shown_nowhere(monkeypatch: pytest.Monkey
 def test_every_metric_is_exposed() -> None:
     metrics = Metrics()
     declared = {metric._name for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)}
+    assert all(re.fullmatch("hotswap_[a-z_]+", name) for name in declared)
     assert declared == {family.name for family in metrics.registry.collect()}

@@ -295,14 +295,3 @@ async def test_the_engine_knows_a_version_by_its_weights_too(serve: Serve, stock
     async with serve() as service:
         names = {f"{name}@1:{stocked.manifest(name, 1)[1][7:23]}" for name in ("brief", "mood")}
         assert names <= set(service.engine.resident)
-
-
-async def test_the_cache_of_fetched_files_keeps_to_its_size(
-    serve: Serve, stocked: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("adapters.cache.IN_USE_SECONDS", -1.0)
-    size = sum(file.bytes for file in stocked.manifest("mood", 1)[0].files.values())
-    async with serve(cache_gib=1.5 * size / 2**30) as service:
-        for name in ("mood", "brief", "mood@2", "brief"):
-            assert (await service.predict(name)).status_code == 200
-        assert len(list((tmp_path / "cache" / "adapters").iterdir())) == 1

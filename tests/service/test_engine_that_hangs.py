@@ -35,7 +35,7 @@ async def test_requests_in_flight_are_refused_soon_and_the_service_comes_back(se
         waiting = [asyncio.create_task(service.predict(adapter, f"text {n}")) for n in range(8)]
         waiting += [asyncio.create_task(service.predict("mood@2"))]
         responses = await asyncio.gather(*waiting[:8])
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15, "and not at the deadline of requests, which is 300 s"
         for response in responses:
             assert (response.status_code, response.json()["code"]) == (503, "engine_down")
             assert int(response.headers["retry-after"]) > 0

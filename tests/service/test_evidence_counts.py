@@ -99,16 +99,6 @@ async def test_feedback_needs_its_scope_and_counts_once_for_a_prediction(
         assert (of(2).judged, of(2).wrong) == (1, 1)
 
 
-async def test_a_prediction_of_many_texts_is_one_piece_of_evidence(serve: Serve, watched: Store, keys: Path) -> None:
-    async with serve(watched, api_keys=keys) as service:
-        counted, judge = await counts(service), As(service, "judge")
-        prediction = (await judge.post("/v1/predict", adapter="mood", inputs=["one", "two", "three"])).json()
-        for index in range(3):
-            response = await judge.post("/v1/feedback", id=prediction["id"], index=index, correct=False)
-            assert response.status_code == 200
-        assert counted(prediction["adapter"]["version"]).judged == 1
-
-
 async def test_a_tenant_alone_takes_no_canary_back(serve: Serve, stocked: Store, keys: Path) -> None:
     quick = Guard(steps=(50,), samples=10**6, seconds=0, wrong=0.01, confidence=0.5)
     stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=50), guard=quick))

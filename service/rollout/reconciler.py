@@ -37,8 +37,8 @@ SETTLE_SECONDS, KEPT_SECONDS = 1.0, 60.0
 # Of those that were never served here: many at once would take the processor from the answers. Requests for them do
 # not wait for this.
 FIRST_AT_ONCE = 4
-# At the start so many adapters are named in the log, one by one.
-NAMED = 20
+# At the start so many adapters are waited for, and named in the log one by one; of more, none.
+FEW = 20
 # Whoever invents names has the store looked at no more often than this, and waits for it no longer than that.
 FIND_SECONDS, FIND_WAIT_SECONDS = 0.1, 1.0
 
@@ -142,7 +142,8 @@ class Reconciler:
             logger.exception("the first look at the store failed; the next one follows")
         kept = [move.task for name, move in self._moves.items() if self._residency.is_warm(name)]
         await _wait(kept, KEPT_SECONDS)
-        if late := await _wait([move.task for move in self._moves.values()], SETTLE_SECONDS):
+        moves = [move.task for move in self._moves.values()]
+        if late := await _wait(moves, SETTLE_SECONDS if len(moves) <= FEW else 0.0):
             logger.info("%d adapters are still being prepared; the service opens meanwhile", late)
         self._settled = True
         await _wait([self._group.start(self._fill_kept())], KEPT_SECONDS)
@@ -244,7 +245,7 @@ class Reconciler:
         self._logged.pop(name, None)
         self._flip(name, release)
         self._metrics.swap_seconds.observe(time.monotonic() - started)
-        level = logging.INFO if self._settled or len(self._routing.catalogue) <= NAMED else logging.DEBUG
+        level = logging.INFO if self._settled or len(self._routing.catalogue) <= FEW else logging.DEBUG
         logger.log(level, "%s: generation %d, stable %d", name, release.generation, release.stable)
 
     def _flip(self, name: str, release: Release) -> None:

@@ -72,7 +72,7 @@ async def test_a_poll_of_many_adapters_is_one_request(
         store.release(f"adapter-{n}", NewRelease(stable=1))
     pulse = f"GET /{store.place.removeprefix('s3://')}/.pulse?"
     async with serve(store, sweep_seconds=NEVER) as service:
-        assert len(service.state.routing.releases) == 50
+        await until(lambda: len(service.state.routing.releases) == 50)
         s3.requests.clear()
         await until(lambda: len(s3.requests) >= 10)
         assert set(s3.requests) == {pulse}

@@ -25,6 +25,7 @@ from pydantic import (
 
 from adapters.errors import HotswapError
 from adapters.manifest import NAME_PATTERN
+from adapters.reference import is_name
 from adapters.tasks.base import checked_template
 from adapters.tasks.summarization import Long
 from adapters.validation import explain
@@ -396,7 +397,7 @@ class Recipe(Strict):
     @field_validator("name")
     @classmethod
     def _a_name(cls, name: str) -> str:
-        if not re.fullmatch(NAME_PATTERN, name):
+        if not is_name(name):
             raise ValueError("up to 64 small letters, digits, '.', '_' and '-', with a letter or digit at both ends")
         return name
 

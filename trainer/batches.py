@@ -16,14 +16,16 @@ IGNORED = -100
 
 
 class Encoded(torch.utils.data.Dataset):
-    """Rows as token ids: the task's own prompt, then the answer; only the answer is learnt."""
+    """Rows as token ids: the task's own prompt, then the answer, which alone is learnt. ``choices`` are the ids that it
+    is one of; none for free text."""
 
     def __init__(self, asked: Iterable[tuple[Row, BaseTask]], base: Base) -> None:
         self._examples = []
         for row, task in asked:
             prompt = task.prompt(row.text, base.tokenizer).ids
             answer = task.target(row.answer, base.tokenizer, end=base.end_id)
-            self._examples.append({"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer})
+            labels, choices = [IGNORED] * len(prompt) + answer, list(task.sampling({}).choices)
+            self._examples.append({"input_ids": prompt + answer, "labels": labels, "choices": choices})
         self.lengths = [len(example["input_ids"]) for example in self._examples]
 
     def __len__(self) -> int:
@@ -49,6 +51,8 @@ def collate(pad_id: int) -> Any:
             read = {"inputs_embeds": torch.stack(rows)}
         else:
             read = {"input_ids": padded("input_ids", pad_id)}
+        if most := max(len(e.get("choices", ())) for e in examples):
+            read["choices"] = torch.tensor([e["choices"] + [IGNORED] * (most - len(e["choices"])) for e in examples])
         return {**read, "labels": padded("labels", IGNORED), "attention_mask": torch.tensor(mask)}
 
     return batch

@@ -31,6 +31,7 @@ from adapters.tasks.summarization import Long
 from adapters.validation import explain
 
 VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]{0,8}$"
+DEFAULTS = 2  # counts the changes of what a recipe does that says nothing: an older run is another run
 IDENTITY = "run-identity"  # the file in a run's folder that holds :meth:`Recipe.run_identity`
 
 
@@ -161,7 +162,7 @@ class Lora(Strict):
     rank: int = Field(default=8, ge=1, le=512)
     alpha: float = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    target_modules: tuple[str, ...] | None = Field(default=None, description="default: every linear layer")
     rslora: bool = False
     plus: float | None = Field(default=None, ge=1, description="how much faster B learns than A; 16 is the paper's")
 
@@ -227,20 +228,26 @@ class Conversion(Strict):
     max_rank: int = Field(default=64, ge=1, le=512)
 
 
-LEAST_STEPS, MOST_PASSES = 60, 5
+# As many passes as make so many optimizer steps: what it takes to learn a format, and each of its labels.
+STEPS, STEPS_OF_A_LABEL = 150, 10
+LEAST_PASSES, MOST_PASSES = 2, 12
+BUDGET = r"(auto|(?P<number>\d+(\.\d+)?) ?(?P<unit>passe?s?|min(utes?)?))"
 
 
 class Training(Strict):
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps")
-    epochs: float | None = Field(
-        default=None, gt=0, le=1000, description="default: one pass, or as many as make 60 steps, up to 5"
+    budget: str = Field(
+        default="auto",
+        pattern=f"^{BUDGET}$",
+        description="the most that it may take, as '30 min' or '3 passes'; auto: 2 passes, or up to 12 of few rows",
     )
+    epochs: float | None = Field(default=None, gt=0, le=1000, description="the same as a budget of so many passes")
     batch_size: int = Field(default=16, ge=1)
     accumulate: int = Field(default=1, ge=1, description="batches per optimizer step")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where a GPU has it, float32 on a CPU"
+        default="auto", description="auto: bfloat16 where GPU or CPU have instructions for it"
     )
     gradient_checkpointing: bool = Field(
         default=False,
@@ -254,14 +261,32 @@ class Training(Strict):
     shrink: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(), description="classification: shares of the update to try; the smallest that is good enough is kept"
     )
-    evaluations: int = Field(default=5, ge=1, description="how often validation is scored, evenly spread")
-    patience: int = Field(default=2, ge=1, description="stop after so many evaluations without improvement")
+    evaluations: int = Field(default=8, ge=1, description="how often validation is scored, evenly spread")
+    patience: int = Field(default=3, ge=1, description="stop after so many evaluations without improvement")
 
-    def passes(self, rows: int) -> float:
-        """Return how often ``rows`` rows are gone through."""
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.epochs is not None and self.budget != "auto":
+            raise ValueError("budget and epochs say the same thing; give one of them")
+        if (given := re.fullmatch(BUDGET, self.budget)) and given["number"] and not 0 < float(given["number"]) <= 1e5:
+            raise ValueError("budget: give a number above 0")
+        return self
+
+    @property
+    def minutes(self) -> float | None:
+        """How long training may take; none where passes are counted."""
+        given = re.fullmatch(BUDGET, self.budget)
+        return float(given["number"]) if given and (given["unit"] or "").startswith("min") else None
+
+    def passes(self, rows: int, labels: int = 0) -> float:
+        """Return how often ``rows`` rows with so many different labels are gone through at most."""
         if self.epochs is not None:
             return self.epochs
-        return min(MOST_PASSES, max(1, math.ceil(LEAST_STEPS * self.batch_size * self.accumulate / rows)))
+        given = re.fullmatch(BUDGET, self.budget)
+        if given and (given["unit"] or "").startswith("pass"):
+            return float(given["number"])
+        steps = STEPS + STEPS_OF_A_LABEL * labels
+        return min(MOST_PASSES, max(LEAST_PASSES, math.ceil(steps * self.batch_size * self.accumulate / rows)))
 
 
 # What a gate may ask for: more of it is better, and 1 is the most there can be.
@@ -508,7 +533,7 @@ class Recipe(Strict):
         for origin in (*parts, *(test for data in parts for test in data.get("extra_tests", {}).values())):
             if "path" in origin:
                 origin["path"] = Path(origin["path"]).name
-        identity = {"recipe": recipe, "data": data, "base": base}
+        identity = {"recipe": recipe, "data": data, "base": base, "defaults": DEFAULTS}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

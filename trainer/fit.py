@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +16,23 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
+from adapters.tasks import ClassificationTask
 from adapters.tasks.base import BaseTask
 from trainer import methods
+from trainer.batches import Encoded
 from trainer.config import PROMPTS, Recipe
 from trainer.data import Splits
 from trainer.mixture import Asked
 from trainer.objectives import make_trainer
-from trainer.progress import Progress, StopAtNaN
+from trainer.precision import in_bfloat16, settle_attention
+from trainer.progress import Progress, StopAtNaN, spoken
 from trainer.reward import reward_model
+from trainer.speed import tokens_per_second
 
 
 def processes() -> PartialState:
@@ -73,8 +80,11 @@ def fit(
     Where memory runs out, go on from the last checkpoint with fewer rows at a time and as many to
     an optimizer step, which gives the same adapter but for rounding."""
     answers = len(rows) * (recipe.reinforce.generations if recipe.objective == "grpo" else 1)
-    passes = recipe.training.passes(answers)
-    steps = max(1, round(answers / (recipe.training.batch_size * recipe.training.accumulate) * passes))
+    a_step = recipe.training.batch_size * recipe.training.accumulate
+    labels = len(task.labels) if isinstance(task, ClassificationTask) else 0
+    steps = max(1, round(math.ceil(answers / a_step) * recipe.training.passes(answers, labels)))
+    if checkpoint is not None:  # what fits into the minutes was settled when it began
+        steps = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_bytes())["max_steps"]
     micro = recipe.training.batch_size // processes().num_processes
     while True:
         set_seed(recipe.seed)
@@ -82,9 +92,12 @@ def fit(
             model = reward_model(base, recipe)
         else:
             model = methods.adapt(methods.load_base(base, recipe), recipe, base, steps, start)
+        settle_attention(model, bfloat16=in_bfloat16(recipe.training.precision))
         stopping = () if recipe.method == "adalora" else (EarlyStoppingCallback(recipe.training.patience),)
         try:
-            trainer = make_trainer(recipe, model, _arguments(recipe, steps, passes, micro), rows, splits, task, base)
+            if recipe.objective == "supervised" and checkpoint is None and processes().num_processes == 1:
+                steps = _within_budget(model, recipe, rows, steps, micro, base)
+            trainer = make_trainer(recipe, model, _arguments(recipe, steps, micro), rows, splits, task, base)
             for callback in (Progress(), StopAtNaN(), *stopping, *callbacks):
                 trainer.add_callback(callback)
             trainer.remove_callback(PrinterCallback)
@@ -110,6 +123,23 @@ def fit(
         checkpoint = get_last_checkpoint(str(recipe.run_folder))
 
 
+def _within_budget(model: Any, recipe: Recipe, rows: list[Asked], steps: int, micro: int, base: Base) -> int:
+    """Return how many of the steps fit into the recipe's minutes, and say how long they will take."""
+    encoded = Encoded(rows, base)
+    speed = tokens_per_second(model, encoded, micro, base, bfloat16=in_bfloat16(recipe.training.precision))
+    a_step = recipe.training.batch_size * recipe.training.accumulate * sum(encoded.lengths) / len(encoded)
+    if (minutes := recipe.training.minutes) is not None:
+        steps = max(1, min(steps, int(60 * minutes * speed / a_step)))
+    passes = steps * a_step / sum(encoded.lengths)
+    seconds = steps * a_step / speed
+    print(
+        f"training: at most {steps} steps, {passes:.2g} passes of {len(rows)} rows; about {spoken(seconds)} at "
+        f"{speed:.0f} tokens/s",
+        file=sys.stderr,
+    )
+    return steps
+
+
 def _disk_is_full(error: Exception) -> bool:
     """Each library that writes a checkpoint has its own way to say so."""
     if isinstance(error, OSError):
@@ -117,7 +147,7 @@ def _disk_is_full(error: Exception) -> bool:
     return any(said in str(error) for said in ("os error 28", "os error 122", "os error 27", "inline_container"))
 
 
-def _arguments(recipe: Recipe, steps: int, passes: float, micro: int) -> dict[str, Any]:
+def _arguments(recipe: Recipe, steps: int, micro: int) -> dict[str, Any]:
     """Return what transformers' Trainer is told; ``micro`` rows are in memory at a time."""
     training, workers = recipe.training, processes().num_processes
     # AdaLoRA's ranks are settled at the end of the run, and PEFT's checkpoints lack what they are chosen by: such a run
@@ -131,7 +161,7 @@ def _arguments(recipe: Recipe, steps: int, passes: float, micro: int) -> dict[st
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule,
         "warmup_steps": round(steps * training.warmup),
-        "num_train_epochs": passes,
+        "max_steps": steps,
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": training.accumulate * (training.batch_size // (micro * workers)),
@@ -148,7 +178,7 @@ def _arguments(recipe: Recipe, steps: int, passes: float, micro: int) -> dict[st
         "metric_for_best_model": "eval_reward" if recipe.objective == "grpo" else "eval_loss",
         "greater_is_better": recipe.objective == "grpo",
         "logging_nan_inf_filter": False,  # it would show the last finite loss instead
-        "bf16": _bfloat16(training.precision),
+        "bf16": in_bfloat16(training.precision),
         "ddp_find_unused_parameters": False,
         "use_cpu": not torch.cuda.is_available(),
         "remove_unused_columns": False,
@@ -158,11 +188,3 @@ def _arguments(recipe: Recipe, steps: int, passes: float, micro: int) -> dict[st
         "report_to": list(training.report_to),
         "disable_tqdm": True,  # Progress draws the bar
     }
-
-
-def _bfloat16(precision: str) -> bool:
-    """Whether to multiply in bfloat16 (autocast; weights stay float32). On a CPU only where asked for: it is
-    twice as fast with AVX512-bf16, several times slower without, and the result depends on the machine."""
-    if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return precision == "bfloat16"

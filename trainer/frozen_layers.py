@@ -32,11 +32,11 @@ def _decoder(model: PeftModel) -> Any:
 class HiddenStates(torch.utils.data.Dataset):
     """What enters the first trained layer, for each row: (tokens, hidden size), in a file that is read as needed."""
 
-    def __init__(self, encoded: Encoded, model: PeftModel, layers: int, path: Path) -> None:
-        """Compute them. The file holds rows one after the other, in float32; raises :class:`OSError` where the disk is
-        full."""
+    def __init__(self, encoded: Encoded, model: PeftModel, layers: int, path: Path, *, bfloat16: bool = False) -> None:
+        """Compute them in the precision of the rest. The file holds rows one after the other, in float32; raises
+        :class:`OSError` where the disk is full."""
         self.lengths = encoded.lengths
-        self._labels = [example["labels"] for example in encoded]
+        self._wanted = [{key: example[key] for key in ("labels", "choices")} for example in encoded]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         width = model.config.hidden_size
         order = sorted(range(len(encoded)), key=lambda i: self.lengths[i])
@@ -45,7 +45,9 @@ class HiddenStates(torch.utils.data.Dataset):
             for start in range(0, len(order), BATCH):
                 part = order[start : start + BATCH]
                 batch = collate(0)([encoded[i] for i in part])
-                for i, row in zip(part, _entering(model, layers, batch), strict=True):
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+                    entering = _entering(model, layers, batch)
+                for i, row in zip(part, entering, strict=True):
                     file.seek(int(self._starts[i]) * width * 4)
                     file.write(row[-self.lengths[i] :].float().cpu().numpy().tobytes())
         self._rows = np.memmap(path, np.float32, mode="r").reshape(-1, width)
@@ -55,7 +57,7 @@ class HiddenStates(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rows = self._rows[self._starts[index] : self._starts[index + 1]]
-        return {"inputs_embeds": torch.from_numpy(np.array(rows)), "labels": self._labels[index]}
+        return {"inputs_embeds": torch.from_numpy(np.array(rows)), **self._wanted[index]}
 
 
 class _Reached(Exception):  # no error: the way out of a forward pass whose rest nobody needs

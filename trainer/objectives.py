@@ -17,6 +17,7 @@ from trainer.data import Splits
 from trainer.frozen_layers import HiddenStates, SkipFrozenLayers, frozen_below
 from trainer.long_documents import in_parts
 from trainer.mixture import Asked
+from trainer.precision import in_bfloat16
 from trainer.supervised import AnswerTrainer
 
 
@@ -60,8 +61,10 @@ def _answer_trainer(
     if layers:
         if torch.cuda.is_available():
             model.cuda()
+        precise = {"bfloat16": in_bfloat16(recipe.training.precision)}
         train, validation = (
-            HiddenStates(part, model, layers, file) for part, file in zip((train, validation), files, strict=True)
+            HiddenStates(part, model, layers, file, **precise)
+            for part, file in zip((train, validation), files, strict=True)
         )
     trainer = AnswerTrainer(
         model=model,

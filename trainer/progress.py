@@ -36,6 +36,14 @@ class Progress(TrainerCallback):
         self._bar.close()
 
 
+def spoken(seconds: float) -> str:
+    """Return a length of time as it is said: 40 s, 12 min, 1 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 class Clock(TrainerCallback, ExportableState):
     """Counts the seconds of a run, over all the processes that it took where it was killed."""
 

@@ -14,9 +14,13 @@ from trainer.batches import IGNORED, LengthGrouped
 from trainer.config import Recipe
 from trainer.soft_prompts import spelled
 
+# What it weighs that a label's score is not among the others' alone, but in the whole vocabulary. With its full weight
+# 1 many labels learn slowly: to leave 49,000 other tokens has by far the largest gradient, and the step is clipped.
+OTHERS = 0.1
+
 
 class AnswerTrainer(Trainer):
-    """transformers' Trainer with the loss on the answer only.
+    """transformers' Trainer with the loss on the answer only, and of labels on which of them it is.
 
     The vocabulary projection is a fifth of a small model's work: it is done for the answer's positions,
     not for the prompt's.
@@ -58,18 +62,39 @@ class AnswerTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs.pop("labels")
-        answers = int((labels != IGNORED).any(dim=0).sum())
-        called, inputs = spelled(model, inputs)
-        outputs = called(**inputs, logits_to_keep=answers + 1)
-        logits = outputs.logits[:, :-1].float()
-        targets = labels[:, -answers:]
-        total = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        total, count, outputs = answer_loss(model, inputs)
         if num_items_in_batch is None:
-            loss = total / (targets != IGNORED).sum()
+            loss = total / count
         else:  # of all processes, whose gradients are then averaged
             loss = total / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+
+def answer_loss(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Return the summed loss of a batch's answers, how many tokens these have, and what the model gave back."""
+    inputs = dict(inputs)
+    labels, choices = inputs.pop("labels"), inputs.pop("choices", None)
+    answers = int((labels != IGNORED).any(dim=0).sum())
+    called, inputs = spelled(model, inputs)
+    outputs = called(**inputs, logits_to_keep=answers + 1)
+    logits = outputs.logits[:, :-1].float()
+    targets = labels[:, -answers:]
+    total = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    if choices is not None:
+        total = total - (1 - OTHERS) * _leaving_the_choices(logits[:, -1], choices).sum()
+    return total, (targets != IGNORED).sum(), outputs
+
+
+def _leaving_the_choices(logits: torch.Tensor, choices: torch.Tensor) -> torch.Tensor:
+    """Return minus the log-probability of all of a row's choices together, for rows that have any.
+
+    ``logits`` are those of the answer slot, (rows, vocabulary); ``choices`` is (rows, most), filled up with IGNORED. A
+    label's loss is this and the loss of the label among the labels, which is what is scored when it is served.
+    """
+    closed = choices[:, 0] != IGNORED
+    logits, choices = logits[closed], choices[closed]
+    scores = logits.gather(1, choices.clamp(min=0)).masked_fill(choices == IGNORED, -torch.inf)
+    return logits.logsumexp(1) - scores.logsumexp(1)
 
 
 class RankAllocation(TrainerCallback):

@@ -267,15 +267,36 @@ class TestTheIdentityOfARun:
 
 
 @pytest.mark.parametrize(
-    ("rows", "passes"),
-    [(6000, 1), (960, 1), (959, 2), (200, 5), (3, 5)],
-    ids=["many", "enough", "nearly", "few", "three"],
+    ("rows", "labels", "passes"),
+    [(6000, 2, 2), (3000, 40, 3), (2400, 77, 7), (200, 4, 12), (3, 2, 12), (2600, 0, 2)],
+    ids=["many", "of many labels", "of very many labels", "few", "three", "summaries"],
 )
-def test_a_few_rows_are_gone_through_more_than_once_unless_the_recipe_says_how_often(
-    make_recipe: MakeRecipe, rows: int, passes: int
+def test_few_rows_and_many_labels_are_gone_through_more_often_unless_the_recipe_says_how_often(
+    make_recipe: MakeRecipe, rows: int, labels: int, passes: int
 ) -> None:
-    assert make_recipe(training={}).training.passes(rows) == passes
-    assert make_recipe(training={"epochs": 1.5}).training.passes(rows) == 1.5
+    assert make_recipe(training={}).training.passes(rows, labels) == passes
+    for budget in ({"epochs": 1.5}, {"budget": "1.5 passes"}):
+        assert make_recipe(training=budget).training.passes(rows, labels) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("budget", "minutes"), [("30 min", 30), ("0.5min", 0.5), ("90 minutes", 90), ("1 pass", None), ("auto", None)]
+)
+def test_a_budget_is_in_minutes_or_passes(make_recipe: MakeRecipe, budget: str, minutes: float | None) -> None:
+    assert make_recipe(training={"budget": budget}).training.minutes == minutes
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"budget": "soon"}, "training.budget: "),
+        ({"budget": "0 min"}, "give a number above 0"),
+        ({"budget": "2 hours"}, "training.budget: "),
+        ({"budget": "2 passes", "epochs": 2}, "budget and epochs say the same thing"),
+    ],
+)
+def test_a_budget_that_says_nothing_is_refused(tmp_path: Path, training: dict[str, Any], said: str) -> None:
+    assert said in refusal(tmp_path, training=training)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from trainer.mixture import make_task
 from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LAST = {"last_layers": 1, "training": {"learning_rate": 1e-2, "batch_size": 8, "epochs": 3, "evaluations": 3}}
+TRAINING = {"learning_rate": 1e-2, "batch_size": 8, "epochs": 3, "evaluations": 3, "precision": "float32"}
+LAST = {"last_layers": 1, "training": TRAINING}
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
@@ -58,6 +59,7 @@ def test_the_lower_layer_is_passed_once_for_each_row_and_is_there_again_afterwar
         return 1.0
 
     monkeypatch.setattr(module, "_temperature", after)
+    monkeypatch.setattr("trainer.fit.tokens_per_second", lambda *_, **__: 1.0)
     train(recipe, splits, task, tiny)
     lower, upper = sorted(rows.values())
     assert lower == len(splits.train) + len(splits.validation)

@@ -193,7 +193,9 @@ def test_out_of_memory_is_answered_with_fewer_rows_at_a_time(
 def test_a_loss_that_is_no_number_ends_the_training_at_once(
     make_recipe: MakeRecipe, splits: Splits, tiny: Base
 ) -> None:
-    recipe = make_recipe(training={"learning_rate": 1e30, "batch_size": 8, "epochs": 50, "evaluations": 50})
+    recipe = make_recipe(
+        training={"learning_rate": 1e30, "batch_size": 8, "epochs": 50, "evaluations": 50, "patience": 2}
+    )
     with pytest.raises(HotswapError, match="diverged"):
         trained(recipe, splits, tiny)
     state = json.loads(next(recipe.run_folder.glob("checkpoint-*/trainer_state.json")).read_text())

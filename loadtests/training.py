@@ -18,8 +18,9 @@ from adapters import cli
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
-from trainer.config import Recipe, load_recipe
 from trainer.data import Splits, load_splits
+from trainer.loading import load_recipe
+from trainer.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 RECIPE = Path(__file__).parent.parent / "trainer" / "recipes" / "sentiment.yaml"

@@ -18,8 +18,8 @@ from adapters.store import Store
 from adapters.tasks import ClassificationTask
 from loadtests import run_locust
 from tests.server import Server, serving
-from trainer.config import load_recipe
 from trainer.data import load_splits
+from trainer.loading import load_recipe
 from trainer.rows import Row
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

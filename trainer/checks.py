@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.config import Data, Recipe, SummarizationRecipe
 from trainer.data import columns_of, placed
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
 from trainer.personal import personal
+from trainer.recipe import Data, Recipe, SummarizationRecipe
 from trainer.rows import Columns, Row, as_compared, broken_lines, check_file, open_table
 
 SHOWN = 10

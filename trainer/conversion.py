@@ -14,8 +14,8 @@ from tqdm import tqdm
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.store import CONFIG, WEIGHTS
-from trainer.config import Conversion
 from trainer.progress import Diverged
+from trainer.recipe import Conversion
 
 Changes = dict[str, torch.Tensor]
 ROUNDING = 1e-6  # of float32, as a share of a change's squared size: no rank could make that good

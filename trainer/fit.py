@@ -20,11 +20,11 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.tasks.base import BaseTask
 from trainer import methods
-from trainer.config import PROMPTS, Recipe
 from trainer.data import Splits
 from trainer.mixture import Asked
 from trainer.objectives import make_trainer
 from trainer.progress import Progress, StopAtNaN
+from trainer.recipe import PROMPTS, Recipe
 from trainer.reward import reward_model
 
 

@@ -10,9 +10,9 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.tasks import ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
-from trainer.config import PROMPTS, ClassificationRecipe, Recipe
 from trainer.data import Splits, labels_of
 from trainer.long_documents import in_parts
+from trainer.recipe import PROMPTS, ClassificationRecipe, Recipe
 from trainer.rows import Row
 
 Asked = tuple[Row, BaseTask]

@@ -12,11 +12,11 @@ from transformers import Trainer, TrainingArguments
 from adapters.base_model import Base
 from adapters.tasks.base import BaseTask
 from trainer.batches import Encoded, collate
-from trainer.config import Recipe
 from trainer.data import Splits
 from trainer.frozen_layers import HiddenStates, SkipFrozenLayers, frozen_below
 from trainer.long_documents import in_parts
 from trainer.mixture import Asked
+from trainer.recipe import Recipe
 from trainer.supervised import AnswerTrainer
 
 

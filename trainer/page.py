@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from adapters.base_model import Base
-from trainer.config import Recipe
+from trainer.recipe import Recipe
 from trainer.report import FEW_SHOT, score_rows
 
 HEADINGS = {

@@ -10,8 +10,8 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from adapters.base_model import Base
 from adapters.tasks.base import BaseTask
-from trainer.config import Recipe
 from trainer.data import Splits
+from trainer.recipe import Recipe
 from trainer.rows import Row
 
 

@@ -13,8 +13,8 @@ from adapters.manifest import Manifest, Profile, Reference
 from adapters.signing import Signer
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
-from trainer.config import Recipe, Standing
 from trainer.page import page
+from trainer.recipe import Recipe, Standing
 from trainer.report import card
 
 SIGNIFICANT = 0.05

@@ -12,9 +12,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from adapters.base_model import Base
 from adapters.tasks.base import BaseTask
-from trainer.config import Recipe
 from trainer.data import Splits
 from trainer.faithfulness import unsupported
+from trainer.recipe import Recipe
 from trainer.reward import Judge
 from trainer.rows import Row
 

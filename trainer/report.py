@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from adapters.base_model import Base
-from trainer.config import PROMPTS, Recipe
+from trainer.recipe import PROMPTS, Recipe
 from trainer.sources import SOURCES
 
 FEW_SHOT = "no training row is short enough to be an example"

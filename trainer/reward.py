@@ -15,8 +15,8 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.tasks.base import BaseTask
 from trainer import methods
-from trainer.config import Recipe
 from trainer.data import Splits
+from trainer.recipe import Recipe
 from trainer.rows import Row
 
 BATCH = 16

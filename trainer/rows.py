@@ -14,8 +14,8 @@ from typing import Any
 
 from adapters.errors import HotswapError
 from adapters.tasks.base import normalized
-from trainer.config import PAIRED, Data, Origin
 from trainer.personal import masked
+from trainer.recipe import PAIRED, Data, Origin
 from trainer.sources import fetch_rows
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}

@@ -18,8 +18,8 @@ from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask, Task
 from adapters.tasks.base import BaseTask
 from adapters.validation import explained
-from trainer.config import IDENTITY, Recipe
 from trainer.data import Splits, load_splits
+from trainer.recipe import IDENTITY, Recipe
 
 NEEDED = {"run.json": ("data", "base", "rows", "seconds"), "evaluation.json": ("scores", "profile")}
 RUN, EVALUATION, TASK, CHECKED = "run.json", "evaluation.json", "adapter/task.json", "data-check.json"

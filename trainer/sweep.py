@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from trainer.config import Range, Recipe
 from trainer.data import Splits
 from trainer.mixture import make_task
 from trainer.progress import Diverged
+from trainer.recipe import Range, Recipe
 from trainer.train import train
 
 # Trials that are let run to their end before any is stopped for being worse than the median of those before it.

@@ -23,7 +23,6 @@ from adapters.tasks import ClassificationTask
 from adapters.tasks.base import BaseTask
 from trainer import methods, statistics
 from trainer.batches import Encoded
-from trainer.config import CONVERTED, Recipe
 from trainer.conversion import changes_of, to_lora
 from trainer.data import Splits
 from trainer.evaluate import predict, with_adapter
@@ -33,6 +32,7 @@ from trainer.mixture import mixture
 from trainer.objectives import without_reference
 from trainer.occupancy import occupied
 from trainer.progress import Clock, Diverged, seconds_of
+from trainer.recipe import CONVERTED, Recipe
 from trainer.rows import Row
 from trainer.runs import digests
 

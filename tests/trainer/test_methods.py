@@ -16,11 +16,11 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.lint import base_shapes, lint
 from tests.trainer.conftest import MakeRecipe, reviews
-from trainer.config import CONVERTED, LOW_RANK, PROMPTS, Conversion, Recipe
 from trainer.conversion import changes_of, to_lora
 from trainer.data import Splits
 from trainer.evaluate import evaluate, predict, with_adapter
 from trainer.mixture import make_task
+from trainer.recipe import CONVERTED, LOW_RANK, PROMPTS, Conversion, Recipe
 from trainer.rows import Row
 from trainer.soft_prompts import spelled
 from trainer.statistics import temperature

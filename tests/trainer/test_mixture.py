@@ -11,10 +11,10 @@ import pytest
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
-from trainer.config import Keep
 from trainer.data import kept, load_splits
 from trainer.evaluate import evaluate
 from trainer.mixture import make_task, mixed_tasks, mixture
+from trainer.recipe import Keep
 from trainer.rows import Row
 from trainer.train import train
 

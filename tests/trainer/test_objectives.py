@@ -15,10 +15,10 @@ from adapters.errors import HotswapError
 from adapters.lint import base_shapes, lint
 from adapters.tasks.base import BaseTask
 from tests.trainer.conftest import MakeRecipe, WriteRows
-from trainer.config import Recipe
 from trainer.data import Splits, load_splits
 from trainer.evaluate import evaluate
 from trainer.mixture import make_task
+from trainer.recipe import Recipe
 from trainer.reward import judged
 from trainer.train import train
 

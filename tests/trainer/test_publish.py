@@ -26,9 +26,9 @@ from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.conftest import make_keys
 from tests.trainer.conftest import reviews, settings
 from tests.trainer.workplace import Result, Workplace, furnish
-from trainer.config import load_recipe
 from trainer.data import Splits, load_splits
 from trainer.evaluate import predict, profile_of
+from trainer.loading import load_recipe
 from trainer.report import card
 from trainer.robustness import DISTURBANCES
 from trainer.rows import Row

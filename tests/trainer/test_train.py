@@ -27,9 +27,9 @@ from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.trainer.conftest import MakeRecipe, settings
 from trainer.batches import IGNORED, Encoded, LengthGrouped, collate
-from trainer.config import Recipe
 from trainer.data import Splits
 from trainer.mixture import make_task
+from trainer.recipe import Recipe
 from trainer.rows import Row
 from trainer.supervised import AnswerTrainer
 from trainer.train import shrink, train

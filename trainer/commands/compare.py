@@ -14,7 +14,7 @@ from adapters.manifest import Manifest
 from adapters.packages import cache_folder
 from adapters.tasks import ClassificationTask
 from trainer.commands.common import add_json_option, add_set_option, add_store_option, manifest_of, store_at, write_rows
-from trainer.config import load_recipe
+from trainer.loading import load_recipe
 from trainer.rows import Row
 from trainer.runs import Run
 

@@ -14,10 +14,11 @@ from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from trainer.checks import SHOWN, Finding, as_records, check_data
 from trainer.commands.common import add_json_option, add_set_option, write_rows
-from trainer.config import PAIRED, Recipe, load_recipe
 from trainer.data import load_splits
 from trainer.feedback import read_log, rows_for
+from trainer.loading import load_recipe
 from trainer.mixture import make_task
+from trainer.recipe import PAIRED, Recipe
 
 
 def add(commands: Any) -> None:

@@ -14,7 +14,8 @@ from adapters.manifest import Manifest
 from adapters.packages import cache_folder
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of, say, store_at
-from trainer.config import Recipe, general_text
+from trainer.loading import general_text
+from trainer.recipe import Recipe
 from trainer.report import FEW_SHOT, score_rows
 from trainer.runs import EVALUATION, Run
 

@@ -21,7 +21,7 @@ from trainer.commands.common import (
     store_at,
 )
 from trainer.commands.data import findings_of
-from trainer.config import Recipe
+from trainer.recipe import Recipe
 from trainer.runs import CHECKED, RUN, TASK, Run
 
 

@@ -100,7 +100,8 @@ def _ours(side: str, recipe: Recipe, splits: Splits, base: Base) -> tuple[float,
     if side.endswith("each time"):
         objectives.frozen_below = lambda model: 0
     run = train(recipe, splits, make_task(recipe, splits, base), base)
-    return run["tokens_per_second"] * run["seconds"], run["seconds"]
+    assert run is not None
+    return run.tokens_per_second * run.seconds, run.seconds
 
 
 def _plain_loop(side: str, recipe: Recipe, splits: Splits, base: Base) -> tuple[float, float]:

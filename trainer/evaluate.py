@@ -17,12 +17,26 @@ from transformers.utils.logging import disable_progress_bar
 from adapters import probes
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
+from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS, Profile, Reference
 from adapters.tasks import ClassificationTask, Completion
 from adapters.tasks.base import BaseTask
 from trainer import likelihood, statistics
 from trainer.data import Splits
 from trainer.embeddings import Embed, similarity
+from trainer.evaluation import (
+    Baselines,
+    Both,
+    ByBase,
+    ByReleased,
+    Evaluation,
+    Example,
+    Examples,
+    Forgetting,
+    Majority,
+    ReliabilityBin,
+    Robustness,
+    Scores,
+)
 from trainer.faithfulness import faithfulness
 from trainer.few_shot import with_examples
 from trainer.long_documents import condensed
@@ -55,25 +69,24 @@ def evaluate(
     mixed: Mapping[str, BaseTask] | None = None,
     embed: Embed | None = None,
     general_text: str = "",
-) -> dict[str, Any]:
-    """Return ``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter;
-    ``references``: what it answers to the texts that the service asks it before it is served; ``base`` and
-    ``released``: how it compares with the base untrained and with what is served now, on the test rows. ``embed``
-    measures how near summaries are to the reference, ``general_text`` what was forgotten."""
+) -> Evaluation:
+    """Score base and adapter on every test set; ``embed`` measures how near summaries are to the reference,
+    ``general_text`` what was forgotten."""
     if not (adapter / "adapter_config.json").is_file():
         raise HotswapError(f"{adapter} holds no adapter; run train first.")
     model = with_adapter(adapter, base)
     tests = splits.tests["test"]
-    scores: dict[str, Any] = {}
-    profile: dict[str, Any] = {}
+    scores: dict[str, Both] = {}
     for name, rows in splits.tests.items():
         answers = [row.answer for row in rows]
         zero_shot, adapted = _of_both(model, rows, task, base, name)
-        scores[name] = {"base": _score(task, zero_shot, rows, embed), "adapter": _score(task, adapted, rows, embed)}
         with model.disable_adapter():
-            scores[name]["base"] |= _likelihoods(model, rows, task, base, f"{name}: base")
-        scores[name]["adapter"] |= _likelihoods(model, rows, task, base, f"{name}: adapter")
-        scores[name]["adapter"]["intervals"] = statistics.intervals(task, adapted, answers, [row.group for row in rows])
+            likely = _likelihoods(model, rows, task, base, f"{name}: base")
+        without = Scores(**_score(task, zero_shot, rows, embed), **likely)
+        likely = _likelihoods(model, rows, task, base, f"{name}: adapter")
+        intervals = statistics.intervals(task, adapted, answers, [row.group for row in rows])
+        reached = Scores(**_score(task, adapted, rows, embed), **likely, intervals=intervals)
+        scores[name] = Both(base=without, adapter=reached)
         if name == "test":
             tested, untrained = adapted, zero_shot
             by_base = statistics.compare(task, adapted, zero_shot, answers, "base")
@@ -81,26 +94,27 @@ def evaluate(
     for name, other in (mixed or {}).items():
         rows = splits.mixed[name].tests["test"]
         zero_shot, adapted = _of_both(model, rows, other, base, name)
-        scores[name] = {"base": _score(other, zero_shot, rows), "adapter": _score(other, adapted, rows)}
+        of_both = (Scores.model_validate(_score(other, outputs, rows)) for outputs in (zero_shot, adapted))
+        scores[name] = Both(base=next(of_both), adapter=next(of_both))
     references = references_of(model, task, base)
     forgotten = forgetting_of(model, general_text, base) if general_text else None
     disturbed = robustness_of(model, tested, tests, task, base)
-    baselines = baselines_of(model, untrained, splits, task, base, disturbed["as written"])
+    baselines = baselines_of(model, untrained, splits, task, base, disturbed.merits["as written"])
     del model
     against = _against(released, tested, tests, task, base) if released else None
-    return {
-        "scores": scores,
-        "profile": profile,
-        "references": references,
-        "base": by_base,
-        "released": against,
-        "robustness": disturbed,
-        "baselines": baselines,
-        "forgetting": forgotten,
-        "slices": slices_of(tested, tests, task, base),
-        "reliability": reliability_of(tested, tests),
-        "examples": examples_of(tested, tests, task),
-    }
+    return Evaluation(
+        scores=scores,
+        profile=profile,
+        references=references,
+        base=ByBase.model_validate(by_base),
+        released=against,
+        robustness=disturbed,
+        baselines=baselines,
+        forgetting=forgotten,
+        slices=slices_of(tested, tests, task, base),
+        reliability=reliability_of(tested, tests),
+        examples=examples_of(tested, tests, task),
+    )
 
 
 def _of_both(
@@ -123,13 +137,13 @@ def _score(
     return scores | near | faithfulness([row.text for row in rows], said)
 
 
-def forgetting_of(model: Any, text: str, base: Base) -> dict[str, float]:
+def forgetting_of(model: Any, text: str, base: Base) -> Forgetting:
     """Return the perplexity of general text to the base and to the adapter: what rises was unlearnt."""
     pieces = likelihood.windows(text, base, GENERAL_WINDOWS)
     adapted = likelihood.perplexity(model, pieces, base, "general text: adapter")
     with model.disable_adapter():
         untrained = likelihood.perplexity(model, pieces, base, "general text: base")
-    return {"tokens": sum(len(after) for _, after in pieces), "base": untrained, "adapter": adapted}
+    return Forgetting(tokens=sum(len(after) for _, after in pieces), base=untrained, adapter=adapted)
 
 
 def _likelihoods(model: Any, rows: list[Row], task: BaseTask, base: Base, what: str) -> dict[str, float]:
@@ -142,17 +156,15 @@ def _likelihoods(model: Any, rows: list[Row], task: BaseTask, base: Base, what: 
     return found
 
 
-def robustness_of(
-    model: Any, outputs: list[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
-) -> dict[str, Any]:
+def robustness_of(model: Any, outputs: list[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base) -> Robustness:
     """Return the mean merit (accuracy, ROUGE-L) of the first test rows as written, whose ``outputs`` are known, and
     disturbed in each way."""
     rows = _first(rows, task)
-    found: dict[str, Any] = {"rows": len(rows), "as written": _mean_merit(task, outputs[: len(rows)], rows)}
+    found = {"as written": _mean_merit(task, outputs[: len(rows)], rows)}
     for name, disturb in DISTURBANCES.items():
         disturbed = [replace(row, text=disturb(row.text)) for row in rows]
         found[name] = _mean_merit(task, predict(model, disturbed, task, base, f"test: {name}"), rows)
-    return found
+    return Robustness.model_validate({"rows": len(rows), **found})
 
 
 def _mean_merit(task: BaseTask, outputs: list[dict[str, Any]], rows: list[Row]) -> float:
@@ -165,7 +177,7 @@ def _first(rows: list[Row], task: BaseTask) -> list[Row]:
 
 def baselines_of(
     model: Any, zero_shot: list[dict[str, Any]], splits: Splits, task: BaseTask, base: Base, adapted: float
-) -> dict[str, Any]:
+) -> Baselines:
     """Return the mean merit of the first test rows without training: of the ``zero_shot`` answers, and with examples in
     the prompt; beside ``adapter``, that of the trained on the same rows. Did it need to be trained at all?"""
     rows = _first(splits.tests["test"], task)
@@ -174,60 +186,60 @@ def baselines_of(
     if shots:
         with model.disable_adapter():
             few_shot = _mean_merit(task, predict(model, rows, asked, base, "test: few-shot"), rows)
-    return {
+    return Baselines(
         **({"majority": majority_of(splits, task)} if isinstance(task, ClassificationTask) else {}),
-        "rows": len(rows),
-        "shots": shots,
-        "zero_shot": _mean_merit(task, zero_shot[: len(rows)], rows),
-        "few_shot": few_shot,
-        "adapter": adapted,
-    }
+        rows=len(rows),
+        shots=shots,
+        zero_shot=_mean_merit(task, zero_shot[: len(rows)], rows),
+        few_shot=few_shot,
+        adapter=adapted,
+    )
 
 
-def majority_of(splits: Splits, task: ClassificationTask) -> dict[str, Any]:
+def majority_of(splits: Splits, task: ClassificationTask) -> Majority:
     """Return what always answering the training rows' most frequent label reaches on the test rows."""
     label = Counter(row.answer for row in splits.train if row.good).most_common(1)[0][0]
     answers = [row.answer for row in splits.tests["test"]]
     scores = task.score([{"label": label, "score": 1.0, "scores": {label: 1.0}}] * len(answers), answers)
-    return {"label": label, "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}
+    return Majority(label=label, accuracy=scores["accuracy"], macro_f1=scores["macro_f1"])
 
 
-def reliability_of(outputs: Sequence[dict[str, Any]], rows: list[Row]) -> list[dict[str, float]]:
+def reliability_of(outputs: Sequence[dict[str, Any]], rows: list[Row]) -> tuple[ReliabilityBin, ...]:
     """Return, for each tenth of confidence that occurs: rows, mean confidence, and the share that was right."""
     bins: dict[int, list[tuple[float, bool]]] = {}
     for output, row in zip(outputs, rows, strict=True):
         if "score" in output:
             kept = bins.setdefault(min(9, int(10 * output["score"])), [])
             kept.append((output["score"], output["label"] == row.answer))
-    return [
-        {
-            "rows": len(pairs),
-            "confidence": sum(score for score, _ in pairs) / len(pairs),
-            "right": sum(right for _, right in pairs) / len(pairs),
-        }
+    return tuple(
+        ReliabilityBin(
+            rows=len(pairs),
+            confidence=sum(score for score, _ in pairs) / len(pairs),
+            right=sum(right for _, right in pairs) / len(pairs),
+        )
         for _, pairs in sorted(bins.items())
-    ]
+    )
 
 
-def examples_of(outputs: Sequence[dict[str, Any]], rows: list[Row], task: BaseTask) -> dict[str, list[dict[str, Any]]]:
+def examples_of(outputs: Sequence[dict[str, Any]], rows: list[Row], task: BaseTask) -> Examples:
     """Return the best and the worst answers of the test rows: of labels, those it was surest of."""
     merits = statistics.merits(task, outputs, [row.answer for row in rows])
     sureness = [output.get("score", 0.0) for output in outputs]
     shown = [
-        {
-            "text": row.text[:EXAMPLE_CHARS],
-            "wanted": row.answer,
-            "answered": output.get("label", output.get("summary")),
-            "merit": round(float(merit), 4),
-            "confidence": output.get("score"),
-        }
+        Example(
+            text=row.text[:EXAMPLE_CHARS],
+            wanted=row.answer,
+            answered=output.get("label", output.get("summary")),
+            merit=round(float(merit), 4),
+            confidence=output.get("score"),
+        )
         for output, row, merit in zip(outputs, rows, merits, strict=True)
     ]
     worst = sorted((i for i in range(len(rows)) if merits[i] < 1), key=lambda i: (merits[i], -sureness[i]))
     best = sorted((i for i in range(len(rows)) if merits[i] > 0), key=lambda i: (-merits[i], -sureness[i]))
     # A summary is neither right nor wrong: of a few, none is to stand on both sides.
     most = EXAMPLES if isinstance(task, ClassificationTask) else min(EXAMPLES, len(rows) // 2)
-    return {"wrong": [shown[i] for i in worst[:most]], "right": [shown[i] for i in best[:most]]}
+    return Examples(wrong=tuple(shown[i] for i in worst[:most]), right=tuple(shown[i] for i in best[:most]))
 
 
 def with_adapter(adapter: Path, base: Base) -> Any:
@@ -246,16 +258,16 @@ def answers(adapter: Path, rows: list[Row], task: BaseTask, base: Base, what: st
 
 def _against(
     released: Released, tested: list[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
-) -> dict[str, Any]:
+) -> ByReleased:
     model = with_adapter(released.folder, base)
     theirs = predict(model, rows, released.task, base, f"test: version {released.version}")
     compared = statistics.compare(task, tested, theirs, [row.answer for row in rows])
-    return {"version": released.version, **compared}
+    return ByReleased.model_validate({"version": released.version, **compared})
 
 
 @torch.inference_mode()
-def references_of(model: Any, task: BaseTask, base: Base) -> list[dict[str, Any]]:
-    """Return a :class:`~adapters.manifest.Reference` for each probe: the labels' log-probabilities, or those of the
+def references_of(model: Any, task: BaseTask, base: Base) -> tuple[Reference, ...]:
+    """Return what it answers to each probe: the labels' log-probabilities, or those of the
     likeliest first tokens of a free text."""
     answers = []
     for text in probes.TEXTS:
@@ -263,21 +275,22 @@ def references_of(model: Any, task: BaseTask, base: Base) -> list[dict[str, Any]
         called, inputs = spelled(model, {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)})
         logprobs = called(**inputs).logits[0, -1].float().log_softmax(-1)
         ids = task.sampling({}).choices or logprobs.topk(probes.CHOICES).indices.tolist()
-        answers.append({"text": text, "logprobs": {token: round(float(logprobs[token]), 6) for token in ids}})
-    return answers
+        told = {token: round(float(logprobs[token]), 6) for token in ids}
+        answers.append(Reference(text=text, logprobs=told))
+    return tuple(answers)
 
 
-def profile_of(outputs: Sequence[dict[str, Any]], input_tokens: Sequence[int]) -> dict[str, Any]:
-    """Return the :class:`~adapters.manifest.Profile` of ``outputs``."""
+def profile_of(outputs: Sequence[dict[str, Any]], input_tokens: Sequence[int]) -> Profile:
+    """Return how ``outputs`` look: what live traffic is compared with."""
     rows = len(outputs)
     labels = Counter(output["label"] for output in outputs if "label" in output)
     confidence = [output["score"] for output in outputs if "score" in output]
-    return {
-        "rows": rows,
-        "labels": {label: count / rows for label, count in sorted(labels.items())},
-        "confidence": {bound: sum(c <= bound for c in confidence) / rows for bound in CONFIDENCE_BOUNDS if confidence},
-        "input_tokens": {bound: sum(n <= bound for n in input_tokens) / rows for bound in TOKEN_BOUNDS},
-    }
+    return Profile(
+        rows=rows,
+        labels={label: count / rows for label, count in sorted(labels.items())},
+        confidence={bound: sum(c <= bound for c in confidence) / rows for bound in CONFIDENCE_BOUNDS if confidence},
+        input_tokens={bound: sum(n <= bound for n in input_tokens) / rows for bound in TOKEN_BOUNDS},
+    )
 
 
 def predict(model: Any, rows: list[Row], task: BaseTask, base: Base, what: str = "rows") -> list[dict[str, Any]]:

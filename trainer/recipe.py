@@ -269,7 +269,7 @@ Threshold = Annotated[float, Field(ge=0, le=1)]
 Standing = Literal["any", "not_worse", "better"]
 
 
-class Evaluation(Strict):
+class EvaluationRecipe(Strict):
     similarity: bool = Field(default=True, description="summaries: also by a sentence encoder, fetched once (83 MB)")
     general_text: Path | None = Field(
         default=None, description="text to measure forgetting on; default: Python's own documentation"
@@ -358,7 +358,7 @@ class Recipe(Strict):
     reinforce: Reinforce = Reinforce()
     convert: Conversion = Conversion()
     training: Training = Training()
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationRecipe = EvaluationRecipe()
     card: Card = Card()
     gate: Gate = Gate()
     sweep: dict[str, Space] = Field(

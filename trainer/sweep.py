@@ -112,8 +112,10 @@ def _run_trials(
             raise optuna.TrialPruned(str(error)) from error
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)  # the winner is trained again, to the same weights
-        trial.set_user_attr("seconds", done["seconds"])
-        return float(done["best_validation_loss"])
+        assert done is not None
+        assert done.best_validation_loss is not None
+        trial.set_user_attr("seconds", done.seconds)
+        return done.best_validation_loss
 
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     while len(study.get_trials(deepcopy=False, states=finished)) < trials:

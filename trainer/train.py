@@ -26,6 +26,7 @@ from trainer.batches import Encoded
 from trainer.conversion import changes_of, to_lora
 from trainer.data import Splits
 from trainer.evaluate import predict, with_adapter
+from trainer.evaluation import Scores
 from trainer.fit import check_processes, fit, processes, whole
 from trainer.lineage import made_with
 from trainer.mixture import mixture
@@ -34,6 +35,7 @@ from trainer.occupancy import occupied
 from trainer.progress import Clock, Diverged, seconds_of
 from trainer.recipe import CONVERTED, Recipe
 from trainer.rows import Row
+from trainer.run_record import Converted, HistoryEntry, RunRecord
 from trainer.runs import digests
 
 
@@ -44,9 +46,9 @@ def train(
     base: Base,
     callbacks: Sequence[TrainerCallback] = (),
     start: Path | None = None,
-) -> dict[str, Any]:
+) -> RunRecord | None:
     """Train and leave the adapter in ``recipe.run_folder / "adapter"``; return what the run was like (of several
-    processes, which torchrun or accelerate have started, in the first; in others nothing).
+    processes, which torchrun or accelerate have started, in the first; in others None).
 
     ``start`` is the folder of the LoRA to go on from, which ``recipe.start_from`` names.
 
@@ -73,13 +75,13 @@ def _trained(
     callbacks: Sequence[TrainerCallback],
     start: Path | None,
     checkpoint: str | None,
-) -> dict[str, Any]:
+) -> RunRecord | None:
     rows = mixture(recipe, splits, task, base)
     trainer, result = fit(recipe, splits, task, base, rows, [Clock(), *callbacks], start, checkpoint)
     seconds = seconds_of(trainer)
     model = without_reference(whole(trainer, recipe, base, start))
     if not processes().is_main_process:
-        return {}
+        return None
     weights = [p for p in model.parameters() if p.requires_grad]
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     best = losses[-1] if recipe.method == "adalora" and losses else trainer.state.best_metric
@@ -95,28 +97,28 @@ def _trained(
         model = with_adapter(folder, base)
     calibration = 1.0 if recipe.objective == "reward" else _temperature(model, splits.validation, task, base)
     count = torch.get_num_threads()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    return {
-        "data": splits.fingerprint,
-        "rows": splits.counts(),
-        "base": base.digest,
-        "machine": f"{count} thread{'s' * (count > 1)} of a {platform.machine()} CPU"
+    logged = (entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry)
+    return RunRecord(
+        data=splits.fingerprint,
+        rows=splits.counts(),
+        base=base.digest,
+        machine=f"{count} thread{'s' * (count > 1)} of a {platform.machine()} CPU"
         if not torch.cuda.is_available()
         else torch.cuda.get_device_name(),
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(sum(lengths) * (trainer.state.epoch or 0.0) / seconds, 1),
-        "peak_memory_mib": _peak_memory_mib(),
-        "steps": trainer.state.global_step,
-        "train_loss": result.training_loss,
-        "best_validation_loss": best,
-        "shrunk_to": shrunk,
-        "temperature": calibration,
-        "trainable_parameters": weights_count,
-        **({"converted": converted} if converted else {}),
-        "made_with": made_with(),
-        "files": digests(folder),
-        "history": history,
-    }
+        seconds=round(seconds, 1),
+        tokens_per_second=round(sum(lengths) * (trainer.state.epoch or 0.0) / seconds, 1),
+        peak_memory_mib=_peak_memory_mib(),
+        steps=trainer.state.global_step,
+        train_loss=result.training_loss,
+        best_validation_loss=best,
+        shrunk_to=shrunk,
+        temperature=calibration,
+        trainable_parameters=weights_count,
+        **({"converted": converted} if converted else {}),  # absent, not null, in the file
+        made_with=made_with(),
+        files=digests(folder),
+        history=tuple(map(HistoryEntry.model_validate, logged)),
+    )
 
 
 def _peak_memory_mib() -> int:
@@ -165,9 +167,7 @@ def _temperature(model: Any, rows: list[Row], task: BaseTask, base: Base) -> flo
     return statistics.temperature(outputs, [row.answer for row in rows])
 
 
-def _save(
-    model: Any, recipe: Recipe, folder: Path, splits: Splits, task: BaseTask, base: Base
-) -> dict[str, Any] | None:
+def _save(model: Any, recipe: Recipe, folder: Path, splits: Splits, task: BaseTask, base: Base) -> Converted | None:
     """Write the adapter in half precision: half the bytes to store and load.
 
     Evaluation reads this file back, so that what is measured is what will be served. Returns, for what had to be made
@@ -178,7 +178,8 @@ def _save(
         rows = splits.test
         scores = task.score(predict(model, rows, task, base, "test: as trained"), [row.answer for row in rows])
         changes = changes_of(model, methods.load_base(base, recipe))
-        return {**to_lora(changes, recipe.convert, folder, base), "as_trained": scores}
+        rank, error = to_lora(changes, recipe.convert, folder, base)
+        return Converted(rank=rank, error=error, as_trained=Scores.model_validate(scores))
     model.peft_config["default"].base_model_name_or_path = base.name
     model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the network for base.name
     weights = folder / WEIGHTS

@@ -28,7 +28,7 @@ def test_the_adapter_is_the_one_of_computing_them_at_every_pass(
     other = make_recipe(method=method, output=recipe.run_folder.with_name("other"), **LAST)
     monkeypatch.setattr(objectives, "frozen_below", lambda model: 0)
     always = train(other, splits, task, tiny)
-    assert once["best_validation_loss"] == pytest.approx(always["best_validation_loss"], rel=1e-3)
+    assert once.best_validation_loss == pytest.approx(always.best_validation_loss, rel=1e-3)
     for name, value in load_file(other.run_folder / "adapter" / "adapter_model.safetensors").items():
         assert torch.allclose(weights[name].float(), value.float(), atol=5e-3), name
 

@@ -55,13 +55,13 @@ def test_every_method_learns_and_is_read_back_as_it_was(
     recipe = recipe_of(make_recipe, method, convert={"error": 0.0})
     task = make_task(recipe, splits, tiny)
     run = train(recipe, splits, task, tiny)
-    losses = [entry["eval_loss"] for entry in run["history"] if "eval_loss" in entry]
-    read = evaluate(recipe.run_folder / "adapter", splits, task, tiny)["scores"]["test"]
+    losses = [entry.eval_loss for entry in run.history if entry.eval_loss is not None]
+    read = evaluate(recipe.run_folder / "adapter", splits, task, tiny).scores["test"]
     if method == "prompt_tuning":  # a random base cannot be talked into much
         assert losses[-1] < losses[0] < 1
     else:
         assert min(losses) < 0.5
-        assert read["adapter"]["accuracy"] == 1.0 > read["base"]["accuracy"]
+        assert read.adapter.values["accuracy"] == 1.0 > read.base.values["accuracy"]
 
 
 @pytest.mark.parametrize("method", CONVERTED)
@@ -71,9 +71,9 @@ def test_what_vllm_cannot_load_becomes_a_lora_that_it_can(
     recipe = recipe_of(make_recipe, method, convert={"error": 0.1, "max_rank": 16})
     run = train(recipe, splits, make_task(recipe, splits, tiny), tiny)
     facts = lint(recipe.run_folder / "adapter", shapes=base_shapes(tiny.folder))
-    assert facts.rank == run["converted"]["rank"] <= 16
-    assert 0 <= run["converted"]["error"] < 1
-    assert run["converted"]["as_trained"]["rows"] == len(splits.test)
+    assert facts.rank == run.converted.rank <= 16
+    assert 0 <= run.converted.error < 1
+    assert run.converted.as_trained.values["rows"] == len(splits.test)
 
 
 def test_only_the_last_layers_are_adapted(make_recipe: MakeRecipe, splits: Splits, tiny: Base) -> None:
@@ -90,9 +90,9 @@ def test_a_conversion_takes_the_smallest_rank_that_loses_no_more_than_it_may(tin
     change = orthogonal @ torch.diag(torch.tensor([2.0, 1.0, 0.5] + [0.0] * 13)) @ orthogonal.T
     energy = 4 + 1 + 0.25
     for error, rank in ((0.0, 3), (0.06, 2), (0.3, 1)):
-        made = to_lora({"model.layers.0.self_attn.q_proj": change}, Conversion(error=error), tmp_path, tiny)
-        assert made["rank"] == rank
-        assert made["error"] == pytest.approx(sum([4, 1, 0.25][rank:]) / energy, abs=1e-6)
+        found, lost = to_lora({"model.layers.0.self_attn.q_proj": change}, Conversion(error=error), tmp_path, tiny)
+        assert found == rank
+        assert lost == pytest.approx(sum([4, 1, 0.25][rank:]) / energy, abs=1e-6)
 
 
 def test_a_converted_full_change_answers_like_the_tuned_model(tiny: Base, splits: Splits, tmp_path: Any) -> None:
@@ -181,6 +181,6 @@ def test_the_temperature_is_that_of_what_is_served(make_recipe: MakeRecipe, tiny
     splits = Splits(noisy[:100], noisy[100:300], noisy[300:], {})
     recipe = recipe_of(make_recipe, "full", epochs=2, convert={"max_rank": 1, "error": 0})
     task = make_task(recipe, splits, tiny)
-    told = train(recipe, splits, task, tiny)["temperature"]
+    told = train(recipe, splits, task, tiny).temperature
     served = predict(with_adapter(recipe.run_folder / "adapter", tiny), splits.validation, task, tiny)
     assert told == pytest.approx(temperature(served, [row.answer for row in splits.validation]))

@@ -48,16 +48,16 @@ def test_one_adapter_learns_both_tasks(mixed: Any, tiny: Base, tmp_path: Path) -
     task = make_task(recipe, splits, tiny)
     train(recipe, splits, task, tiny)
     tasks = mixed_tasks(recipe, splits, tiny)
-    scores = evaluate(recipe.run_folder / "adapter", splits, task, tiny, mixed=tasks)["scores"]
-    assert scores["test"]["adapter"]["accuracy"] == scores["topics"]["adapter"]["accuracy"] == 1.0
+    scores = evaluate(recipe.run_folder / "adapter", splits, task, tiny, mixed=tasks).scores
+    assert scores["test"].adapter.values["accuracy"] == scores["topics"].adapter.values["accuracy"] == 1.0
 
 
 def test_the_steps_are_those_of_all_rows(mixed: Any, tiny: Base, tmp_path: Path) -> None:
     recipe = mixed(1.0)
     splits = load_splits(recipe, tmp_path / "cache")
     run = train(recipe, splits, make_task(recipe, splits, tiny), tiny)
-    evaluated = [entry["step"] for entry in run["history"] if "eval_loss" in entry]
-    assert run["steps"] == 3 * -(-2 * len(splits.train) // 8)
+    evaluated = [entry.step for entry in run.history if entry.eval_loss is not None]
+    assert run.steps == 3 * -(-2 * len(splits.train) // 8)
     assert len(evaluated) in (2, 3)
 
 

@@ -22,6 +22,7 @@ from trainer.commands.common import (
 )
 from trainer.commands.data import findings_of
 from trainer.recipe import Recipe
+from trainer.run_record import RunRecord
 from trainer.runs import CHECKED, RUN, TASK, Run
 
 
@@ -42,23 +43,23 @@ def train(options: argparse.Namespace) -> None:
         say(f"note: {recipe.unserved}")
     if run.is_finished():
         say(f"already trained; delete {run.folder} to train it again")
-        done: dict[str, Any] | None = run.read(RUN)
+        done: RunRecord | None = run.record()
     else:
         done = _train(run, task, start_of(run, options.store, task))
     if done is None:
         return
     if options.json:
-        print(json.dumps(done))
+        print(json.dumps(done.content()))
         return
     aim = "reward" if recipe.objective == "grpo" else "loss"
     print(
-        f"trained {done['trainable_parameters']:,} parameters in {done['seconds']:.0f} s "
-        f"({done['tokens_per_second']:.0f} tokens/s), validation {aim} {done['best_validation_loss']:.4f}"
+        f"trained {done.trainable_parameters:,} parameters in {done.seconds:.0f} s "
+        f"({done.tokens_per_second:.0f} tokens/s), validation {aim} {done.best_validation_loss:.4f}"
     )
     print(next_command("evaluate", options))
 
 
-def _train(run: Run, task: Any, start: Path | None) -> dict[str, Any] | None:
+def _train(run: Run, task: Any, start: Path | None) -> RunRecord | None:
     """Return what the training was like; nothing in all but the first of several processes."""
     from trainer.fit import processes
     from trainer.mixture import mixed_tasks
@@ -67,15 +68,15 @@ def _train(run: Run, task: Any, start: Path | None) -> dict[str, Any] | None:
     first = processes().is_main_process
     findings = _checked(run) if first else []
     done = fit(run.recipe, run.splits, task, run.base, start=start)
-    if not first:
+    if done is None:
         return None
     run.write(CHECKED, as_records(findings))
-    if done["temperature"] != 1.0:
-        task = task.model_copy(update={"temperature": done["temperature"]})
+    if done.temperature != 1.0:
+        task = task.model_copy(update={"temperature": done.temperature})
     run.write(TASK, task.model_dump(mode="json"))
     for name, other in mixed_tasks(run.recipe, run.splits, run.base).items():
         run.write_mixed(name, other)
-    run.write(RUN, done)  # last: its presence says that the run is finished
+    run.write(RUN, done.content())  # last: its presence says that the run is finished
     return done
 
 

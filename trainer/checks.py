@@ -81,7 +81,7 @@ def check_data(recipe: Recipe, cache: Path, count_tokens: Callable[[str], int]) 
     found += _tested_elsewhere(rows, data, columns, cache)
     found += _personal(rows)
     found += _mangled(rows)
-    if columns.kind == "classification" and columns.objective == "supervised":
+    if recipe.task.makes.closed and columns.objective == "supervised":
         found += _classes(rows)
     if rows.texts:
         found += _lengths(rows, [count_tokens(text) for text in rows.texts], recipe)

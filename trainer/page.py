@@ -17,30 +17,25 @@ from trainer.recipe import Recipe
 from trainer.report import FEW_SHOT, score_rows
 from trainer.run_record import HistoryEntry, RunRecord
 
-HEADINGS = {
-    "classification": ("Where it is wrong, the surest first", "Where it is right, the surest first"),
-    "summarization": ("The worst by ROUGE-L", "The best by ROUGE-L"),
-}
-
 
 def page(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> str:
     """Return the page: scores, plots, disturbances and examples. Every text of the data is escaped."""
-    merit = "accuracy" if recipe.task.kind == "classification" else "ROUGE-L"
+    kind = recipe.task.makes
     disturbed = evaluation.robustness.merits if evaluation.robustness else {}
     plots = {
         "Loss": _plot(lambda axes: _curves(axes, run.history)),
         "Reliability on the test rows": _plot(lambda axes: _reliability(axes, evaluation.reliability))
         if evaluation.reliability
         else None,
-        "Disturbed test rows": _plot(lambda axes: _bars(axes, disturbed, merit)) if disturbed else None,
+        "Disturbed test rows": _plot(lambda axes: _bars(axes, disturbed, kind.merit_name)) if disturbed else None,
     }
     return template("report.html.j2").render(
         recipe=recipe,
         base=base,
         no_examples=FEW_SHOT,
-        headings=HEADINGS[recipe.task.kind],
-        merit=merit,
-        sureness="confidence" if recipe.task.kind == "classification" else "ROUGE-L",
+        headings=kind.headings,
+        merit=kind.merit_name,
+        sureness="confidence" if kind.closed else kind.merit_name,
         run=run,
         evaluation=evaluation,
         scores=score_rows(evaluation.scores),

@@ -11,7 +11,7 @@ from adapters.lint import CARD, REPORT
 from adapters.manifest import Manifest
 from adapters.signing import Signer
 from adapters.store import Store
-from adapters.tasks import ClassificationTask, SummarizationTask
+from adapters.tasks import AnyTask
 from trainer.evaluation import Evaluation
 from trainer.page import page
 from trainer.recipe import Recipe, Standing
@@ -57,7 +57,7 @@ def _beaten(key: str, wanted: Standing, ours: float, theirs: float, p: float, to
 def publish(
     recipe: Recipe,
     store: Store,
-    task: ClassificationTask | SummarizationTask,
+    task: AnyTask,
     base: Base,
     run: RunRecord,
     evaluation: Evaluation,

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,7 @@ from pydantic import (
 
 from adapters.manifest import NAME_PATTERN
 from adapters.reference import is_name
+from adapters.tasks import BaseTask, ClassificationTask, SummarizationTask
 from adapters.tasks.base import checked_template
 from adapters.tasks.summarization import Long
 
@@ -123,6 +124,7 @@ TemplateText = Annotated[str, AfterValidator(checked_template)]
 
 
 class ClassificationRecipe(Strict):
+    makes: ClassVar = ClassificationTask
     kind: Literal["classification"]
     template: TemplateText = "Text: {text}\nLabel:"
     labels: tuple[str, ...] | None = Field(default=None, description="default: those in the data, sorted")
@@ -131,6 +133,7 @@ class ClassificationRecipe(Strict):
 
 
 class SummarizationRecipe(Strict):
+    makes: ClassVar = SummarizationTask
     kind: Literal["summarization"]
     template: TemplateText = "Text: {text}\n\nSummary:"
     max_input_tokens: int = Field(default=1024, ge=8)
@@ -260,11 +263,6 @@ class Training(Strict):
         return min(MOST_PASSES, max(1, math.ceil(LEAST_STEPS * self.batch_size * self.accumulate / rows)))
 
 
-# What a gate may ask for: more of it is better, and 1 is the most there can be.
-METRICS = {
-    "classification": ("accuracy", "macro_f1", "weighted_f1"),
-    "summarization": ("rouge1", "rouge2", "rougeL", "similarity"),
-}
 Threshold = Annotated[float, Field(ge=0, le=1)]
 Standing = Literal["any", "not_worse", "better"]
 
@@ -373,17 +371,17 @@ class Recipe(Strict):
         for test, thresholds in self.gate.extra_tests.items():
             if test not in (*self.data.extra_tests, *self.mix):
                 raise ValueError(f"gate.extra_tests.{test}: data.extra_tests has no test of this name, nor has mix")
-            kind = self.mix[test].task.kind if test in self.mix else self.task.kind
+            makes = self.mix[test].task.makes if test in self.mix else self.task.makes
             embedded = self.evaluation.similarity and test not in self.mix
-            self._check_metrics(f"gate.extra_tests.{test}", thresholds, kind, embedded)
-        self._check_metrics("gate.test", self.gate.test, self.task.kind, self.evaluation.similarity)
+            self._check_metrics(f"gate.extra_tests.{test}", thresholds, makes, embedded)
+        self._check_metrics("gate.test", self.gate.test, self.task.makes, self.evaluation.similarity)
         _check_names(self.mix)
         for name, mixed in self.mix.items():
             if name in self.data.extra_tests:
                 raise ValueError(f"mix.{name}: one of the recipe's own tests has this name; choose another")
             if mixed.data.extra_tests:
                 raise ValueError(f"mix.{name}.data.extra_tests: only the recipe's own data has further tests")
-        if self.training.shrink and self.task.kind != "classification":
+        if self.training.shrink and not self.task.makes.closed:
             raise ValueError("training.shrink: it compares accuracies, so it is for classification only")
         return self
 
@@ -443,7 +441,7 @@ class Recipe(Strict):
         if self.objective == "reward" and self.start_from:
             raise ValueError("start_from: a reward model gives scores and no text; it begins with the base")
         if self.objective == "grpo":
-            if self.task.kind != "summarization":
+            if self.task.makes.closed:
                 raise ValueError("objective grpo rewards free text: it is for summarization only")
             if self.training.batch_size % self.reinforce.generations:
                 raise ValueError("training.batch_size counts answers here: a multiple of reinforce.generations")
@@ -451,8 +449,8 @@ class Recipe(Strict):
             raise ValueError("training.batch_size: objective kto compares the answers of a batch; 2 or more")
         return self
 
-    def _check_metrics(self, where: str, thresholds: dict[str, float], kind: str, embedded: bool) -> None:
-        known = METRICS[kind]
+    def _check_metrics(self, where: str, thresholds: dict[str, float], makes: type[BaseTask], embedded: bool) -> None:
+        known = makes.gate_metrics
         if self.objective == "dpo":
             known = (*known, "prefers_chosen")
         if not embedded:

@@ -95,7 +95,7 @@ def card(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> 
 def _metadata(recipe: Recipe, base: Base, scores: dict[str, Both]) -> ModelCardData:
     """Return the head of a Hugging Face model card, with the adapter's scores as its ``model-index``."""
     origin = recipe.data.source or recipe.data.dataset or (recipe.data.path.name if recipe.data.path else "")
-    kind = "text-classification" if recipe.task.kind == "classification" else "summarization"
+    kind = recipe.task.makes.pipeline_tag
     results = [
         EvalResult(
             task_type=kind,

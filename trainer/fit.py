@@ -18,9 +18,8 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.tasks.base import BaseTask
 from trainer import methods
-from trainer.data import Splits
+from trainer.job import Job
 from trainer.mixture import Asked
 from trainer.objectives import make_trainer
 from trainer.progress import Progress, StopAtNaN
@@ -59,10 +58,7 @@ def whole(trainer: Trainer, recipe: Recipe, base: Base, start: Path | None) -> A
 
 
 def fit(
-    recipe: Recipe,
-    splits: Splits,
-    task: BaseTask,
-    base: Base,
+    job: Job,
     rows: list[Asked],
     callbacks: Sequence[TrainerCallback],
     start: Path | None,
@@ -72,6 +68,7 @@ def fit(
 
     Where memory runs out, go on from the last checkpoint with fewer rows at a time and as many to
     an optimizer step, which gives the same adapter but for rounding."""
+    recipe, base = job.recipe, job.base
     answers = len(rows) * (recipe.reinforce.generations if recipe.objective == "grpo" else 1)
     passes = recipe.training.passes(answers)
     steps = max(1, round(answers / (recipe.training.batch_size * recipe.training.accumulate) * passes))
@@ -84,7 +81,7 @@ def fit(
             model = methods.adapt(methods.load_base(base, recipe), recipe, base, steps, start)
         stopping = () if recipe.method == "adalora" else (EarlyStoppingCallback(recipe.training.patience),)
         try:
-            trainer = make_trainer(recipe, model, _arguments(recipe, steps, passes, micro), rows, splits, task, base)
+            trainer = make_trainer(job, model, _arguments(recipe, steps, passes, micro), rows)
             for callback in (Progress(), StopAtNaN(), *stopping, *callbacks):
                 trainer.add_callback(callback)
             trainer.remove_callback(PrinterCallback)

@@ -16,11 +16,12 @@ from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder, file_digest
 from adapters.store import CONFIG, WEIGHTS
-from adapters.tasks import ClassificationTask, SummarizationTask, Task
+from adapters.tasks import AnyTask, ClassificationTask, Task
 from adapters.tasks.base import BaseTask
 from adapters.validation import explained
 from trainer.data import Splits, load_splits
 from trainer.evaluation import Evaluation
+from trainer.job import Job
 from trainer.recipe import IDENTITY, Recipe
 from trainer.run_record import RunRecord
 
@@ -43,7 +44,7 @@ class Run:
         return base_for(self.recipe)
 
     @property
-    def task(self) -> ClassificationTask | SummarizationTask:
+    def task(self) -> AnyTask:
         """The task as it was trained, with its temperature. Raises :class:`HotswapError` before that."""
         with explained(ClassificationTask, f"{self.folder / TASK} is damaged; delete {self.folder} and train again"):
             return TypeAdapter(Task).validate_python(self._read(TASK, TypeAdapter(dict[str, Any]).validate_python))
@@ -59,6 +60,10 @@ class Run:
     def evaluation(self) -> Evaluation:
         """Return what the evaluation found. Raises :class:`HotswapError` where there was none."""
         return self._read(EVALUATION, Evaluation.model_validate)
+
+    def job(self) -> Job:
+        """Return what the adapter was trained for. Raises where rows, recipe or base have changed."""
+        return Job(self.recipe, self.held_out(), self.task, self.base)
 
     def trained(self) -> RunRecord:
         """Return the record. Raises where recipe or base are not those that were trained."""

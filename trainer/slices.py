@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adapters.base_model import Base
-from adapters.tasks import ClassificationTask
-from adapters.tasks.base import BaseTask
+from trainer.codec import Codec
 from trainer.evaluation import Share, Slice
 from trainer.rows import Row
 from trainer.statistics import Outputs, merits
@@ -18,20 +16,20 @@ LENGTH = "length"
 Positions = dict[str, list[int]]  # a column's value → which rows have it
 
 
-def slices_of(outputs: Outputs, rows: Sequence[Row], task: BaseTask, base: Base) -> dict[str, Slice]:
+def slices_of(outputs: Outputs, rows: Sequence[Row], codec: Codec) -> dict[str, Slice]:
     """Return the mean merit (accuracy, ROUGE-L) of the test rows apart, by thirds of their length and by each column of
     ``data.slices``; ``gap`` is the largest difference between those of at least 20 rows, where there are two. For
     labels, columns have :func:`fairness` too."""
-    worth = merits(task, outputs, [row.answer for row in rows])
+    worth = merits(codec.task, outputs, [row.answer for row in rows])
     columns: dict[str, Positions] = {}
     for position, row in enumerate(rows):
         for column, value in row.slices:
             columns.setdefault(column, {}).setdefault(value, []).append(position)
-    by = {LENGTH: _thirds([len(base.tokenizer.encode(row.text)) for row in rows])}
+    by = {LENGTH: _thirds([len(codec.base.tokenizer.encode(row.text)) for row in rows])}
     by |= {column: dict(sorted(values.items())) for column, values in columns.items()}
     found = {column: _apart(values, worth) for column, values in by.items()}
-    if isinstance(task, ClassificationTask):
-        given, wanted = [output["label"] for output in outputs], [row.answer for row in rows]
+    if codec.task.closed:
+        given, wanted = [codec.task.answer(output) for output in outputs], [row.answer for row in rows]
         for column in columns:
             found[column] = found[column].model_copy(update=fairness(columns[column], given, wanted))
     return found

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from trainer.data import Splits
-from trainer.mixture import make_task
+from trainer.mixture import make_job
 from trainer.progress import Diverged
 from trainer.recipe import Range, Recipe
 from trainer.train import train
@@ -105,9 +105,8 @@ def _run_trials(
         tried = changed(settings)
         folder = folder_of(recipe) / str(trial.number) / "run"
         tried = tried.model_copy(update={"output": folder})
-        splits = load(tried)
         try:
-            done = train(tried, splits, make_task(tried, splits, base), base, [_Pruning(trial)], start)
+            done = train(make_job(tried, load(tried), base), [_Pruning(trial)], start)
         except Diverged as error:
             raise optuna.TrialPruned(str(error)) from error
         finally:

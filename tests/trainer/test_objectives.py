@@ -15,8 +15,10 @@ from adapters.errors import HotswapError
 from adapters.lint import base_shapes, lint
 from adapters.tasks.base import BaseTask
 from tests.trainer.conftest import MakeRecipe, WriteRows
+from trainer.codec import Codec
 from trainer.data import Splits, load_splits
 from trainer.evaluate import evaluate
+from trainer.job import Job
 from trainer.mixture import make_task
 from trainer.recipe import Recipe
 from trainer.reward import judged
@@ -41,13 +43,13 @@ def prepared(make_recipe: MakeRecipe, path: Path, **changes: Any) -> tuple[Recip
 
 def trained(recipe: Recipe, splits: Splits, base: Base) -> tuple[dict[str, Any], BaseTask]:
     task = make_task(recipe, splits, base)
-    return train(recipe, splits, task, base), task
+    return train(Job(recipe, splits, task, base)), task
 
 
 def test_dpo_makes_the_preferred_answer_likelier(make_recipe: MakeRecipe, write_rows: WriteRows, tiny: Base) -> None:
     recipe, splits = prepared(make_recipe, write_rows(pairs(120)), objective="dpo", task=SUMMARIES)
     run, task = trained(recipe, splits, tiny)
-    scores = evaluate(recipe.run_folder / "adapter", splits, task, tiny).scores["test"]
+    scores = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores["test"]
     assert scores.adapter.prefers_chosen == 1.0 > scores.base.prefers_chosen
     assert lint(recipe.run_folder / "adapter", shapes=base_shapes(tiny.folder)).rank == 4
     assert [path.name for path in (recipe.run_folder / "adapter").iterdir() if path.is_dir()] == []
@@ -61,7 +63,7 @@ def test_dpo_is_for_labels_too(make_recipe: MakeRecipe, write_rows: WriteRows, t
     ]
     recipe, splits = prepared(make_recipe, write_rows(rows), objective="dpo")
     _, task = trained(recipe, splits, tiny)
-    scores = evaluate(recipe.run_folder / "adapter", splits, task, tiny).scores["test"]
+    scores = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores["test"]
     assert scores.adapter.values["accuracy"] == 1.0
 
 
@@ -74,7 +76,7 @@ def test_kto_learns_from_answers_that_were_found_good_or_bad(
     ]
     recipe, splits = prepared(make_recipe, write_rows(rows), objective="kto")
     _, task = trained(recipe, splits, tiny)
-    scores = evaluate(recipe.run_folder / "adapter", splits, task, tiny).scores["test"]
+    scores = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores["test"]
     assert scores.adapter.values["accuracy"] == 1.0
     assert scores.adapter.values["rows"] == sum(row.good for row in splits.test) < len(splits.test)
 
@@ -82,9 +84,9 @@ def test_kto_learns_from_answers_that_were_found_good_or_bad(
 def test_a_reward_model_ranks_held_out_pairs(make_recipe: MakeRecipe, write_rows: WriteRows, tiny: Base) -> None:
     recipe, splits = prepared(make_recipe, write_rows(pairs(120)), objective="reward", task=SUMMARIES)
     _, task = trained(recipe, splits, tiny)
-    found = judged(recipe.run_folder, splits.test, task, tiny)
+    found = judged(recipe.run_folder, splits.test, Codec(task, tiny))
     assert found == {"pairs": len(splits.test), "accuracy": 1.0, "longer_wins": 0.0, "shorter_wins": 1.0}
-    of_one_length = judged(recipe.run_folder, [replace(splits.test[0], rejected="slow")], task, tiny)
+    of_one_length = judged(recipe.run_folder, [replace(splits.test[0], rejected="slow")], Codec(task, tiny))
     assert of_one_length["longer_wins"] == of_one_length["shorter_wins"] == 0.0
 
 
@@ -98,7 +100,8 @@ def test_grpo_earns_more_of_what_a_rule_rewards(make_recipe: MakeRecipe, write_r
     run, task = trained(recipe, splits, tiny)
     earned = [entry.reward for entry in run.history if "reward" in entry.model_extra]
     assert earned[-1] > earned[0]
-    assert evaluate(recipe.run_folder / "adapter", splits, task, tiny).scores["test"].adapter.values["words"] < 2
+    scores = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores
+    assert scores["test"].adapter.values["words"] < 2
 
 
 def test_grpo_is_paid_by_a_reward_model(
@@ -128,7 +131,7 @@ def test_training_goes_on_from_a_published_lora(
     run, _ = trained(first, splits, tiny)
     further = make_recipe(start_from="mood@1", output=tmp_path / "further")
     task = make_task(further, splits, tiny)
-    again = train(further, splits, task, tiny, start=first.run_folder / "adapter")
+    again = train(Job(further, splits, task, tiny), start=first.run_folder / "adapter")
     assert again.history[0].loss < run.history[0].loss
 
 

@@ -26,6 +26,7 @@ from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.conftest import make_keys
 from tests.trainer.conftest import reviews, settings
 from tests.trainer.workplace import Result, Workplace, furnish
+from trainer.codec import Codec
 from trainer.data import Splits, load_splits
 from trainer.evaluate import predict, profile_of
 from trainer.evaluation import Evaluation
@@ -325,7 +326,7 @@ class TestEvaluating:
             scores.append(float(torch.stack([logprobs[label.token_id] for label in ranked]).softmax(0)[0]))
         evaluation = json.loads((place.run_folder / "evaluation.json").read_text())
         assert evaluation["scores"]["test"]["adapter"]["accuracy"] == right / len(rows)
-        answers = predict(model, rows, task, tiny)
+        answers = predict(model, rows, Codec(task, tiny))
         assert [answer["score"] for answer in answers] == pytest.approx(scores, abs=1e-5)
         assert [answer["label"] == row.answer for answer, row in zip(answers, rows, strict=True)].count(True) == right
 
@@ -333,7 +334,7 @@ class TestEvaluating:
         task = SummarizationTask.of("Text: {text}\nSummary:", max_answer_tokens=6)
         rows = [Row(text, "x", text) for text in ("A film.", "A moving and beautifully acted film.", "dull " * 9)]
         model = with_adapter(trained[0])
-        answers = predict(model, rows, task, tiny)
+        answers = predict(model, rows, Codec(task, tiny))
         for row, answer in zip(rows, answers, strict=True):
             ids = task.prompt(row.text, tiny.tokenizer).ids
             said: list[int] = []

@@ -27,8 +27,9 @@ from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.trainer.conftest import MakeRecipe, settings
 from trainer.batches import IGNORED, Encoded, LengthGrouped, collate
+from trainer.codec import Codec
 from trainer.data import Splits
-from trainer.mixture import make_task
+from trainer.mixture import make_job
 from trainer.recipe import Recipe
 from trainer.rows import Row
 from trainer.run_record import RunRecord
@@ -49,7 +50,7 @@ class Killed(Exception):
 
 
 def run(recipe: Recipe, splits: Splits, base: Base) -> RunRecord:
-    return train(recipe, splits, make_task(recipe, splits, base), base)
+    return train(make_job(recipe, splits, base))
 
 
 def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -455,5 +456,5 @@ def test_shrinking_keeps_the_smallest_share_that_is_as_good_on_validation(monkey
     model.layer, model.peft_config = Layer(), {"default": SimpleNamespace(lora_alpha=16)}
     monkeypatch.setattr("trainer.train.predict", lambda model, *_: model.layer.scaling["default"])
     rows = [Row("text", "positive", str(n)) for n in range(400)]
-    assert shrink(model, (1.0, 0.75, 0.5, 0.25), rows, Task(), None) == 0.5
+    assert shrink(model, (1.0, 0.75, 0.5, 0.25), rows, Codec(Task(), None)) == 0.5
     assert (model.layer.scaling["default"], model.peft_config["default"].lora_alpha) == (1.0, 8)

@@ -73,39 +73,35 @@ def _say_baselines(untrained: Baselines) -> None:
 
 def score(run: Run, store: Store) -> Evaluation:
     """Return the evaluation, and leave it and its page in the run's folder."""
-    splits, recipe, base = run.held_out(), run.recipe, run.base
+    job, recipe = run.job(), run.recipe
     from trainer import evaluate as evaluation
-    from trainer.mixture import mixed_tasks
     from trainer.page import page
 
     result = evaluation.evaluate(
         run.folder / "adapter",
-        splits,
-        run.task,
-        base,
+        job,
         _released(run, store),
-        mixed=mixed_tasks(recipe, splits, base),
         embed=_encoder(recipe),
         general_text=_general_text(recipe),
     )
     run.write(EVALUATION, result.content())
-    (run.folder / REPORT).write_text(page(recipe, base, run.trained(), result), encoding="utf-8")
+    (run.folder / REPORT).write_text(page(recipe, job.base, run.trained(), result), encoding="utf-8")
     return result
 
 
 def _judge(run: Run, options: argparse.Namespace) -> None:
     """Evaluate a reward model: how often it prefers what people preferred."""
-    splits = run.held_out()
+    job = run.job()
     from trainer.reward import judged
 
-    found = judged(run.folder, splits.test, run.task, run.base)
+    found = judged(run.folder, job.splits.test, job.codec)
     run.write(EVALUATION, found)
     if options.json:
         print(json.dumps(found))
         return
     rows = [{"measure": name, "value": round(value, 4)} for name, value in found.items()]
     cli.show(rows, as_json=False, columns=("measure", "value"))
-    if run.recipe.task.kind == "summarization":
+    if not run.recipe.task.makes.closed:
         print(f"next: a recipe with objective grpo and reinforce.reward_model: {run.folder}")
 
 
@@ -127,7 +123,7 @@ def _released(run: Run, store: Store) -> Any:
 
 
 def _encoder(recipe: Recipe) -> Any:
-    if recipe.task.kind != "summarization" or not recipe.evaluation.similarity:
+    if recipe.task.makes.closed or not recipe.evaluation.similarity:
         return None
     from trainer.embeddings import encoder
 

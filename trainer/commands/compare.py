@@ -67,21 +67,21 @@ def _count(folder: Path, options: argparse.Namespace) -> None:
     from trainer import comparison
 
     key = comparison.read_key(folder)
-    if (options.a, options.b) != (key["a"], key["b"]):
-        judged = f"{folder / comparison.KEY} is of {key['a']} and {key['b']}"
+    if (options.a, options.b) != (key.a, key.b):
+        judged = f"{folder / comparison.KEY} is of {key.a} and {key.b}"
         raise HotswapError(f"{judged}, not of {options.a} and {options.b}; give the --folder of their page.")
     ballots = comparison.read_votes(options.votes, key)
     result = comparison.verdict(key, ballots)
     if options.pairs:
         write_rows(options.pairs, comparison.pairs(key, ballots))
     if options.json:
-        print(json.dumps({"compared": [key["a"], key["b"]], **asdict(result)}))
+        print(json.dumps({"compared": [key.a, key.b], **asdict(result)}))
         return
     decided = result.a + result.b
     print(
-        f"{key['a']} won {result.a}, {key['b']} won {result.b}, ties {result.ties}; "
+        f"{key.a} won {result.a}, {key.b} won {result.b}, ties {result.ties}; "
         f"{result.voters} voter{'s' * (result.voters > 1)}\n"
-        f"{key['a']} wins {result.rate:.1%}, a tie being half a win"
+        f"{key.a} wins {result.rate:.1%}, a tie being half a win"
     )
     if decided:
         print(

@@ -26,7 +26,7 @@ from adapters.seed import open_store
 from adapters.server import ask_server
 from adapters.signing import TrustedKeys
 from adapters.store import Store
-from adapters.tasks import ClassificationTask, SummarizationTask, Task
+from adapters.tasks import AnyTask, ClassificationTask, SummarizationTask, Task
 from adapters.tasks.classification import order_decides
 from adapters.validation import explained
 
@@ -53,11 +53,7 @@ def add(options: argparse.Namespace) -> None:
         print(json.dumps({"name": manifest.name, "version": manifest.version}))
     else:
         print(manifest.version)
-    if (
-        isinstance(task, ClassificationTask)
-        and options.labels
-        and order_decides([label.name for label in task.labels], base.tokenizer)
-    ):
+    if task.answers and options.labels and order_decides(task.answers, base.tokenizer):
         print("These labels begin alike: --labels must have the order in which they were trained", file=sys.stderr)
     if options.task and not options.template:
         prompt = TEMPLATES[options.task].replace("\n", "\\n")
@@ -65,7 +61,7 @@ def add(options: argparse.Namespace) -> None:
     print(f"Not served yet: python -m adapters release {manifest.name} {manifest.version}", file=sys.stderr)
 
 
-def _task(options: argparse.Namespace, base: Base) -> ClassificationTask | SummarizationTask:
+def _task(options: argparse.Namespace, base: Base) -> AnyTask:
     own = options.dir / TASK_FILE
     if options.task is None:
         if not own.is_file() or options.labels or options.template:

@@ -17,7 +17,7 @@ from adapters.packages import file_digest
 from adapters.plain import write_plain
 from adapters.signing import Signer
 from adapters.store import CONFIG, WEIGHTS, Store
-from adapters.tasks import ClassificationTask, SummarizationTask
+from adapters.tasks import AnyTask
 from adapters.validation import explained
 
 
@@ -25,7 +25,7 @@ def add_version(
     store: Store,
     name: str,
     folder: Path,
-    task: ClassificationTask | SummarizationTask,
+    task: AnyTask,
     base: Base,
     *,
     signer: Signer | None = None,
@@ -83,10 +83,9 @@ def _plain(folder: Path, examined: Examined) -> Iterator[Path]:
         yield ready
 
 
-def _check_label_tokens(task: ClassificationTask | SummarizationTask, base: Base) -> None:
+def _check_label_tokens(task: AnyTask, base: Base) -> None:
     """Refuse a task made with a larger vocabulary: the engine has no logits for its labels."""
-    if isinstance(task, ClassificationTask):
-        last = max(base.tokenizer.vocabulary().values())
-        beyond = [label.name for label in task.labels if label.token_id > last]
-        if beyond:
-            raise InvalidAdapter(f"labels {', '.join(beyond)} have tokens that {base.name} lacks; make the task anew.")
+    last = max(base.tokenizer.vocabulary().values())
+    beyond = [name for name, token in zip(task.answers, task.sampling({}).choices, strict=True) if token > last]
+    if beyond:
+        raise InvalidAdapter(f"labels {', '.join(beyond)} have tokens that {base.name} lacks; make the task anew.")

@@ -5,7 +5,7 @@ The texts are our own: a version's reference answers give away nothing of the da
 
 from __future__ import annotations
 
-from adapters.tasks import ClassificationTask, Sampling
+from adapters.tasks import Sampling
 from adapters.tasks.base import BaseTask
 
 TEXTS = (
@@ -19,9 +19,7 @@ CHOICES = 8
 def choices(task: BaseTask, vocabulary: int) -> tuple[int, ...]:
     """Return token ids whose log-probabilities at the answer slot tell versions apart: the labels', or, for a
     task without any, some spread over a ``vocabulary`` of that size."""
-    if isinstance(task, ClassificationTask):
-        return task.sampling({}).choices
-    return tuple(range(vocabulary // (2 * CHOICES), vocabulary, vocabulary // CHOICES))[:CHOICES]
+    return task.probe_choices(vocabulary, CHOICES)
 
 
 def sampling(token_ids: tuple[int, ...]) -> Sampling:

@@ -18,8 +18,9 @@ from adapters import cli
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
-from trainer.config import Recipe, load_recipe
 from trainer.data import Splits, load_splits
+from trainer.loading import load_recipe
+from trainer.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 RECIPE = Path(__file__).parent.parent / "trainer" / "recipes" / "sentiment.yaml"
@@ -93,13 +94,14 @@ def _measured(side: str, rows: int, epochs: int) -> dict[str, float]:
 
 def _ours(side: str, recipe: Recipe, splits: Splits, base: Base) -> tuple[float, float]:
     from trainer import objectives
-    from trainer.mixture import make_task
+    from trainer.mixture import make_job
     from trainer.train import train
 
     if side.endswith("each time"):
         objectives.frozen_below = lambda model: 0
-    run = train(recipe, splits, make_task(recipe, splits, base), base)
-    return run["tokens_per_second"] * run["seconds"], run["seconds"]
+    run = train(make_job(recipe, splits, base))
+    assert run is not None
+    return run.tokens_per_second * run.seconds, run.seconds
 
 
 def _plain_loop(side: str, recipe: Recipe, splits: Splits, base: Base) -> tuple[float, float]:

@@ -18,8 +18,8 @@ from adapters.store import Store
 from adapters.tasks import ClassificationTask
 from loadtests import run_locust
 from tests.server import Server, serving
-from trainer.config import load_recipe
 from trainer.data import load_splits
+from trainer.loading import load_recipe
 from trainer.rows import Row
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -118,6 +118,7 @@ def test_a_summary_is_one_line_about_the_text(server: Server) -> None:
 
 
 def test_a_long_document_is_read_by_the_service_as_by_evaluation(server: Server, store: Store, base: Base) -> None:
+    from trainer.codec import Codec
     from trainer.evaluate import answers
 
     document = " ".join(f"Chapter {n} is about {snippet} {TEXT}" for n, snippet in enumerate(SNIPPETS))
@@ -130,7 +131,7 @@ def test_a_long_document_is_read_by_the_service_as_by_evaluation(server: Server,
     (output,) = response.json()["outputs"]
     folder = store.fetch("long-lines", 1, Path(store.place).parent)
     assert output["chunks"] >= 4
-    assert [output["summary"]] == answers(folder, [Row(document, "", "")], task, base, "long")
+    assert [output["summary"]] == answers(folder, [Row(document, "", "")], Codec(task, base), "long")
 
 
 def test_mixed_scores_equal_those_of_peft_on_transformers(server: Server, store: Store, base: Base) -> None:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.config import Data, Recipe, SummarizationRecipe
 from trainer.data import columns_of, placed
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
 from trainer.personal import personal
+from trainer.recipe import Data, Recipe, SummarizationRecipe
 from trainer.rows import Columns, Row, as_compared, broken_lines, check_file, open_table
 
 SHOWN = 10
@@ -81,7 +81,7 @@ def check_data(recipe: Recipe, cache: Path, count_tokens: Callable[[str], int]) 
     found += _tested_elsewhere(rows, data, columns, cache)
     found += _personal(rows)
     found += _mangled(rows)
-    if columns.kind == "classification" and columns.objective == "supervised":
+    if recipe.task.makes.closed and columns.objective == "supervised":
         found += _classes(rows)
     if rows.texts:
         found += _lengths(rows, [count_tokens(text) for text in rows.texts], recipe)

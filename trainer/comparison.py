@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from scipy.stats import binomtest
 
@@ -36,6 +35,16 @@ class Item:
         """What the page may know."""
         left, right = (self.a, self.b) if self.left == "a" else (self.b, self.a)
         return {"id": self.id, "text": self.text, "left": left, "right": right}
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which versions a page compares, its digest, and which of its answers is whose."""
+
+    a: str
+    b: str
+    page: str
+    items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
@@ -85,28 +94,27 @@ def _digest(found: Sequence[Item]) -> str:
     return hashlib.sha256(json.dumps([asdict(item) for item in found]).encode()).hexdigest()[:16]
 
 
-def read_key(folder: Path) -> dict[str, Any]:
+def read_key(folder: Path) -> Key:
     """Return the key of a page that was written. Raises :class:`HotswapError` where there is none."""
     try:
-        key: dict[str, Any] = json.loads((folder / KEY).read_bytes())
-        a, b, page, items = (key[name] for name in ("a", "b", "page", "items"))
-        return {"a": a, "b": b, "page": page, "items": [Item(**item) for item in items]}
+        key = json.loads((folder / KEY).read_bytes())
+        return Key(key["a"], key["b"], key["page"], tuple(Item(**item) for item in key["items"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise HotswapError(f"{folder / KEY} is missing or damaged; write the page first, without --votes.") from None
 
 
-def read_votes(paths: Sequence[Path], key: dict[str, Any]) -> list[dict[str, str]]:
+def read_votes(paths: Sequence[Path], key: Key) -> list[dict[str, str]]:
     """Return each voter's votes, item → left, right or tie.
 
     Raises :class:`HotswapError` for what is not of this page, or of a voter who has been read already.
     """
-    known = {item.id for item in key["items"]}
+    known = {item.id for item in key.items}
     voters: list[str | dict[str, str]] = []
     ballots: list[dict[str, str]] = []
     for path in paths:
         voter, page, votes = _ballot(path)
-        if page != key["page"]:
-            raise HotswapError(f"{path} is of another page; the votes for this one name page {key['page']}.")
+        if page != key.page:
+            raise HotswapError(f"{path} is of another page; the votes for this one name page {key.page}.")
         for item, choice in votes.items():
             if item not in known:
                 raise HotswapError(f"{path}: {item!r:.40} is no item of the page; save its votes again.")
@@ -136,9 +144,9 @@ def _ballot(path: Path) -> tuple[str | dict[str, str], str, dict[str, str]]:
     return voter, page, votes
 
 
-def verdict(key: dict[str, Any], ballots: Sequence[dict[str, str]]) -> Verdict:
+def verdict(key: Key, ballots: Sequence[dict[str, str]]) -> Verdict:
     """Count the votes."""
-    sides = {item.id: item.left for item in key["items"]}
+    sides = {item.id: item.left for item in key.items}
     votes = [_winner(sides[item], choice) for ballot in ballots for item, choice in ballot.items()]
     counts = Counter(votes)
     a, b, ties = counts["a"], counts["b"], counts["tie"]
@@ -173,9 +181,9 @@ def _agreement(ballots: Sequence[dict[str, str]]) -> float | None:
     return sum(same) / len(same) if same else None
 
 
-def pairs(key: dict[str, Any], ballots: Sequence[dict[str, str]]) -> Iterator[dict[str, str]]:
+def pairs(key: Key, ballots: Sequence[dict[str, str]]) -> Iterator[dict[str, str]]:
     """Yield a row for objective ``dpo`` or ``reward`` for each item that one side won."""
-    for item in key["items"]:
+    for item in key.items:
         counts = Counter(_winner(item.left, ballot[item.id]) for ballot in ballots if item.id in ballot)
         if counts["a"] != counts["b"]:
             chosen, rejected = (item.a, item.b) if counts["a"] > counts["b"] else (item.b, item.a)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.store import CONFIG, WEIGHTS
-from trainer.config import Conversion
 from trainer.progress import Diverged
+from trainer.recipe import Conversion
 
 Changes = dict[str, torch.Tensor]
 ROUNDING = 1e-6  # of float32, as a share of a change's squared size: no rank could make that good
@@ -40,8 +40,8 @@ def changes_of(model: Any, original: Any) -> Changes:
     return changes
 
 
-def to_lora(changes: Changes, how: Conversion, folder: Path, base: Base) -> dict[str, Any]:
-    """Write the changes as a LoRA into ``folder``; return its ``rank``, and the ``error`` made: the share of the
+def to_lora(changes: Changes, how: Conversion, folder: Path, base: Base) -> tuple[int, float]:
+    """Write the changes as a LoRA into ``folder``; return its rank, and the error made: the share of the
     changes' squared size that is lost.
 
     Truncating the singular value decomposition is the best approximation of a rank there is (Eckart and Young 1936).
@@ -64,7 +64,7 @@ def to_lora(changes: Changes, how: Conversion, folder: Path, base: Base) -> dict
     config.base_model_name_or_path, config.inference_mode = base.name, True
     config.save_pretrained(folder)
     assert (folder / CONFIG).is_file()
-    return {"rank": rank, "error": error}
+    return rank, error
 
 
 def _rank(spectra: list[torch.Tensor], how: Conversion) -> tuple[int, float]:

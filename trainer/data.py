@@ -14,9 +14,9 @@ from typing import Literal
 
 from adapters.errors import HotswapError
 from adapters.tasks.classification import MAX_LABELS
-from trainer.config import ClassificationRecipe, Data, Keep, Origin, Recipe
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import out_of_fold
+from trainer.recipe import ClassificationRecipe, Data, Keep, Origin, Recipe
 from trainer.rows import Columns, Row, Table, as_compared, open_table
 
 

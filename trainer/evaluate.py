@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,37 @@ from transformers.utils.logging import disable_progress_bar
 from adapters import probes
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
-from adapters.tasks import ClassificationTask, Completion
+from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS, Profile, Reference
+from adapters.tasks import Completion
 from adapters.tasks.base import BaseTask
 from trainer import likelihood, statistics
+from trainer.codec import Codec
 from trainer.data import Splits
 from trainer.embeddings import Embed, similarity
+from trainer.evaluation import (
+    Baselines,
+    Both,
+    ByBase,
+    ByReleased,
+    Evaluation,
+    Example,
+    Examples,
+    Forgetting,
+    Majority,
+    ReliabilityBin,
+    Robustness,
+    Scores,
+)
 from trainer.faithfulness import faithfulness
 from trainer.few_shot import with_examples
+from trainer.job import Job
 from trainer.long_documents import condensed
+from trainer.mixture import mixed_jobs
 from trainer.robustness import DISTURBANCES
 from trainer.rows import Row
 from trainer.slices import slices_of
 from trainer.soft_prompts import spelled
+from trainer.statistics import Output
 
 BATCH = 16
 ROBUST_LABELS, ROBUST_SUMMARIES = 200, 40
@@ -48,186 +66,176 @@ class Released:
 
 def evaluate(
     adapter: Path,
-    splits: Splits,
-    task: BaseTask,
-    base: Base,
+    job: Job,
     released: Released | None = None,
-    mixed: Mapping[str, BaseTask] | None = None,
     embed: Embed | None = None,
     general_text: str = "",
-) -> dict[str, Any]:
-    """Return ``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter;
-    ``references``: what it answers to the texts that the service asks it before it is served; ``base`` and
-    ``released``: how it compares with the base untrained and with what is served now, on the test rows. ``embed``
-    measures how near summaries are to the reference, ``general_text`` what was forgotten."""
+) -> Evaluation:
+    """Score base and adapter on every test set; ``embed`` measures how near summaries are to the reference,
+    ``general_text`` what was forgotten."""
     if not (adapter / "adapter_config.json").is_file():
         raise HotswapError(f"{adapter} holds no adapter; run train first.")
+    task, codec, base = job.task, job.codec, job.base
     model = with_adapter(adapter, base)
-    tests = splits.tests["test"]
-    scores: dict[str, Any] = {}
-    profile: dict[str, Any] = {}
-    for name, rows in splits.tests.items():
+    tests = job.splits.tests["test"]
+    scores: dict[str, Both] = {}
+    for name, rows in job.splits.tests.items():
         answers = [row.answer for row in rows]
-        zero_shot, adapted = _of_both(model, rows, task, base, name)
-        scores[name] = {"base": _score(task, zero_shot, rows, embed), "adapter": _score(task, adapted, rows, embed)}
+        zero_shot, adapted = _of_both(model, rows, codec, name)
         with model.disable_adapter():
-            scores[name]["base"] |= _likelihoods(model, rows, task, base, f"{name}: base")
-        scores[name]["adapter"] |= _likelihoods(model, rows, task, base, f"{name}: adapter")
-        scores[name]["adapter"]["intervals"] = statistics.intervals(task, adapted, answers, [row.group for row in rows])
+            likely = _likelihoods(model, rows, codec, f"{name}: base")
+        without = Scores(**_score(task, zero_shot, rows, embed), **likely)
+        likely = _likelihoods(model, rows, codec, f"{name}: adapter")
+        intervals = statistics.intervals(task, adapted, answers, [row.group for row in rows])
+        reached = Scores(**_score(task, adapted, rows, embed), **likely, intervals=intervals)
+        scores[name] = Both(base=without, adapter=reached)
         if name == "test":
             tested, untrained = adapted, zero_shot
             by_base = statistics.compare(task, adapted, zero_shot, answers, "base")
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
-    for name, other in (mixed or {}).items():
-        rows = splits.mixed[name].tests["test"]
-        zero_shot, adapted = _of_both(model, rows, other, base, name)
-        scores[name] = {"base": _score(other, zero_shot, rows), "adapter": _score(other, adapted, rows)}
-    references = references_of(model, task, base)
+    for name, other in mixed_jobs(job).items():
+        rows = other.splits.tests["test"]
+        zero_shot, adapted = _of_both(model, rows, other.codec, name)
+        of_both = (Scores.model_validate(_score(other.task, outputs, rows)) for outputs in (zero_shot, adapted))
+        scores[name] = Both(base=next(of_both), adapter=next(of_both))
+    references = references_of(model, codec)
     forgotten = forgetting_of(model, general_text, base) if general_text else None
-    disturbed = robustness_of(model, tested, tests, task, base)
-    baselines = baselines_of(model, untrained, splits, task, base, disturbed["as written"])
+    disturbed = robustness_of(model, tested, tests, codec)
+    baselines = baselines_of(model, untrained, job, disturbed.merits["as written"])
     del model
-    against = _against(released, tested, tests, task, base) if released else None
-    return {
-        "scores": scores,
-        "profile": profile,
-        "references": references,
-        "base": by_base,
-        "released": against,
-        "robustness": disturbed,
-        "baselines": baselines,
-        "forgetting": forgotten,
-        "slices": slices_of(tested, tests, task, base),
-        "reliability": reliability_of(tested, tests),
-        "examples": examples_of(tested, tests, task),
-    }
+    against = _against(released, tested, tests, job) if released else None
+    return Evaluation(
+        scores=scores,
+        profile=profile,
+        references=references,
+        base=ByBase.model_validate(by_base),
+        released=against,
+        robustness=disturbed,
+        baselines=baselines,
+        forgetting=forgotten,
+        slices=slices_of(tested, tests, codec),
+        reliability=reliability_of(tested, tests, task),
+        examples=examples_of(tested, tests, task),
+    )
 
 
-def _of_both(
-    model: Any, rows: list[Row], task: BaseTask, base: Base, name: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _of_both(model: Any, rows: list[Row], codec: Codec, name: str) -> tuple[list[Output], list[Output]]:
     """Return what the base answers without the adapter, and with it."""
     with model.disable_adapter():
-        untrained = predict(model, rows, task, base, f"{name}: base")
-    return untrained, predict(model, rows, task, base, f"{name}: adapter")
+        untrained = predict(model, rows, codec, f"{name}: base")
+    return untrained, predict(model, rows, codec, f"{name}: adapter")
 
 
-def _score(
-    task: BaseTask, outputs: list[dict[str, Any]], rows: list[Row], embed: Embed | None = None
-) -> dict[str, Any]:
+def _score(task: BaseTask, outputs: list[Output], rows: list[Row], embed: Embed | None = None) -> dict[str, Any]:
     scores = task.score(outputs, [row.answer for row in rows])
-    if isinstance(task, ClassificationTask):
+    if task.closed:
         return scores
-    said = [output["summary"] for output in outputs]
+    said = [task.answer(output) for output in outputs]
     near = {"similarity": similarity(embed, said, [row.answer for row in rows])} if embed else {}
     return scores | near | faithfulness([row.text for row in rows], said)
 
 
-def forgetting_of(model: Any, text: str, base: Base) -> dict[str, float]:
+def forgetting_of(model: Any, text: str, base: Base) -> Forgetting:
     """Return the perplexity of general text to the base and to the adapter: what rises was unlearnt."""
     pieces = likelihood.windows(text, base, GENERAL_WINDOWS)
     adapted = likelihood.perplexity(model, pieces, base, "general text: adapter")
     with model.disable_adapter():
         untrained = likelihood.perplexity(model, pieces, base, "general text: base")
-    return {"tokens": sum(len(after) for _, after in pieces), "base": untrained, "adapter": adapted}
+    return Forgetting(tokens=sum(len(after) for _, after in pieces), base=untrained, adapter=adapted)
 
 
-def _likelihoods(model: Any, rows: list[Row], task: BaseTask, base: Base, what: str) -> dict[str, float]:
+def _likelihoods(model: Any, rows: list[Row], codec: Codec, what: str) -> dict[str, float]:
     """Return what is measured of given answers: perplexity of reference summaries, and, of pairs, which is likelier."""
     found = {}
-    if not isinstance(task, ClassificationTask):
-        found["perplexity"] = likelihood.perplexity(model, likelihood.answers(rows, task, base), base, what)
+    if not codec.task.closed:
+        found["perplexity"] = likelihood.perplexity(model, likelihood.answers(rows, codec), codec.base, what)
     if rows[0].rejected:
-        found["prefers_chosen"] = likelihood.prefers_chosen(model, rows, task, base, what)
+        found["prefers_chosen"] = likelihood.prefers_chosen(model, rows, codec, what)
     return found
 
 
-def robustness_of(
-    model: Any, outputs: list[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
-) -> dict[str, Any]:
+def robustness_of(model: Any, outputs: list[Output], rows: list[Row], codec: Codec) -> Robustness:
     """Return the mean merit (accuracy, ROUGE-L) of the first test rows as written, whose ``outputs`` are known, and
     disturbed in each way."""
-    rows = _first(rows, task)
-    found: dict[str, Any] = {"rows": len(rows), "as written": _mean_merit(task, outputs[: len(rows)], rows)}
+    task, rows = codec.task, _first(rows, codec.task)
+    found = {"as written": _mean_merit(task, outputs[: len(rows)], rows)}
     for name, disturb in DISTURBANCES.items():
         disturbed = [replace(row, text=disturb(row.text)) for row in rows]
-        found[name] = _mean_merit(task, predict(model, disturbed, task, base, f"test: {name}"), rows)
-    return found
+        found[name] = _mean_merit(task, predict(model, disturbed, codec, f"test: {name}"), rows)
+    return Robustness.model_validate({"rows": len(rows), **found})
 
 
-def _mean_merit(task: BaseTask, outputs: list[dict[str, Any]], rows: list[Row]) -> float:
+def _mean_merit(task: BaseTask, outputs: list[Output], rows: list[Row]) -> float:
     return float(statistics.merits(task, outputs, [row.answer for row in rows]).mean())
 
 
 def _first(rows: list[Row], task: BaseTask) -> list[Row]:
-    return rows[: ROBUST_LABELS if isinstance(task, ClassificationTask) else ROBUST_SUMMARIES]
+    return rows[: ROBUST_LABELS if task.closed else ROBUST_SUMMARIES]
 
 
-def baselines_of(
-    model: Any, zero_shot: list[dict[str, Any]], splits: Splits, task: BaseTask, base: Base, adapted: float
-) -> dict[str, Any]:
+def baselines_of(model: Any, zero_shot: list[Output], job: Job, adapted: float) -> Baselines:
     """Return the mean merit of the first test rows without training: of the ``zero_shot`` answers, and with examples in
     the prompt; beside ``adapter``, that of the trained on the same rows. Did it need to be trained at all?"""
-    rows = _first(splits.tests["test"], task)
-    asked, shots = with_examples(task, [row for row in splits.train if row.good], base)
+    task, rows = job.task, _first(job.splits.tests["test"], job.task)
+    asked, shots = with_examples(job.codec, [row for row in job.splits.train if row.good])
     few_shot = None
     if shots:
         with model.disable_adapter():
-            few_shot = _mean_merit(task, predict(model, rows, asked, base, "test: few-shot"), rows)
-    return {
-        **({"majority": majority_of(splits, task)} if isinstance(task, ClassificationTask) else {}),
-        "rows": len(rows),
-        "shots": shots,
-        "zero_shot": _mean_merit(task, zero_shot[: len(rows)], rows),
-        "few_shot": few_shot,
-        "adapter": adapted,
-    }
+            few_shot = _mean_merit(task, predict(model, rows, asked, "test: few-shot"), rows)
+    return Baselines(
+        **({"majority": majority_of(job.splits, task)} if task.closed else {}),
+        rows=len(rows),
+        shots=shots,
+        zero_shot=_mean_merit(task, zero_shot[: len(rows)], rows),
+        few_shot=few_shot,
+        adapter=adapted,
+    )
 
 
-def majority_of(splits: Splits, task: ClassificationTask) -> dict[str, Any]:
+def majority_of(splits: Splits, task: BaseTask) -> Majority:
     """Return what always answering the training rows' most frequent label reaches on the test rows."""
     label = Counter(row.answer for row in splits.train if row.good).most_common(1)[0][0]
     answers = [row.answer for row in splits.tests["test"]]
-    scores = task.score([{"label": label, "score": 1.0, "scores": {label: 1.0}}] * len(answers), answers)
-    return {"label": label, "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}
+    scores = task.score([task.saying(label)] * len(answers), answers)
+    return Majority(label=label, accuracy=scores["accuracy"], macro_f1=scores["macro_f1"])
 
 
-def reliability_of(outputs: Sequence[dict[str, Any]], rows: list[Row]) -> list[dict[str, float]]:
+def reliability_of(outputs: Sequence[Output], rows: list[Row], task: BaseTask) -> tuple[ReliabilityBin, ...]:
     """Return, for each tenth of confidence that occurs: rows, mean confidence, and the share that was right."""
     bins: dict[int, list[tuple[float, bool]]] = {}
     for output, row in zip(outputs, rows, strict=True):
         if "score" in output:
             kept = bins.setdefault(min(9, int(10 * output["score"])), [])
-            kept.append((output["score"], output["label"] == row.answer))
-    return [
-        {
-            "rows": len(pairs),
-            "confidence": sum(score for score, _ in pairs) / len(pairs),
-            "right": sum(right for _, right in pairs) / len(pairs),
-        }
+            kept.append((output["score"], task.answer(output) == row.answer))
+    return tuple(
+        ReliabilityBin(
+            rows=len(pairs),
+            confidence=sum(score for score, _ in pairs) / len(pairs),
+            right=sum(right for _, right in pairs) / len(pairs),
+        )
         for _, pairs in sorted(bins.items())
-    ]
+    )
 
 
-def examples_of(outputs: Sequence[dict[str, Any]], rows: list[Row], task: BaseTask) -> dict[str, list[dict[str, Any]]]:
+def examples_of(outputs: Sequence[Output], rows: list[Row], task: BaseTask) -> Examples:
     """Return the best and the worst answers of the test rows: of labels, those it was surest of."""
     merits = statistics.merits(task, outputs, [row.answer for row in rows])
     sureness = [output.get("score", 0.0) for output in outputs]
     shown = [
-        {
-            "text": row.text[:EXAMPLE_CHARS],
-            "wanted": row.answer,
-            "answered": output.get("label", output.get("summary")),
-            "merit": round(float(merit), 4),
-            "confidence": output.get("score"),
-        }
+        Example(
+            text=row.text[:EXAMPLE_CHARS],
+            wanted=row.answer,
+            answered=task.answer(output),
+            merit=round(float(merit), 4),
+            confidence=output.get("score"),
+        )
         for output, row, merit in zip(outputs, rows, merits, strict=True)
     ]
     worst = sorted((i for i in range(len(rows)) if merits[i] < 1), key=lambda i: (merits[i], -sureness[i]))
     best = sorted((i for i in range(len(rows)) if merits[i] > 0), key=lambda i: (-merits[i], -sureness[i]))
     # A summary is neither right nor wrong: of a few, none is to stand on both sides.
-    most = EXAMPLES if isinstance(task, ClassificationTask) else min(EXAMPLES, len(rows) // 2)
-    return {"wrong": [shown[i] for i in worst[:most]], "right": [shown[i] for i in best[:most]]}
+    most = EXAMPLES if task.closed else min(EXAMPLES, len(rows) // 2)
+    return Examples(wrong=tuple(shown[i] for i in worst[:most]), right=tuple(shown[i] for i in best[:most]))
 
 
 def with_adapter(adapter: Path, base: Base) -> Any:
@@ -238,68 +246,67 @@ def with_adapter(adapter: Path, base: Base) -> Any:
     return PeftModel.from_pretrained(model, adapter).eval()
 
 
-def answers(adapter: Path, rows: list[Row], task: BaseTask, base: Base, what: str) -> list[str]:
+def answers(adapter: Path, rows: list[Row], codec: Codec, what: str) -> list[str]:
     """Return the label or the summary that an adapter gives to each row."""
-    outputs = predict(with_adapter(adapter, base), rows, task, base, what)
-    return [output["label"] if "label" in output else output["summary"] for output in outputs]
+    outputs = predict(with_adapter(adapter, codec.base), rows, codec, what)
+    return [codec.task.answer(output) for output in outputs]
 
 
-def _against(
-    released: Released, tested: list[dict[str, Any]], rows: list[Row], task: BaseTask, base: Base
-) -> dict[str, Any]:
-    model = with_adapter(released.folder, base)
-    theirs = predict(model, rows, released.task, base, f"test: version {released.version}")
-    compared = statistics.compare(task, tested, theirs, [row.answer for row in rows])
-    return {"version": released.version, **compared}
+def _against(released: Released, tested: list[Output], rows: list[Row], job: Job) -> ByReleased:
+    model = with_adapter(released.folder, job.base)
+    theirs = predict(model, rows, Codec(released.task, job.base), f"test: version {released.version}")
+    compared = statistics.compare(job.task, tested, theirs, [row.answer for row in rows])
+    return ByReleased.model_validate({"version": released.version, **compared})
 
 
 @torch.inference_mode()
-def references_of(model: Any, task: BaseTask, base: Base) -> list[dict[str, Any]]:
-    """Return a :class:`~adapters.manifest.Reference` for each probe: the labels' log-probabilities, or those of the
+def references_of(model: Any, codec: Codec) -> tuple[Reference, ...]:
+    """Return what it answers to each probe: the labels' log-probabilities, or those of the
     likeliest first tokens of a free text."""
     answers = []
     for text in probes.TEXTS:
-        prompt = torch.tensor([task.prompt(text, base.tokenizer).ids], device=model.device)
+        prompt = torch.tensor([codec.prompt(text)], device=model.device)
         called, inputs = spelled(model, {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)})
         logprobs = called(**inputs).logits[0, -1].float().log_softmax(-1)
-        ids = task.sampling({}).choices or logprobs.topk(probes.CHOICES).indices.tolist()
-        answers.append({"text": text, "logprobs": {token: round(float(logprobs[token]), 6) for token in ids}})
-    return answers
+        ids = codec.task.sampling({}).choices or logprobs.topk(probes.CHOICES).indices.tolist()
+        told = {token: round(float(logprobs[token]), 6) for token in ids}
+        answers.append(Reference(text=text, logprobs=told))
+    return tuple(answers)
 
 
-def profile_of(outputs: Sequence[dict[str, Any]], input_tokens: Sequence[int]) -> dict[str, Any]:
-    """Return the :class:`~adapters.manifest.Profile` of ``outputs``."""
+def profile_of(outputs: Sequence[Output], input_tokens: Sequence[int]) -> Profile:
+    """Return how ``outputs`` look: what live traffic is compared with."""
     rows = len(outputs)
     labels = Counter(output["label"] for output in outputs if "label" in output)
     confidence = [output["score"] for output in outputs if "score" in output]
-    return {
-        "rows": rows,
-        "labels": {label: count / rows for label, count in sorted(labels.items())},
-        "confidence": {bound: sum(c <= bound for c in confidence) / rows for bound in CONFIDENCE_BOUNDS if confidence},
-        "input_tokens": {bound: sum(n <= bound for n in input_tokens) / rows for bound in TOKEN_BOUNDS},
-    }
+    return Profile(
+        rows=rows,
+        labels={label: count / rows for label, count in sorted(labels.items())},
+        confidence={bound: sum(c <= bound for c in confidence) / rows for bound in CONFIDENCE_BOUNDS if confidence},
+        input_tokens={bound: sum(n <= bound for n in input_tokens) / rows for bound in TOKEN_BOUNDS},
+    )
 
 
-def predict(model: Any, rows: list[Row], task: BaseTask, base: Base, what: str = "rows") -> list[dict[str, Any]]:
+def predict(model: Any, rows: list[Row], codec: Codec, what: str = "rows") -> list[Output]:
     """Return the task's reading of the model's answer to every row, in order. Greedy."""
 
     def summaries(parts: list[str]) -> list[str]:
-        return [output["summary"] for output in _predicted(model, parts, task, base, f"{what}: parts")]
+        return [codec.task.answer(output) for output in _predicted(model, parts, codec, f"{what}: parts")]
 
-    return _predicted(model, condensed([row.text for row in rows], task, base, summaries), task, base, what)
+    return _predicted(model, condensed([row.text for row in rows], codec, summaries), codec, what)
 
 
-def _predicted(model: Any, texts: list[str], task: BaseTask, base: Base, what: str) -> list[dict[str, Any]]:
-    prompts = [task.prompt(text, base.tokenizer).ids for text in texts]
+def _predicted(model: Any, texts: list[str], codec: Codec, what: str) -> list[Output]:
+    prompts = [codec.prompt(text) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: -len(prompts[i]))
-    outputs: list[dict[str, Any]] = [{} for _ in texts]
-    answer = _scored if isinstance(task, ClassificationTask) else _generated
+    outputs: list[Output] = [{} for _ in texts]
+    answer = _scored if codec.task.closed else _generated
     with tqdm(total=len(texts), desc=what, unit="row", disable=None) as bar:
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
-            ids, mask = _left_padded([prompts[i] for i in part], base.end_id, model.device)
-            for index, completion in zip(part, answer(model, ids, mask, task, base), strict=True):
-                outputs[index] = task.read(completion, {})
+            ids, mask = _left_padded([prompts[i] for i in part], codec.base.end_id, model.device)
+            for index, completion in zip(part, answer(model, ids, mask, codec), strict=True):
+                outputs[index] = codec.task.read(completion, {})
             bar.update(len(part))
     return outputs
 
@@ -312,20 +319,21 @@ def _left_padded(prompts: list[list[int]], pad_id: int, device: Any) -> tuple[to
 
 
 @torch.inference_mode()
-def _scored(model: Any, ids: torch.Tensor, mask: torch.Tensor, task: BaseTask, base: Base) -> Iterator[Completion]:
+def _scored(model: Any, ids: torch.Tensor, mask: torch.Tensor, codec: Codec) -> Iterator[Completion]:
     called, inputs = spelled(model, {"input_ids": ids, "attention_mask": mask})
     logits = called(**inputs, logits_to_keep=1).logits[:, -1].float()
-    choices = task.sampling({}).choices
+    choices = codec.task.sampling({}).choices
     for row in logits.log_softmax(-1)[:, list(choices)].tolist():
         yield Completion(logprobs=dict(zip(choices, row, strict=True)))
 
 
 @torch.inference_mode()
-def _generated(model: Any, ids: torch.Tensor, mask: torch.Tensor, task: BaseTask, base: Base) -> Iterator[Completion]:
+def _generated(model: Any, ids: torch.Tensor, mask: torch.Tensor, codec: Codec) -> Iterator[Completion]:
+    base = codec.base
     called, inputs = spelled(model, {"input_ids": ids, "attention_mask": mask})
     out = called.generate(
         **inputs,
-        max_new_tokens=task.sampling({}).max_tokens,
+        max_new_tokens=codec.task.sampling({}).max_tokens,
         do_sample=False,
         eos_token_id=base.end_id,
         pad_token_id=base.end_id,

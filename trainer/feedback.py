@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import HotswapError
+from adapters.tasks import KINDS, SummarizationTask
 
 Record = dict[str, Any]
 
@@ -58,7 +59,7 @@ def rows_for(objective: str, records: Iterable[Record]) -> Iterator[Record]:
     """Yield rows for a recipe's ``objective``, with the columns that it looks for: right answers for ``supervised``,
     pairs for ``dpo`` and ``reward``, everything for ``kto``."""
     for record in records:
-        answer = "label" if record["task"] == "classification" else "summary"
+        answer = KINDS.get(record["task"], SummarizationTask).answer_key
         text, said, better = record["text"], record["answer"], record.get("better")
         right = better or (said if record["good"] else None)
         if objective == "kto":

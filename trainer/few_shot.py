@@ -6,30 +6,29 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, islice, zip_longest
 
-from adapters.base_model import Base
-from adapters.tasks import ClassificationTask
-from adapters.tasks.base import SLOT, BaseTask
+from adapters.tasks.base import SLOT
+from trainer.codec import Codec
 from trainer.rows import Row
 
 SHOTS, MAX_EXAMPLE_TOKENS = 4, 200
 
 
-def with_examples(task: BaseTask, rows: Sequence[Row], base: Base, shots: int = SHOTS) -> tuple[BaseTask, int]:
-    """Return ``task`` with the first ``shots`` fitting rows before its prompt, of every label in turn (Brown et al.
+def with_examples(codec: Codec, rows: Sequence[Row], shots: int = SHOTS) -> tuple[Codec, int]:
+    """Return the task with the first ``shots`` fitting rows before its prompt, of every label in turn (Brown et al.
     2020, arXiv:2005.14165), and how many there were. Each is answered as the task reads answers; long ones do not
     fit."""
+    task, base = codec.task, codec.base
     by_answer: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if SLOT not in row.text + row.answer and len(base.tokenizer.encode(row.text)) <= MAX_EXAMPLE_TOKENS:
-            by_answer[row.answer if isinstance(task, ClassificationTask) else ""].append(row)
+            by_answer[row.answer if task.closed else ""].append(row)
     in_turn = chain.from_iterable(zip_longest(*(by_answer[answer] for answer in sorted(by_answer))))
     chosen = list(islice((row for row in in_turn if row is not None), shots))
     text = task.template.text
-    told = "".join(f"{text.replace(SLOT, row.text)}{_answer(task, row, base)}\n\n" for row in chosen)
+    told = "".join(f"{text.replace(SLOT, row.text)}{_answer(codec, row)}\n\n" for row in chosen)
     asked = task.model_copy(update={"template": task.template.model_copy(update={"text": told + text})})
-    return asked, len(chosen)
+    return Codec(asked, base), len(chosen)
 
 
-def _answer(task: BaseTask, row: Row, base: Base) -> str:
-    ids = [token for token in task.target(row.answer, base.tokenizer, end=base.end_id) if token != base.end_id]
-    return base.tokenizer.decode(ids)
+def _answer(codec: Codec, row: Row) -> str:
+    return codec.base.tokenizer.decode([token for token in codec.target(row.answer) if token != codec.base.end_id])

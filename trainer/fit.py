@@ -21,16 +21,14 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.tasks import ClassificationTask
-from adapters.tasks.base import BaseTask
 from trainer import methods
 from trainer.batches import Encoded
-from trainer.config import PROMPTS, Recipe
-from trainer.data import Splits
+from trainer.job import Job
 from trainer.mixture import Asked
 from trainer.objectives import make_trainer
 from trainer.precision import in_bfloat16, settle_attention
 from trainer.progress import Progress, StopAtNaN, spoken
+from trainer.recipe import PROMPTS, Recipe
 from trainer.reward import reward_model
 from trainer.speed import tokens_per_second
 
@@ -66,10 +64,7 @@ def whole(trainer: Trainer, recipe: Recipe, base: Base, start: Path | None) -> A
 
 
 def fit(
-    recipe: Recipe,
-    splits: Splits,
-    task: BaseTask,
-    base: Base,
+    job: Job,
     rows: list[Asked],
     callbacks: Sequence[TrainerCallback],
     start: Path | None,
@@ -79,10 +74,11 @@ def fit(
 
     Where memory runs out, go on from the last checkpoint with fewer rows at a time and as many to
     an optimizer step, which gives the same adapter but for rounding."""
+    recipe, base = job.recipe, job.base
     answers = len(rows) * (recipe.reinforce.generations if recipe.objective == "grpo" else 1)
     a_step = recipe.training.batch_size * recipe.training.accumulate
-    labels = len(task.labels) if isinstance(task, ClassificationTask) else 0
-    steps = max(1, round(math.ceil(answers / a_step) * recipe.training.passes(answers, labels)))
+    passes = recipe.training.passes(answers, len(job.task.answers))
+    steps = max(1, round(math.ceil(answers / a_step) * passes))
     if checkpoint is not None:  # what fits into the minutes was settled when it began
         steps = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_bytes())["max_steps"]
     micro = recipe.training.batch_size // processes().num_processes
@@ -97,7 +93,7 @@ def fit(
         try:
             if recipe.objective == "supervised" and checkpoint is None and processes().num_processes == 1:
                 steps = _within_budget(model, recipe, rows, steps, micro, base)
-            trainer = make_trainer(recipe, model, _arguments(recipe, steps, micro), rows, splits, task, base)
+            trainer = make_trainer(job, model, _arguments(recipe, steps, micro), rows)
             for callback in (Progress(), StopAtNaN(), *stopping, *callbacks):
                 trainer.add_callback(callback)
             trainer.remove_callback(PrinterCallback)

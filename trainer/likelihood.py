@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from adapters.base_model import Base
-from adapters.tasks.base import BaseTask
 from trainer.batches import IGNORED, collate
+from trainer.codec import Codec
 from trainer.rows import Row
 from trainer.soft_prompts import spelled
 
@@ -53,15 +53,9 @@ def _summed(model: Any, inputs: dict[str, torch.Tensor]) -> list[float]:
     return (-losses.sum(dim=1)).tolist()
 
 
-def answers(rows: Sequence[Row], task: BaseTask, base: Base, *, rejected: bool = False) -> list[Continued]:
+def answers(rows: Sequence[Row], codec: Codec, *, rejected: bool = False) -> list[Continued]:
     """Return each row's prompt and answer, or its rejected answer, as the task spells them."""
-    return [
-        (
-            task.prompt(row.text, base.tokenizer).ids,
-            task.target(row.rejected if rejected else row.answer, base.tokenizer, end=base.end_id),
-        )
-        for row in rows
-    ]
+    return [(codec.prompt(row.text), codec.target(row.rejected if rejected else row.answer)) for row in rows]
 
 
 def perplexity(model: Any, pairs: Sequence[Continued], base: Base, what: str = "perplexity") -> float:
@@ -69,11 +63,11 @@ def perplexity(model: Any, pairs: Sequence[Continued], base: Base, what: str = "
     return math.exp(-sum(logprobs(model, pairs, base, what)) / sum(len(after) for _, after in pairs))
 
 
-def prefers_chosen(model: Any, rows: Sequence[Row], task: BaseTask, base: Base, what: str) -> float:
+def prefers_chosen(model: Any, rows: Sequence[Row], codec: Codec, what: str) -> float:
     """Return the share of rows whose answer the model finds likelier, per token, than the rejected one."""
-    sides = [answers(rows, task, base, rejected=rejected) for rejected in (False, True)]
+    sides = [answers(rows, codec, rejected=rejected) for rejected in (False, True)]
     chosen, rejected = (
-        [value / len(after) for value, (_, after) in zip(logprobs(model, side, base, what), side, strict=True)]
+        [value / len(after) for value, (_, after) in zip(logprobs(model, side, codec.base, what), side, strict=True)]
         for side in sides
     )
     return sum(better > worse for better, worse in zip(chosen, rejected, strict=True)) / len(rows)

@@ -6,19 +6,20 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from trainer.run_record import Code, MadeWith
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "tokenizers", "numpy")
 ROOT = Path(__file__).parents[1]
 
 
-def made_with() -> dict[str, Any]:
-    """Return ``code``, ``libraries`` (name → version) and ``machine``, for the run and the version made of it."""
-    return {
-        "code": {"version": version("hotswap"), **_commit()},
-        "libraries": {name: number for name in LIBRARIES if (number := _version(name))},
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
-    }
+def made_with() -> MadeWith:
+    """Return what a run, and the version made of it, is to say of this."""
+    return MadeWith(
+        code=Code(version=version("hotswap"), **_commit()),
+        libraries={name: number for name in LIBRARIES if (number := _version(name))},
+        machine=f"{platform.machine()}, Python {platform.python_version()}",
+    )
 
 
 def _version(library: str) -> str | None:

@@ -7,25 +7,23 @@ from dataclasses import replace
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from adapters.base_model import Base
-from adapters.tasks import SummarizationTask
-from adapters.tasks.base import BaseTask
 from adapters.tasks.chunks import sentences
 from adapters.tasks.summarization import ROUNDS
+from trainer.codec import Codec
 from trainer.rows import Row
 
 
-def in_parts(rows: Sequence[Row], task: BaseTask, base: Base) -> list[Row]:
+def in_parts(rows: Sequence[Row], codec: Codec) -> list[Row]:
     """Return the rows to train on: of a long text each part, with the sentences of the summary that are about it.
 
     A sentence is about the part with which it shares most (ROUGE-L recall: DANCER, Gidiotis and Tsoumakas 2020,
     arXiv:2004.06190); a part that no sentence is about is left out.
     """
-    return [part for row in rows for part in _parts(row, task, base)]
+    return [part for row in rows for part in _parts(row, codec)]
 
 
-def _parts(row: Row, task: BaseTask, base: Base) -> Iterator[Row]:
-    parts = task.parts(row.text, base.tokenizer)
+def _parts(row: Row, codec: Codec) -> Iterator[Row]:
+    parts = codec.parts(row.text)
     if len(parts) == 1 or row.rejected:
         yield row
         return
@@ -38,21 +36,17 @@ def _parts(row: Row, task: BaseTask, base: Base) -> Iterator[Row]:
         yield replace(row, text=parts[number], answer="".join(said).strip())
 
 
-def condensed(
-    texts: Sequence[str], task: BaseTask, base: Base, summarize: Callable[[list[str]], list[str]]
-) -> list[str]:
+def condensed(texts: Sequence[str], codec: Codec, summarize: Callable[[list[str]], list[str]]) -> list[str]:
     """Return what is to be summarized in the place of each text: of long ones the summaries of their parts."""
     texts = list(texts)
-    if not isinstance(task, SummarizationTask) or task.long == "cut":
-        return texts
     condensable = set(range(len(texts)))
     for _ in range(ROUNDS):
-        parts = {i: found for i in sorted(condensable) if len(found := task.parts(texts[i], base.tokenizer)) > 1}
+        parts = {i: found for i in sorted(condensable) if len(found := codec.parts(texts[i])) > 1}
         if not parts:
             break
         said = iter(summarize([part for found in parts.values() for part in found]))
         for i, found in parts.items():
-            joined = task.joined([next(said) for _ in found])
+            joined = codec.task.joined([next(said) for _ in found])
             texts[i] = joined or texts[i]
             if not joined:
                 condensable.remove(i)

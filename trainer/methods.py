@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.tasks.base import SLOT
-from trainer.config import PROMPTS, Recipe
+from trainer.recipe import PROMPTS, Recipe
 
 LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 

@@ -8,20 +8,21 @@ from itertools import chain, islice, repeat
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.tasks import ClassificationTask, SummarizationTask
+from adapters.tasks import AnyTask, ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
-from trainer.config import PROMPTS, ClassificationRecipe, Recipe
 from trainer.data import Splits, labels_of
+from trainer.job import Job
 from trainer.long_documents import in_parts
+from trainer.recipe import PROMPTS, ClassificationRecipe, Recipe
 from trainer.rows import Row
 
 Asked = tuple[Row, BaseTask]
 
 
-def make_task(recipe: Recipe, splits: Splits, base: Base) -> ClassificationTask | SummarizationTask:
+def make_task(recipe: Recipe, splits: Splits, base: Base) -> AnyTask:
     """Return the Task that training, evaluation and the service will share."""
     settings = recipe.task.model_dump(exclude={"kind", "template", "labels"})
-    task: ClassificationTask | SummarizationTask
+    task: AnyTask
     if isinstance(recipe.task, ClassificationRecipe):
         labels = labels_of(recipe.task, splits.train)
         task = ClassificationTask.of(recipe.task.template, labels, base.tokenizer, **settings)
@@ -44,20 +45,24 @@ def _check_context(task: BaseTask, recipe: Recipe, base: Base) -> None:
         )
 
 
-def mixed_tasks(recipe: Recipe, splits: Splits, base: Base) -> dict[str, BaseTask]:
-    """Return the tasks of ``recipe.mix`` by their names."""
-    return {name: make_task(recipe.part(name), part, base) for name, part in splits.mixed.items()}
+def make_job(recipe: Recipe, splits: Splits, base: Base) -> Job:
+    return Job(recipe, splits, make_task(recipe, splits, base), base)
 
 
-def mixture(recipe: Recipe, splits: Splits, task: BaseTask, base: Base) -> list[Asked]:
+def mixed_jobs(job: Job) -> dict[str, Job]:
+    """Return a job for each task of ``mix``, by their names."""
+    return {name: make_job(job.recipe.part(name), part, job.base) for name, part in job.splits.mixed.items()}
+
+
+def mixture(job: Job) -> list[Asked]:
     """Return the rows to train on, each with its task: all of the recipe's own, and of the others as many to one of
     these as their weights say, repeated where they are too few."""
-    own = in_parts(splits.train, task, base)
-    rows: list[Asked] = [(row, task) for row in own]
-    for name, other in mixed_tasks(recipe, splits, base).items():
-        theirs = in_parts(splits.mixed[name].train, other, base)
-        count = max(1, round(len(own) * recipe.mix[name].weight))
-        rows += [(row, other) for row in islice(chain.from_iterable(repeat(theirs)), count)]
-    if splits.mixed:
-        random.Random(recipe.seed).shuffle(rows)  # noqa: S311  # reproducible, not secret
+    own = in_parts(job.splits.train, job.codec)
+    rows: list[Asked] = [(row, job.task) for row in own]
+    for name, other in mixed_jobs(job).items():
+        theirs = in_parts(other.splits.train, other.codec)
+        count = max(1, round(len(own) * job.recipe.mix[name].weight))
+        rows += [(row, other.task) for row in islice(chain.from_iterable(repeat(theirs)), count)]
+    if job.splits.mixed:
+        random.Random(job.recipe.seed).shuffle(rows)  # noqa: S311  # reproducible, not secret
     return rows

@@ -9,31 +9,20 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
-from adapters.base_model import Base
-from adapters.tasks.base import BaseTask
 from trainer.batches import Encoded, collate
-from trainer.config import Recipe
-from trainer.data import Splits
 from trainer.frozen_layers import HiddenStates, SkipFrozenLayers, frozen_below
+from trainer.job import Job
 from trainer.long_documents import in_parts
 from trainer.mixture import Asked
 from trainer.precision import in_bfloat16
 from trainer.supervised import AnswerTrainer
 
 
-def make_trainer(
-    recipe: Recipe,
-    model: Any,
-    arguments: dict[str, Any],
-    rows: list[Asked],
-    splits: Splits,
-    task: BaseTask,
-    base: Base,
-) -> Trainer:
+def make_trainer(job: Job, model: Any, arguments: dict[str, Any], rows: list[Asked]) -> Trainer:
     """Return what trains ``model`` for the recipe's objective; ``arguments`` are those of transformers' Trainer, and
     ``rows`` what :func:`~trainer.mixture.mixture` makes of the splits."""
-    if recipe.objective == "supervised":
-        return _answer_trainer(recipe, model, arguments, rows, splits, task, base)
+    if job.recipe.objective == "supervised":
+        return _answer_trainer(job, model, arguments, rows)
     from trainer import preference, reinforce, reward  # TRL takes seconds to import
 
     makers = {
@@ -42,37 +31,29 @@ def make_trainer(
         "reward": reward.reward_trainer,
         "grpo": reinforce.reinforce_trainer,
     }
-    return makers[recipe.objective](recipe, model, arguments, splits, task, base)
+    return makers[job.recipe.objective](job, model, arguments)
 
 
-def _answer_trainer(
-    recipe: Recipe,
-    model: Any,
-    arguments: dict[str, Any],
-    rows: list[Asked],
-    splits: Splits,
-    task: BaseTask,
-    base: Base,
-) -> Trainer:
-    train: Any = Encoded(rows, base)
-    validation: Any = Encoded([(row, task) for row in in_parts(splits.validation, task, base)], base)
+def _answer_trainer(job: Job, model: Any, arguments: dict[str, Any], rows: list[Asked]) -> Trainer:
+    train: Any = Encoded(rows, job.base)
+    validation: Any = Encoded([(row, job.task) for row in in_parts(job.splits.validation, job.codec)], job.base)
     layers = frozen_below(model) if PartialState().num_processes == 1 else 0
-    files = [recipe.run_folder / f"{name}.hidden" for name in ("train", "validation")]
+    files = [job.recipe.run_folder / f"{name}.hidden" for name in ("train", "validation")]
     if layers:
         if torch.cuda.is_available():
             model.cuda()
-        precise = {"bfloat16": in_bfloat16(recipe.training.precision)}
+        precise = {"bfloat16": in_bfloat16(job.recipe.training.precision)}
         train, validation = (
             HiddenStates(part, model, layers, file, **precise)
             for part, file in zip((train, validation), files, strict=True)
         )
     trainer = AnswerTrainer(
         model=model,
-        recipe=recipe,
+        recipe=job.recipe,
         args=TrainingArguments(**arguments),
         train_dataset=train,
         eval_dataset=validation,
-        data_collator=collate(base.end_id),
+        data_collator=collate(job.base.end_id),
     )
     if layers:
         trainer.add_callback(SkipFrozenLayers(model, layers, files))

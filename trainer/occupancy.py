@@ -13,8 +13,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from adapters.errors import HotswapError
-from trainer.config import IDENTITY
 from trainer.progress import Diverged
+from trainer.recipe import IDENTITY
 from trainer.runs import aside_of, identity_of
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,57 +12,34 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from adapters.base_model import Base
-from trainer.config import Recipe
+from trainer.evaluation import Evaluation, ReliabilityBin
+from trainer.recipe import Recipe
 from trainer.report import FEW_SHOT, score_rows
-
-HEADINGS = {
-    "classification": ("Where it is wrong, the surest first", "Where it is right, the surest first"),
-    "summarization": ("The worst by ROUGE-L", "The best by ROUGE-L"),
-}
-EMPTY: dict[str, Any] = {
-    "robustness": {},
-    "baselines": None,
-    "forgetting": None,
-    "slices": {},
-    "reliability": [],
-    "examples": {"wrong": [], "right": []},
-    "base": None,
-    "released": None,
-}
+from trainer.run_record import HistoryEntry, RunRecord
 
 
-def page(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, Any]) -> str:
+def page(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> str:
     """Return the page: scores, plots, disturbances and examples. Every text of the data is escaped."""
-    # An evaluation of an earlier version of the trainer lacks some parts.
-    parts = EMPTY | evaluation
-    merit = "accuracy" if recipe.task.kind == "classification" else "ROUGE-L"
-    disturbed = {name: value for name, value in parts["robustness"].items() if name != "rows"}
+    kind = recipe.task.makes
+    disturbed = evaluation.robustness.merits if evaluation.robustness else {}
     plots = {
-        "Loss": _plot(lambda axes: _curves(axes, run.get("history", []))),
-        "Reliability on the test rows": _plot(lambda axes: _reliability(axes, parts["reliability"]))
-        if parts["reliability"]
+        "Loss": _plot(lambda axes: _curves(axes, run.history)),
+        "Reliability on the test rows": _plot(lambda axes: _reliability(axes, evaluation.reliability))
+        if evaluation.reliability
         else None,
-        "Disturbed test rows": _plot(lambda axes: _bars(axes, disturbed, merit)) if disturbed else None,
+        "Disturbed test rows": _plot(lambda axes: _bars(axes, disturbed, kind.merit_name)) if disturbed else None,
     }
     return template("report.html.j2").render(
         recipe=recipe,
         base=base,
         no_examples=FEW_SHOT,
-        headings=HEADINGS[recipe.task.kind],
-        merit=merit,
-        sureness="confidence" if recipe.task.kind == "classification" else "ROUGE-L",
+        headings=kind.headings,
+        merit=kind.merit_name,
+        sureness="confidence" if kind.closed else kind.merit_name,
         run=run,
-        scores=score_rows(parts["scores"]),
-        per_class=parts["scores"]["test"]["adapter"].get("per_class"),
-        confusion=parts["scores"]["test"]["adapter"].get("confusion"),
-        by_base=parts["base"],
-        released=parts["released"],
-        converted=run.get("converted"),
-        robustness=parts["robustness"],
-        baselines=parts["baselines"],
-        forgetting=parts["forgetting"],
-        slices=parts["slices"],
-        examples=parts["examples"],
+        evaluation=evaluation,
+        scores=score_rows(evaluation.scores),
+        tested=evaluation.scores["test"].adapter,
         plots={title: plot for title, plot in plots.items() if plot},
     )
 
@@ -75,9 +52,10 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _curves(axes: Any, history: list[dict[str, Any]]) -> None:
-    for key, name in (("loss", "training"), ("eval_loss", "validation")):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+def _curves(axes: Any, history: Sequence[HistoryEntry]) -> None:
+    training = [(entry.step, entry.loss) for entry in history if entry.loss is not None]
+    validation = [(entry.step, entry.eval_loss) for entry in history if entry.eval_loss is not None]
+    for points, name in ((training, "training"), (validation, "validation")):
         if points:
             axes.plot(*zip(*points, strict=True), marker=".", label=name)
     axes.set(xlabel="step", ylabel="loss")
@@ -85,11 +63,11 @@ def _curves(axes: Any, history: list[dict[str, Any]]) -> None:
         axes.legend(frameon=False)
 
 
-def _reliability(axes: Any, bins: list[dict[str, float]]) -> None:
+def _reliability(axes: Any, bins: Sequence[ReliabilityBin]) -> None:
     axes.plot([0, 1], [0, 1], color="#bbb", linewidth=1)
-    most = max(each["rows"] for each in bins)
-    sizes = [20 + 180 * each["rows"] / most for each in bins]
-    axes.scatter([each["confidence"] for each in bins], [each["right"] for each in bins], s=sizes, alpha=0.7)
+    most = max(each.rows for each in bins)
+    sizes = [20 + 180 * each.rows / most for each in bins]
+    axes.scatter([each.confidence for each in bins], [each.right for each in bins], s=sizes, alpha=0.7)
     axes.set(xlabel="confidence", ylabel="share that was right", xlim=(0, 1.02), ylim=(0, 1.02))
 
 

@@ -8,71 +8,65 @@ from datasets import Dataset
 from transformers import AutoTokenizer, Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from adapters.base_model import Base
-from adapters.tasks.base import BaseTask
-from trainer.config import Recipe
-from trainer.data import Splits
+from trainer.codec import Codec
+from trainer.job import Job
 from trainer.rows import Row
 
 
-def pair_trainer(
-    recipe: Recipe, model: Any, arguments: dict[str, Any], splits: Splits, task: BaseTask, base: Base
-) -> Trainer:
+def pair_trainer(job: Job, model: Any, arguments: dict[str, Any]) -> Trainer:
     """Return TRL's DPO trainer. The reference is the model as it begins."""
     return _Pairs(
         model=model,
-        args=DPOConfig(**arguments, beta=recipe.preference.beta, max_length=None),
-        train_dataset=pairs(splits.train, task, base),
-        eval_dataset=pairs(splits.validation, task, base),
-        processing_class=AutoTokenizer.from_pretrained(base.folder),
+        args=DPOConfig(**arguments, beta=job.recipe.preference.beta, max_length=None),
+        train_dataset=pairs(job.splits.train, job.codec),
+        eval_dataset=pairs(job.splits.validation, job.codec),
+        processing_class=AutoTokenizer.from_pretrained(job.base.folder),
     )
 
 
-def thumb_trainer(
-    recipe: Recipe, model: Any, arguments: dict[str, Any], splits: Splits, task: BaseTask, base: Base
-) -> Trainer:
+def thumb_trainer(job: Job, model: Any, arguments: dict[str, Any]) -> Trainer:
     """Return TRL's KTO trainer. Good and bad answers weigh the same in all, however many there are of each (equation
     8 of the paper)."""
-    good = sum(row.good for row in splits.train)
-    share = good / (len(splits.train) - good)
+    good = sum(row.good for row in job.splits.train)
+    share = good / (len(job.splits.train) - good)
     batch = arguments["per_device_train_batch_size"]
     return _Thumbs(
         model=model,
         args=KTOConfig(
             **arguments,
-            beta=recipe.preference.beta,
+            beta=job.recipe.preference.beta,
             max_length=None,
             desirable_weight=max(1.0, 1 / share),
             undesirable_weight=max(1.0, share),
         ),
-        train_dataset=_with_strangers(thumbs(splits.train, task, base), batch),
-        eval_dataset=_with_strangers(thumbs(splits.validation, task, base), batch),
-        processing_class=AutoTokenizer.from_pretrained(base.folder),
+        train_dataset=_with_strangers(thumbs(job.splits.train, job.codec), batch),
+        eval_dataset=_with_strangers(thumbs(job.splits.validation, job.codec), batch),
+        processing_class=AutoTokenizer.from_pretrained(job.base.folder),
     )
 
 
-def pairs(rows: list[Row], task: BaseTask, base: Base) -> Dataset:
+def pairs(rows: list[Row], codec: Codec) -> Dataset:
     """Return rows as TRL's collators want them: ``prompt_ids``, ``chosen_ids``, ``rejected_ids``. The ids are the
     task's own, so that what is learnt is what will be asked; TRL would make others of the text."""
     return Dataset.from_list(
         [
             {
-                "prompt_ids": task.prompt(row.text, base.tokenizer).ids,
-                "chosen_ids": task.target(row.answer, base.tokenizer, end=base.end_id),
-                "rejected_ids": task.target(row.rejected, base.tokenizer, end=base.end_id),
+                "prompt_ids": codec.prompt(row.text),
+                "chosen_ids": codec.target(row.answer),
+                "rejected_ids": codec.target(row.rejected),
             }
             for row in rows
         ]
     )
 
 
-def thumbs(rows: list[Row], task: BaseTask, base: Base) -> Dataset:
+def thumbs(rows: list[Row], codec: Codec) -> Dataset:
     """Return rows as ``prompt_ids``, ``completion_ids`` and ``label``, which is whether the answer was good."""
     return Dataset.from_list(
         [
             {
-                "prompt_ids": task.prompt(row.text, base.tokenizer).ids,
-                "completion_ids": task.target(row.answer, base.tokenizer, end=base.end_id),
+                "prompt_ids": codec.prompt(row.text),
+                "completion_ids": codec.target(row.answer),
                 "label": row.good,
             }
             for row in rows

@@ -3,50 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.intake import add_version
 from adapters.lint import CARD, REPORT
-from adapters.manifest import Manifest, Profile, Reference
+from adapters.manifest import Manifest
 from adapters.signing import Signer
 from adapters.store import Store
-from adapters.tasks import ClassificationTask, SummarizationTask
-from trainer.config import Recipe, Standing
+from adapters.tasks import AnyTask
+from trainer.evaluation import Evaluation
 from trainer.page import page
+from trainer.recipe import Recipe, Standing
 from trainer.report import card
+from trainer.run_record import RunRecord
 
 SIGNIFICANT = 0.05
 
 
-def check_gate(recipe: Recipe, evaluation: dict[str, Any]) -> None:
+def check_gate(recipe: Recipe, evaluation: Evaluation) -> None:
     """Raise :class:`HotswapError` naming every metric that is below what the recipe asks for, and the base or the
     released version where the candidate does not stand up to it."""
-    scores = evaluation["scores"]
     wanted = {"test": recipe.gate.test, **recipe.gate.extra_tests}
     missed = []
     for test, thresholds in wanted.items():
-        reached = scores.get(test, {}).get("adapter", {})
+        reached = evaluation.scores[test].adapter.values if test in evaluation.scores else {}
         for metric, least in thresholds.items():
             value = reached.get(metric)
             if value is None:
                 missed.append(f"{test} has no {metric}")
             elif not value >= least:  # nor may what is no number pass
                 missed.append(f"{test} {metric} is {value:.4f}, the gate asks for {least}")
-    if (by_base := evaluation.get("base")) is not None:
-        told = f"the base untrained scores {by_base['base']:.4f}"
-        missed += _beaten("base", recipe.gate.base, by_base, told)
-    if (by_released := evaluation.get("released")) is not None:
-        told = f"version {by_released['version']}, which is served, scores {by_released['released']:.4f}"
-        missed += _beaten("released", recipe.gate.released, by_released, told)
+    if by := evaluation.base:
+        told = f"the base untrained scores {by.base:.4f}"
+        missed += _beaten("base", recipe.gate.base, by.candidate, by.base, by.p_value, told)
+    if served := evaluation.released:
+        told = f"version {served.version}, which is served, scores {served.released:.4f}"
+        missed += _beaten("released", recipe.gate.released, served.candidate, served.released, served.p_value, told)
     if missed:
         raise HotswapError("the gate is closed, nothing is published: " + "; ".join(missed))
 
 
-def _beaten(key: str, wanted: Standing, against: dict[str, Any], told: str) -> list[str]:
+def _beaten(key: str, wanted: Standing, ours: float, theirs: float, p: float, told: str) -> list[str]:
     """Return why the candidate does not stand as ``gate.KEY`` wants it to, against the other on the same rows."""
-    ours, theirs, p = against["candidate"], against[key], against["p_value"]
     told += f" and this one {ours:.4f} (p = {p:.2g})"
     if wanted != "any" and p < SIGNIFICANT and ours < theirs:
         return [f"{told}; gate.{key}: any lets it pass"]
@@ -58,10 +57,10 @@ def _beaten(key: str, wanted: Standing, against: dict[str, Any], told: str) -> l
 def publish(
     recipe: Recipe,
     store: Store,
-    task: ClassificationTask | SummarizationTask,
+    task: AnyTask,
     base: Base,
-    run: dict[str, Any],
-    evaluation: dict[str, Any],
+    run: RunRecord,
+    evaluation: Evaluation,
     signer: Signer | None = None,
     *,
     with_report: bool = True,
@@ -75,9 +74,9 @@ def publish(
     (folder / CARD).write_text(card(recipe, base, run, evaluation), encoding="utf-8")
     lineage = {
         "recipe": recipe.model_dump(mode="json", exclude={"output", "sweep"}),
-        "data": {"fingerprint": run["data"], "rows": run["rows"]},
-        "seconds": run["seconds"],
-        **run.get("made_with", {}),  # a run of an earlier version of the trainer does not say
+        "data": {"fingerprint": run.data, "rows": run.rows},
+        "seconds": run.seconds,
+        **run.made_with.content(),
     }
     return add_version(
         store,
@@ -88,8 +87,8 @@ def publish(
         signer=signer,
         with_report=with_report,
         description=recipe.description,
-        metrics=evaluation["scores"],
-        profile=Profile.model_validate(evaluation["profile"]),
-        references=tuple(Reference.model_validate(answer) for answer in evaluation.get("references", [])),
+        metrics={test: both.content() for test, both in evaluation.scores.items()},
+        profile=evaluation.profile,
+        references=evaluation.references,
         lineage=lineage,
     )

@@ -10,26 +10,21 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoTokenizer, Trainer
 from trl import GRPOConfig, GRPOTrainer
 
-from adapters.base_model import Base
-from adapters.tasks.base import BaseTask
-from trainer.config import Recipe
-from trainer.data import Splits
+from trainer.codec import Codec
 from trainer.faithfulness import unsupported
+from trainer.job import Job
 from trainer.reward import Judge
 from trainer.rows import Row
 
 Reward = Callable[..., list[float]]
 
 
-def reinforce_trainer(
-    recipe: Recipe, model: Any, arguments: dict[str, Any], splits: Splits, task: BaseTask, base: Base
-) -> Trainer:
+def reinforce_trainer(job: Job, model: Any, arguments: dict[str, Any]) -> Trainer:
     """Return TRL's GRPO trainer; a batch holds ``generations`` answers to each of its texts."""
-    settings, rewards = recipe.reinforce, rewards_of(recipe, task, base)
+    settings, rewards = job.recipe.reinforce, rewards_of(job)
     model.config.use_cache = True
     return _Reinforced(
-        task=task,
-        base=base,
+        codec=job.codec,
         model=model,
         reward_funcs=[reward for reward, _ in rewards],
         args=GRPOConfig(
@@ -38,11 +33,11 @@ def reinforce_trainer(
             num_generations=settings.generations,
             temperature=settings.temperature,
             beta=settings.beta,
-            max_completion_length=task.answer_tokens,
+            max_completion_length=job.task.answer_tokens,
         ),
-        train_dataset=_asked(splits.train),
-        eval_dataset=_asked(splits.validation),
-        processing_class=AutoTokenizer.from_pretrained(base.folder, padding_side="left"),
+        train_dataset=_asked(job.splits.train),
+        eval_dataset=_asked(job.splits.validation),
+        processing_class=AutoTokenizer.from_pretrained(job.base.folder, padding_side="left"),
     )
 
 
@@ -50,11 +45,11 @@ def _asked(rows: list[Row]) -> Dataset:
     return Dataset.from_list([{"prompt": row.text, "reference": row.answer} for row in rows])
 
 
-def rewards_of(recipe: Recipe, task: BaseTask, base: Base) -> list[tuple[Reward, float]]:
+def rewards_of(job: Job) -> list[tuple[Reward, float]]:
     """Return each reward with its weight. A reward gets the texts and the answers, and gives a number for each:
     ``rougeL`` to the reference; ``supported`` 1 where every number and name is the text's own; ``brief`` 1 up to
     ``max_words``, and less by the share that is over."""
-    settings = recipe.reinforce
+    settings = job.recipe.reinforce
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
 
     def rouge_l(completions: list[str], reference: list[str], **_: Any) -> list[float]:
@@ -69,20 +64,20 @@ def rewards_of(recipe: Recipe, task: BaseTask, base: Base) -> list[tuple[Reward,
     rules: dict[str, Reward] = {"rougeL": rouge_l, "supported": supported, "brief": brief}
     rewards: list[tuple[Reward, float]] = [(rules[name], weight) for name, weight in settings.rewards.items()]
     if settings.reward_model is not None:
-        judge = Judge(settings.reward_model, base)
+        judge = Judge(settings.reward_model, job.base)
 
         def preferred(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-            return judge.scores(list(zip(prompts, completions, strict=True)), task)
+            return judge.scores(list(zip(prompts, completions, strict=True)), job.task)
 
         rewards.append((preferred, settings.reward_weight))
     return rewards
 
 
 class _Reinforced(GRPOTrainer):
-    def __init__(self, task: BaseTask, base: Base, **options: Any) -> None:
-        self._task, self._base = task, base
+    def __init__(self, codec: Codec, **options: Any) -> None:
+        self._codec = codec
         super().__init__(**options)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """The task's own ids: TRL would put the text alone before the model, without the prompt around it."""
-        return [self._task.prompt(text, self._base.tokenizer).ids for text in prompts], None, {}
+        return [self._codec.prompt(text) for text in prompts], None, {}

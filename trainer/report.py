@@ -8,35 +8,36 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from adapters.base_model import Base
-from trainer.config import PROMPTS, Recipe
+from trainer.evaluation import Both, Evaluation
+from trainer.recipe import PROMPTS, Recipe
+from trainer.run_record import RunRecord
 from trainer.sources import SOURCES
 
 FEW_SHOT = "no training row is short enough to be an example"
 
 
-def score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
+def score_rows(scores: dict[str, Both]) -> list[dict[str, Any]]:
     """Return one row per test set and metric, base beside adapter, with the 95 % interval where there is one; nested
     details are left out."""
     return [
         {
             "test": test,
             "metric": metric,
-            "base": both["base"][metric],
+            "base": both.base.values[metric],
             "adapter": value,
             "interval": _span(both, metric),
         }
         for test, both in scores.items()
-        for metric, value in both["adapter"].items()
-        if isinstance(value, int | float)
+        for metric, value in both.adapter.values.items()
     ]
 
 
-def card(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, Any]) -> str:
+def card(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> str:
     """Return the version's ``README.md``: data, recipe, seed, scores, and how to make it again."""
-    scores = evaluation["scores"]
+    scores = evaluation.scores
     origin = recipe.data.source or recipe.data.dataset or str(recipe.data.path)
     about = (SOURCES[recipe.data.source].__doc__ or "").strip() if recipe.data.source else "The user's own data."
-    rows = ", ".join(f"{count} {name}" for name, count in run["rows"].items())
+    rows = ", ".join(f"{count} {name}" for name, count in run.rows.items())
     settings = recipe.model_dump(mode="json", exclude={"output", "description", "gate", "sweep"}, exclude_none=True)
     lines = [
         "---",
@@ -52,7 +53,7 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, 
         "## Data",
         "",
         f"`{origin}`: {about}",
-        f"Rows: {rows}. {_split(recipe)}; fingerprint `{run['data']}`.",
+        f"Rows: {rows}. {_split(recipe)}; fingerprint `{run.data}`.",
         "",
         "## Held-out scores",
         "",
@@ -68,7 +69,7 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, 
         "## How to make it again",
         "",
         f"`python -m trainer train RECIPE.yaml` with the recipe below (seed {recipe.seed}); it took "
-        f"{run['seconds']:.0f} seconds for {run['steps']} steps on {run['machine']}.",
+        f"{run.seconds:.0f} seconds for {run.steps} steps on {run.machine}.",
         "",
         "```yaml",
         yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip(),
@@ -91,10 +92,10 @@ def card(recipe: Recipe, base: Base, run: dict[str, Any], evaluation: dict[str, 
     return "\n".join(lines) + "\n"
 
 
-def _metadata(recipe: Recipe, base: Base, scores: dict[str, Any]) -> ModelCardData:
+def _metadata(recipe: Recipe, base: Base, scores: dict[str, Both]) -> ModelCardData:
     """Return the head of a Hugging Face model card, with the adapter's scores as its ``model-index``."""
     origin = recipe.data.source or recipe.data.dataset or (recipe.data.path.name if recipe.data.path else "")
-    kind = "text-classification" if recipe.task.kind == "classification" else "summarization"
+    kind = recipe.task.makes.pipeline_tag
     results = [
         EvalResult(
             task_type=kind,
@@ -119,9 +120,8 @@ def _metadata(recipe: Recipe, base: Base, scores: dict[str, Any]) -> ModelCardDa
     )
 
 
-def _span(both: dict[str, Any], metric: str) -> str:
-    low, high = both["adapter"].get("intervals", {}).get(metric, (None, None))
-    return "" if low is None else f"{_figure(low)}–{_figure(high)}"
+def _span(both: Both, metric: str) -> str:
+    return "–".join(map(_figure, both.adapter.intervals.get(metric, ())))
 
 
 def _made_by(recipe: Recipe) -> str:
@@ -141,38 +141,38 @@ def _split(recipe: Recipe) -> str:
     return "Split by text: equal ones never cross, near-copies may"
 
 
-def _findings(evaluation: dict[str, Any]) -> list[str]:
+def _findings(evaluation: Evaluation) -> list[str]:
     """What else evaluation found that a user of the version should know."""
     lines = []
-    if against := evaluation.get("base"):
+    if against := evaluation.base:
         lines.append(
-            f"The base untrained scores {_figure(against['base'])} on the test rows, this adapter "
-            f"{_figure(against['candidate'])} (p = {against['p_value']:.2g})."
+            f"The base untrained scores {_figure(against.base)} on the test rows, this adapter "
+            f"{_figure(against.candidate)} (p = {against.p_value:.2g})."
         )
-    if asked := evaluation.get("baselines"):
-        shown = f"{asked['shots']} training rows in the base's prompt {_figure(asked['few_shot'] or 0)}"
+    if asked := evaluation.baselines:
+        shown = f"{asked.shots} training rows in the base's prompt {_figure(asked.few_shot or 0)}"
         lines.append(
-            f"On the first {asked['rows']} of them: {shown if asked['shots'] else FEW_SHOT}, "
-            f"zero-shot {_figure(asked['zero_shot'])}, this adapter {_figure(asked['adapter'])}."
+            f"On the first {asked.rows} of them: {shown if asked.shots else FEW_SHOT}, "
+            f"zero-shot {_figure(asked.zero_shot)}, this adapter {_figure(asked.adapter)}."
         )
-    if forgotten := evaluation.get("forgetting"):
+    if forgotten := evaluation.forgetting:
         lines.append(
-            f"Perplexity of general text: base {_figure(forgotten['base'])}, adapter {_figure(forgotten['adapter'])}."
+            f"Perplexity of general text: base {_figure(forgotten.base)}, adapter {_figure(forgotten.adapter)}."
         )
-    for column, apart in (evaluation.get("slices") or {}).items():
-        if apart["gap"] is not None:
-            lines.append(f"By {column} the scores of the test rows differ by up to {_figure(apart['gap'])}.")
+    for column, apart in evaluation.slices.items():
+        if apart.gap is not None:
+            lines.append(f"By {column} the scores of the test rows differ by up to {_figure(apart.gap)}.")
     return ["", *(f"- {line}" for line in lines)] if lines else []
 
 
-def _conversion_lines(run: dict[str, Any]) -> list[str]:
+def _conversion_lines(run: RunRecord) -> list[str]:
     """What was lost where vLLM cannot load what was trained; the table's scores are those of what is served."""
-    if (made := run.get("converted")) is None:
+    if (made := run.converted) is None:
         return []
-    scores = [f"{name} {_figure(v)}" for name, v in made["as_trained"].items() if isinstance(v, float)]
+    scores = [f"{name} {_figure(v)}" for name, v in made.as_trained.values.items() if isinstance(v, float)]
     return [
         "",
-        f"The change was made into a LoRA of rank {made['rank']}, which loses {made['error']:.2%} of its squared size. "
+        f"The change was made into a LoRA of rank {made.rank}, which loses {made.error:.2%} of its squared size. "
         f"Before that, on the test rows: {', '.join(scores)}.",
     ]
 
@@ -181,16 +181,15 @@ def _figure(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def _confusion_lines(scores: dict[str, Any]) -> list[str]:
+def _confusion_lines(scores: dict[str, Both]) -> list[str]:
     lines = []
     for test, both in scores.items():
-        confusion = both["adapter"].get("confusion")
-        if confusion:
-            labels = confusion["labels"]
+        if confusion := both.adapter.confusion:
+            labels = confusion.labels
             lines += ["", f"Confusion on {test} (rows: truth):", "", "| | " + " | ".join(labels) + " |"]
             lines += ["|---" * (len(labels) + 1) + "|"]
             lines += [
                 f"| **{label}** | " + " | ".join(map(str, counts)) + " |"
-                for label, counts in zip(labels, confusion["counts"], strict=True)
+                for label, counts in zip(labels, confusion.counts, strict=True)
             ]
     return lines

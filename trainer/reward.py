@@ -15,8 +15,9 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.tasks.base import BaseTask
 from trainer import methods
-from trainer.config import Recipe
-from trainer.data import Splits
+from trainer.codec import Codec
+from trainer.job import Job
+from trainer.recipe import Recipe
 from trainer.rows import Row
 
 BATCH = 16
@@ -38,9 +39,7 @@ def _headed(base: Base) -> Any:
     return model
 
 
-def reward_trainer(
-    recipe: Recipe, model: Any, arguments: dict[str, Any], splits: Splits, task: BaseTask, base: Base
-) -> Trainer:
+def reward_trainer(job: Job, model: Any, arguments: dict[str, Any]) -> Trainer:
     """Return TRL's trainer for reward models."""
     from trl import RewardConfig, RewardTrainer
 
@@ -52,9 +51,9 @@ def reward_trainer(
     return RewardTrainer(
         model=model,
         args=RewardConfig(**arguments, max_length=None),
-        train_dataset=pairs(splits.train, task, base).map(whole),
-        eval_dataset=pairs(splits.validation, task, base).map(whole),
-        processing_class=AutoTokenizer.from_pretrained(base.folder),
+        train_dataset=pairs(job.splits.train, job.codec).map(whole),
+        eval_dataset=pairs(job.splits.validation, job.codec).map(whole),
+        processing_class=AutoTokenizer.from_pretrained(job.base.folder),
     )
 
 
@@ -80,8 +79,8 @@ class Judge:
     @torch.inference_mode()
     def scores(self, answered: Sequence[Answered], task: BaseTask) -> list[float]:
         """Return how good each answer is to its text; only differences between answers to one text mean anything."""
-        end, tokenizer = self._base.end_id, self._base.tokenizer
-        rows = [task.prompt(text, tokenizer).ids + task.target(answer, tokenizer, end=end) for text, answer in answered]
+        codec, end = Codec(task, self._base), self._base.end_id
+        rows = [codec.prompt(text) + codec.target(answer) for text, answer in answered]
         found: list[float] = []
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
@@ -92,10 +91,10 @@ class Judge:
         return found
 
 
-def judged(folder: Path, rows: list[Row], task: BaseTask, base: Base) -> dict[str, float]:
+def judged(folder: Path, rows: list[Row], codec: Codec) -> dict[str, float]:
     """Return the share of held-out pairs whose chosen answer the model scores higher, and what two rules that know
     nothing would reach: prefer the longer answer, and prefer the shorter one."""
-    judge = Judge(folder, base)
+    judge, task = Judge(folder, codec.base), codec.task
     chosen = judge.scores([(row.text, row.answer) for row in rows], task)
     rejected = judge.scores([(row.text, row.rejected) for row in rows], task)
     longer = sum(len(row.answer) > len(row.rejected) for row in rows) / len(rows)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import HotswapError
+from adapters.tasks import KINDS
 from adapters.tasks.base import normalized
-from trainer.config import PAIRED, Data, Origin
 from trainer.personal import masked
+from trainer.recipe import PAIRED, Data, Origin
 from trainer.sources import fetch_rows
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -51,9 +52,7 @@ class Columns:
         return masked(answer.strip()) if self.mask else answer.strip()
 
     def answer(self, origin: Origin) -> str:
-        if origin.answer:
-            return origin.answer
-        return "chosen" if self.objective in PAIRED else "label" if self.kind == "classification" else "summary"
+        return origin.answer or ("chosen" if self.objective in PAIRED else KINDS[self.kind].answer_key)
 
 
 def as_compared(text: str) -> str:

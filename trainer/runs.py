@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -15,14 +16,17 @@ from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder, file_digest
 from adapters.store import CONFIG, WEIGHTS
-from adapters.tasks import ClassificationTask, SummarizationTask, Task
+from adapters.tasks import AnyTask, ClassificationTask, Task
 from adapters.tasks.base import BaseTask
 from adapters.validation import explained
-from trainer.config import IDENTITY, Recipe
 from trainer.data import Splits, load_splits
+from trainer.evaluation import Evaluation
+from trainer.job import Job
+from trainer.recipe import IDENTITY, Recipe
+from trainer.run_record import RunRecord
 
-NEEDED = {"run.json": ("data", "base", "rows", "seconds"), "evaluation.json": ("scores", "profile")}
 RUN, EVALUATION, TASK, CHECKED = "run.json", "evaluation.json", "adapter/task.json", "data-check.json"
+Shape = TypeVar("Shape")
 
 
 class Run:
@@ -40,27 +44,39 @@ class Run:
         return base_for(self.recipe)
 
     @property
-    def task(self) -> ClassificationTask | SummarizationTask:
+    def task(self) -> AnyTask:
         """The task as it was trained, with its temperature. Raises :class:`HotswapError` before that."""
         with explained(ClassificationTask, f"{self.folder / TASK} is damaged; delete {self.folder} and train again"):
-            return TypeAdapter(Task).validate_python(self.read(TASK))
+            return TypeAdapter(Task).validate_python(self._read(TASK, TypeAdapter(dict[str, Any]).validate_python))
 
     def is_finished(self) -> bool:
         identity = self.recipe.run_identity(self.splits.fingerprint, self.base.digest)
         return (self.folder / RUN).is_file() and identity_of(self.folder) == identity
 
-    def trained(self) -> dict[str, Any]:
-        """Return what the training was like. Raises where recipe or base are not those that were trained."""
-        run = self.read(RUN)
-        if "files" in run and digests(self.folder / "adapter") != run["files"]:
+    def record(self) -> RunRecord:
+        """Return what the training was like. Raises :class:`HotswapError` where there was none."""
+        return self._read(RUN, RunRecord.model_validate)
+
+    def evaluation(self) -> Evaluation:
+        """Return what the evaluation found. Raises :class:`HotswapError` where there was none."""
+        return self._read(EVALUATION, Evaluation.model_validate)
+
+    def job(self) -> Job:
+        """Return what the adapter was trained for. Raises where rows, recipe or base have changed."""
+        return Job(self.recipe, self.held_out(), self.task, self.base)
+
+    def trained(self) -> RunRecord:
+        """Return the record. Raises where recipe or base are not those that were trained."""
+        run = self.record()
+        if run.files is not None and digests(self.folder / "adapter") != run.files:
             raise HotswapError(
                 f"{self.folder / 'adapter'} is not what was trained; delete {self.folder} and train again."
             )
-        if self.base.digest != run["base"]:
+        if self.base.digest != run.base:
             raise HotswapError(
                 f"the adapter was trained on another base than {self.base.name}; set HOTSWAP_BASE_MODEL to it."
             )
-        if identity_of(self.folder) != self.recipe.run_identity(run["data"], run["base"]):
+        if identity_of(self.folder) != self.recipe.run_identity(run.data, run.base):
             raise HotswapError(
                 f"the recipe is not the one that {self.folder} was trained with; give the same --set, or train again."
             )
@@ -68,20 +84,17 @@ class Run:
 
     def held_out(self) -> Splits:
         """Return the rows that the adapter was trained and is tested on. Raises where they have changed."""
-        if self.trained()["data"] != self.splits.fingerprint:
+        if self.trained().data != self.splits.fingerprint:
             raise HotswapError("the data is not what the adapter was trained on; train again, then evaluate.")
         return self.splits
 
-    def read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, shaped: Callable[[Any], Shape]) -> Shape:
         path = self.folder / name
         if not path.is_file():
             kept = f"; the run before it is kept in {aside}" if (aside := aside_of(self.folder)).exists() else ""
             raise HotswapError(f"{path} is missing: python -m trainer train comes first, with the same recipe{kept}.")
         try:
-            content = json.loads(path.read_bytes())
-            if not isinstance(content, dict) or not content.keys() >= set(NEEDED.get(name, ())):
-                raise ValueError(name)
-            return content
+            return shaped(json.loads(path.read_bytes()))
         except (ValueError, RecursionError):
             raise HotswapError(f"{path} is damaged; delete {self.folder} and train again.") from None
 

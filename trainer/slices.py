@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from adapters.base_model import Base
-from adapters.tasks import ClassificationTask
-from adapters.tasks.base import BaseTask
+from trainer.codec import Codec
+from trainer.evaluation import Share, Slice
 from trainer.rows import Row
 from trainer.statistics import Outputs, merits
 
@@ -18,22 +16,22 @@ LENGTH = "length"
 Positions = dict[str, list[int]]  # a column's value → which rows have it
 
 
-def slices_of(outputs: Outputs, rows: Sequence[Row], task: BaseTask, base: Base) -> dict[str, dict[str, Any]]:
+def slices_of(outputs: Outputs, rows: Sequence[Row], codec: Codec) -> dict[str, Slice]:
     """Return the mean merit (accuracy, ROUGE-L) of the test rows apart, by thirds of their length and by each column of
     ``data.slices``; ``gap`` is the largest difference between those of at least 20 rows, where there are two. For
     labels, columns have :func:`fairness` too."""
-    worth = merits(task, outputs, [row.answer for row in rows])
+    worth = merits(codec.task, outputs, [row.answer for row in rows])
     columns: dict[str, Positions] = {}
     for position, row in enumerate(rows):
         for column, value in row.slices:
             columns.setdefault(column, {}).setdefault(value, []).append(position)
-    by = {LENGTH: _thirds([len(base.tokenizer.encode(row.text)) for row in rows])}
+    by = {LENGTH: _thirds([len(codec.base.tokenizer.encode(row.text)) for row in rows])}
     by |= {column: dict(sorted(values.items())) for column, values in columns.items()}
     found = {column: _apart(values, worth) for column, values in by.items()}
-    if isinstance(task, ClassificationTask):
-        given, wanted = [output["label"] for output in outputs], [row.answer for row in rows]
+    if codec.task.closed:
+        given, wanted = [codec.task.answer(output) for output in outputs], [row.answer for row in rows]
         for column in columns:
-            found[column] |= fairness(columns[column], given, wanted)
+            found[column] = found[column].model_copy(update=fairness(columns[column], given, wanted))
     return found
 
 
@@ -66,12 +64,12 @@ def _thirds(lengths: list[int]) -> Positions:
     return {name: rows for name, rows in found.items() if rows}
 
 
-def _apart(values: Positions, worth: np.ndarray) -> dict[str, Any]:
+def _apart(values: Positions, worth: np.ndarray) -> Slice:
     compared = [worth[rows] for rows in values.values() if len(rows) >= LEAST_ROWS]
-    return {
-        "values": {v: {"rows": len(rows), "score": float(worth[rows].mean())} for v, rows in values.items()},
-        "gap": next(iter(_gap(compared)), None),
-    }
+    return Slice(
+        values={v: Share(rows=len(rows), score=float(worth[rows].mean())) for v, rows in values.items()},
+        gap=next(iter(_gap(compared)), None),
+    )
 
 
 def _gap(groups: Sequence[np.ndarray]) -> list[float]:

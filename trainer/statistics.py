@@ -13,10 +13,10 @@ from sklearn.metrics import f1_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from adapters.tasks import ClassificationTask
 from adapters.tasks.base import BaseTask
 
-Outputs = Sequence[dict[str, Any]]
+Output = dict[str, Any]  # as a task reads it
+Outputs = Sequence[Output]
 RESAMPLES = 1000
 # Fewer validation rows say less about confidence than the model itself does.
 CALIBRATION_ROWS = 100
@@ -43,10 +43,8 @@ def temperature(outputs: Outputs, references: Sequence[str]) -> float:
 
 
 def merits(task: BaseTask, outputs: Outputs, references: Sequence[str]) -> np.ndarray:
-    """Return how good each output is: (rows,), right or wrong for a label, ROUGE-L for a summary."""
-    if outputs and "label" in outputs[0]:
-        return np.array([float(o["label"] == r) for o, r in zip(outputs, references, strict=True)])
-    return np.array([task.score([o], [r])["rougeL"] for o, r in zip(outputs, references, strict=True)])
+    """Return how good each output is: (rows,)."""
+    return np.array(task.merits(outputs, references))
 
 
 def intervals(
@@ -66,10 +64,10 @@ def intervals(
     def mean(rows: np.ndarray) -> float:
         return float(worth[rows].mean())
 
-    if not isinstance(task, ClassificationTask):
+    if not task.closed:
         return _without_none(rougeL=_interval(mean, together, seed))
-    names = [label.name for label in task.labels]
-    pairs = np.array([(names.index(r), names.index(o["label"])) for o, r in zip(outputs, references, strict=True)])
+    names = task.answers
+    pairs = np.array([(names.index(r), names.index(task.answer(o))) for o, r in zip(outputs, references, strict=True)])
 
     def macro_f1(rows: np.ndarray) -> float:
         truth, told = pairs[rows].T
@@ -115,7 +113,7 @@ def compare(
     one, two = merits(task, ours, references), merits(task, theirs, references)
     if np.array_equal(one, two):
         p = 1.0
-    elif ours and "label" in ours[0]:
+    elif task.closed:
         table = [[int(np.sum((one == a) & (two == b))) for b in (1, 0)] for a in (1, 0)]
         p = float(mcnemar(table, exact=True).pvalue)
     else:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback
 
 from trainer.batches import IGNORED, LengthGrouped
-from trainer.config import Recipe
+from trainer.recipe import Recipe
 from trainer.soft_prompts import spelled
 
 # What it weighs that a label's score is not among the others' alone, but in the whole vocabulary. With its full weight

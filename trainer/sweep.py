@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from trainer.config import Range, Recipe
 from trainer.data import Splits
-from trainer.mixture import make_task
+from trainer.mixture import make_job
 from trainer.progress import Diverged
+from trainer.recipe import Range, Recipe
 from trainer.train import train
 
 # Trials that are let run to their end before any is stopped for being worse than the median of those before it.
@@ -105,15 +105,16 @@ def _run_trials(
         tried = changed(settings)
         folder = folder_of(recipe) / str(trial.number) / "run"
         tried = tried.model_copy(update={"output": folder})
-        splits = load(tried)
         try:
-            done = train(tried, splits, make_task(tried, splits, base), base, [_Pruning(trial)], start)
+            done = train(make_job(tried, load(tried), base), [_Pruning(trial)], start)
         except Diverged as error:
             raise optuna.TrialPruned(str(error)) from error
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)  # the winner is trained again, to the same weights
-        trial.set_user_attr("seconds", done["seconds"])
-        return float(done["best_validation_loss"])
+        assert done is not None
+        assert done.best_validation_loss is not None
+        trial.set_user_attr("seconds", done.seconds)
+        return done.best_validation_loss
 
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     while len(study.get_trials(deepcopy=False, states=finished)) < trials:

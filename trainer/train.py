@@ -16,70 +16,62 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.store import WEIGHTS
-from adapters.tasks import ClassificationTask
-from adapters.tasks.base import BaseTask
 from trainer import methods, statistics
 from trainer.batches import Encoded
-from trainer.config import CONVERTED, Recipe
+from trainer.codec import Codec
 from trainer.conversion import changes_of, to_lora
-from trainer.data import Splits
 from trainer.evaluate import predict, with_adapter
+from trainer.evaluation import Scores
 from trainer.fit import check_processes, fit, processes, whole
+from trainer.job import Job
 from trainer.lineage import made_with
 from trainer.mixture import mixture
 from trainer.objectives import without_reference
 from trainer.occupancy import occupied
 from trainer.progress import Clock, Diverged, seconds_of
+from trainer.recipe import CONVERTED
 from trainer.rows import Row
+from trainer.run_record import Converted, HistoryEntry, RunRecord
 from trainer.runs import digests
 
 
 def train(
-    recipe: Recipe,
-    splits: Splits,
-    task: BaseTask,
-    base: Base,
+    job: Job,
     callbacks: Sequence[TrainerCallback] = (),
     start: Path | None = None,
-) -> dict[str, Any]:
-    """Train and leave the adapter in ``recipe.run_folder / "adapter"``; return what the run was like (of several
-    processes, which torchrun or accelerate have started, in the first; in others nothing).
+) -> RunRecord | None:
+    """Train and leave the adapter in the recipe's ``run_folder / "adapter"``; return what the run was like (of several
+    processes, which torchrun or accelerate have started, in the first; in others None).
 
-    ``start`` is the folder of the LoRA to go on from, which ``recipe.start_from`` names.
+    ``start`` is the folder of the LoRA to go on from, which the recipe's ``start_from`` names.
 
     A run that was interrupted goes on from its last checkpoint, with the result it would have had; the run of
     another recipe, data or base in the same folder is given up once this one is done, and not before. Raises
     :class:`HotswapError` where the recipe does not fit the base model, or another training is at work there.
     """
+    recipe = job.recipe
     for tracker in recipe.training.report_to:
         if find_spec(tracker) is None:
             raise HotswapError(f"training.report_to: {tracker} is not installed; pip install {tracker}.")
     check_processes(recipe)
     with ExitStack() as running:
         with processes().main_process_first():
-            identity = recipe.run_identity(splits.fingerprint, base.digest)
+            identity = recipe.run_identity(job.splits.fingerprint, job.base.digest)
             checkpoint = running.enter_context(occupied(recipe.run_folder, identity, processes().is_main_process))
-        return _trained(recipe, splits, task, base, callbacks, start, checkpoint)
+        return _trained(job, callbacks, start, checkpoint)
 
 
 def _trained(
-    recipe: Recipe,
-    splits: Splits,
-    task: BaseTask,
-    base: Base,
-    callbacks: Sequence[TrainerCallback],
-    start: Path | None,
-    checkpoint: str | None,
-) -> dict[str, Any]:
-    rows = mixture(recipe, splits, task, base)
-    trainer, result = fit(recipe, splits, task, base, rows, [Clock(), *callbacks], start, checkpoint)
+    job: Job, callbacks: Sequence[TrainerCallback], start: Path | None, checkpoint: str | None
+) -> RunRecord | None:
+    recipe, splits, base, rows = job.recipe, job.splits, job.base, mixture(job)
+    trainer, result = fit(job, rows, [Clock(), *callbacks], start, checkpoint)
     seconds = seconds_of(trainer)
     model = without_reference(whole(trainer, recipe, base, start))
     if not processes().is_main_process:
-        return {}
+        return None
     weights = [p for p in model.parameters() if p.requires_grad]
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     best = losses[-1] if recipe.method == "adalora" and losses else trainer.state.best_metric
@@ -87,36 +79,36 @@ def _trained(
         raise Diverged
     weights_count = sum(w.numel() for w in weights)
     lengths = Encoded(rows, base).lengths
-    shrunk = shrink(model, recipe.training.shrink, splits.validation, task, base)
+    shrunk = shrink(model, recipe.training.shrink, splits.validation, job.codec)
     folder = recipe.run_folder / "adapter"
-    converted = _save(model, recipe, folder, splits, task, base)
+    converted = _save(model, job, folder)
     if recipe.method in (*CONVERTED, "qlora"):  # what is served is not quite what was trained
         del model, trainer.model
         model = with_adapter(folder, base)
-    calibration = 1.0 if recipe.objective == "reward" else _temperature(model, splits.validation, task, base)
+    calibration = 1.0 if recipe.objective == "reward" else _temperature(model, splits.validation, job.codec)
     count = torch.get_num_threads()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    return {
-        "data": splits.fingerprint,
-        "rows": splits.counts(),
-        "base": base.digest,
-        "machine": f"{count} thread{'s' * (count > 1)} of a {platform.machine()} CPU"
+    logged = (entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry)
+    return RunRecord(
+        data=splits.fingerprint,
+        rows=splits.counts(),
+        base=base.digest,
+        machine=f"{count} thread{'s' * (count > 1)} of a {platform.machine()} CPU"
         if not torch.cuda.is_available()
         else torch.cuda.get_device_name(),
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(sum(lengths) * (trainer.state.epoch or 0.0) / seconds, 1),
-        "peak_memory_mib": _peak_memory_mib(),
-        "steps": trainer.state.global_step,
-        "train_loss": result.training_loss,
-        "best_validation_loss": best,
-        "shrunk_to": shrunk,
-        "temperature": calibration,
-        "trainable_parameters": weights_count,
-        **({"converted": converted} if converted else {}),
-        "made_with": made_with(),
-        "files": digests(folder),
-        "history": history,
-    }
+        seconds=round(seconds, 1),
+        tokens_per_second=round(sum(lengths) * (trainer.state.epoch or 0.0) / seconds, 1),
+        peak_memory_mib=_peak_memory_mib(),
+        steps=trainer.state.global_step,
+        train_loss=result.training_loss,
+        best_validation_loss=best,
+        shrunk_to=shrunk,
+        temperature=calibration,
+        trainable_parameters=weights_count,
+        **({"converted": converted} if converted else {}),  # absent, not null, in the file
+        made_with=made_with(),
+        files=digests(folder),
+        history=tuple(map(HistoryEntry.model_validate, logged)),
+    )
 
 
 def _peak_memory_mib() -> int:
@@ -126,7 +118,7 @@ def _peak_memory_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
-def shrink(model: Any, shares: Sequence[float], rows: list[Row], task: BaseTask, base: Base) -> float:
+def shrink(model: Any, shares: Sequence[float], rows: list[Row], codec: Codec) -> float:
     """Scale the update to the smallest of ``shares`` whose accuracy on ``rows`` is within one standard error of
     the best, and return that share.
 
@@ -148,7 +140,8 @@ def shrink(model: Any, shares: Sequence[float], rows: list[Row], task: BaseTask,
     accuracy = {}
     for share in shares:
         scale(share)
-        accuracy[share] = task.score(predict(model, rows, task, base, f"share {share}"), references)["accuracy"]
+        outputs = predict(model, rows, codec, f"share {share}")
+        accuracy[share] = codec.task.score(outputs, references)["accuracy"]
     best = max(accuracy.values())
     chosen = min(s for s in shares if accuracy[s] >= best - math.sqrt(best * (1 - best) / len(rows)))
     scale(chosen)
@@ -156,29 +149,29 @@ def shrink(model: Any, shares: Sequence[float], rows: list[Row], task: BaseTask,
     return chosen
 
 
-def _temperature(model: Any, rows: list[Row], task: BaseTask, base: Base) -> float:
+def _temperature(model: Any, rows: list[Row], codec: Codec) -> float:
     rows = [row for row in rows if row.good]
-    if not isinstance(task, ClassificationTask) or len(rows) < statistics.CALIBRATION_ROWS:
+    if not codec.task.closed or len(rows) < statistics.CALIBRATION_ROWS:
         return 1.0
     model.eval()
-    outputs = predict(model, rows, task, base, "validation: confidence")
+    outputs = predict(model, rows, codec, "validation: confidence")
     return statistics.temperature(outputs, [row.answer for row in rows])
 
 
-def _save(
-    model: Any, recipe: Recipe, folder: Path, splits: Splits, task: BaseTask, base: Base
-) -> dict[str, Any] | None:
+def _save(model: Any, job: Job, folder: Path) -> Converted | None:
     """Write the adapter in half precision: half the bytes to store and load.
 
     Evaluation reads this file back, so that what is measured is what will be served. Returns, for what had to be made
     into a LoRA, how that went, and the held-out scores from before.
     """
+    recipe, base = job.recipe, job.base
     if recipe.method in CONVERTED:
         model.eval()
-        rows = splits.test
-        scores = task.score(predict(model, rows, task, base, "test: as trained"), [row.answer for row in rows])
+        rows = job.splits.test
+        scores = job.task.score(predict(model, rows, job.codec, "test: as trained"), [row.answer for row in rows])
         changes = changes_of(model, methods.load_base(base, recipe))
-        return {**to_lora(changes, recipe.convert, folder, base), "as_trained": scores}
+        rank, error = to_lora(changes, recipe.convert, folder, base)
+        return Converted(rank=rank, error=error, as_trained=Scores.model_validate(scores))
     model.peft_config["default"].base_model_name_or_path = base.name
     model.save_pretrained(folder, save_embedding_layers=False)  # or PEFT asks the network for base.name
     weights = folder / WEIGHTS

@@ -1,13 +1,27 @@
 """One Task per kind of work, used unchanged by training, evaluation and serving."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
 
-from adapters.tasks.base import Completion, Prompt, Sampling, Template
+from adapters.tasks.base import BaseTask, Completion, Prompt, Sampling, Template
 from adapters.tasks.classification import ClassificationTask
 from adapters.tasks.summarization import SummarizationTask
 
-Task = Annotated[ClassificationTask | SummarizationTask, Field(discriminator="kind")]
+AnyTask = ClassificationTask | SummarizationTask
+Task = Annotated[AnyTask, Field(discriminator="kind")]
+KINDS: Mapping[str, type[BaseTask]] = {"classification": ClassificationTask, "summarization": SummarizationTask}
 
-__all__ = ["ClassificationTask", "Completion", "Prompt", "Sampling", "SummarizationTask", "Task", "Template"]
+__all__ = [
+    "KINDS",
+    "AnyTask",
+    "BaseTask",
+    "ClassificationTask",
+    "Completion",
+    "Prompt",
+    "Sampling",
+    "SummarizationTask",
+    "Task",
+    "Template",
+]

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -87,9 +87,17 @@ class Completion:
 
 
 class BaseTask(BaseModel):
-    """What both kinds share: the template, and where a long text is cut."""
+    """What all kinds share: the template, and where a long text is cut. What else is asked of a kind is declared here
+    and answered in its own file, so that nobody has to know which kinds there are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    closed: ClassVar[bool]  # an answer is one of a set, read off one position; else it is free text
+    answer_key: ClassVar[str]  # where :meth:`read` puts the answer, and the column that rows have it in
+    gate_metrics: ClassVar[tuple[str, ...]]  # more of it is better, and 1 is the most there can be
+    merit_name: ClassVar[str]  # what :meth:`merits` measures
+    pipeline_tag: ClassVar[str]  # the kind as Hugging Face calls it
+    headings: ClassVar[tuple[str, str]]  # over the worst answers, and over the best
 
     template: Template
     max_input_tokens: int = Field(default=1024, ge=8, description="texts are cut to this many tokens")
@@ -135,6 +143,12 @@ class BaseTask(BaseModel):
         """Return the pieces that ``text`` is read in, one after the other; itself, where it is read at once or cut."""
         return [text]
 
+    @staticmethod
+    def joined(answers: Sequence[str]) -> str:
+        """Return what is read in the place of a text whose parts have these answers; nothing, where all are empty:
+        then the text itself is read, cut."""
+        return "\n".join(filter(None, answers))
+
     def cut(self, ids: list[int], limit: int) -> list[int]:
         """Return ``limit`` of ``ids``: the part of a text that this kind of task needs most."""
         raise NotImplementedError
@@ -143,6 +157,17 @@ class BaseTask(BaseModel):
     def answer_tokens(self) -> int:
         """How many tokens an answer may take."""
         raise NotImplementedError
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answers there are to choose from; none, where it is free text."""
+        return ()
+
+    def probe_choices(self, vocabulary: int, count: int) -> tuple[int, ...]:
+        """Return token ids whose log-probabilities at the answer slot tell versions apart: ``count`` of them spread
+        over a ``vocabulary`` of that size, where the answers are not scored there themselves."""
+        spread = range(vocabulary // (2 * count), vocabulary, vocabulary // count)
+        return self.sampling({}).choices or tuple(spread)[:count]
 
     def target(self, answer: str, tokenizer: Tokenizer, *, end: int) -> list[int]:
         """Return the ids that training puts behind the prompt; ``end`` is the end-of-sequence id."""
@@ -155,6 +180,18 @@ class BaseTask(BaseModel):
     def read(self, completion: Completion, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer as the service gives it out."""
         raise NotImplementedError
+
+    def saying(self, answer: str) -> dict[str, Any]:
+        """Return what :meth:`read` would give of a model that surely gives this answer."""
+        return {self.answer_key: answer}
+
+    def answer(self, output: Mapping[str, Any]) -> str:
+        """Return the bare answer of what :meth:`read` gave."""
+        return str(output[self.answer_key])
+
+    def merits(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> list[float]:
+        """Return how good each output is, between 0 and 1: right or wrong, where there is nothing between."""
+        return [float(self.answer(o) == reference) for o, reference in zip(outputs, references, strict=True)]
 
     def score(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> dict[str, Any]:
         """Return the metrics of ``outputs`` (as :meth:`read` gives them) against ``references``."""

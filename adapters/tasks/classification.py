@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from string import ascii_uppercase
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,6 +34,13 @@ class Label(BaseModel):
 
 class ClassificationTask(BaseTask):
     """Choose one of a closed set of labels."""
+
+    closed: ClassVar[bool] = True
+    answer_key: ClassVar[str] = "label"
+    gate_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "weighted_f1")
+    merit_name: ClassVar[str] = "accuracy"
+    pipeline_tag: ClassVar[str] = "text-classification"
+    headings: ClassVar[tuple[str, str]] = ("Where it is wrong, the surest first", "Where it is right, the surest first")
 
     kind: Literal["classification"] = "classification"
     labels: tuple[Label, ...] = Field(min_length=2, max_length=MAX_LABELS)
@@ -87,6 +94,10 @@ class ClassificationTask(BaseTask):
     def answer_tokens(self) -> int:
         return 1
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return tuple(label.name for label in self.labels)
+
     def cut(self, ids: list[int], limit: int) -> list[int]:
         head = round(limit * HEAD_SHARE)
         return ids[:head] + ids[len(ids) - (limit - head) :]
@@ -95,7 +106,7 @@ class ClassificationTask(BaseTask):
         for label in self.labels:
             if label.name == answer:
                 return [label.token_id]
-        raise InvalidAdapter(f"'{answer}' is not one of the labels {[label.name for label in self.labels]}.")
+        raise InvalidAdapter(f"'{answer}' is not one of the labels {list(self.answers)}.")
 
     def sampling(self, parameters: Mapping[str, Any]) -> Sampling:
         return Sampling(max_tokens=1, choices=tuple(label.token_id for label in self.labels))
@@ -109,12 +120,15 @@ class ClassificationTask(BaseTask):
         best = max(scores, key=scores.__getitem__)
         return {"label": best, "score": scores[best], "scores": scores}
 
+    def saying(self, answer: str) -> dict[str, Any]:
+        return {"label": answer, "score": 1.0, "scores": {answer: 1.0}}
+
     def score(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> dict[str, Any]:
         """Accuracy, macro- and weighted F1, per class, confusion (rows: truth), and expected calibration error in 10
         equal-width bins (Guo et al. 2017, "On Calibration of Modern Neural Networks")."""
         from sklearn.metrics import accuracy_score, classification_report, confusion_matrix  # heavy; trainer only
 
-        names = [label.name for label in self.labels]
+        names = list(self.answers)
         predicted = [output["label"] for output in outputs]
         report = classification_report(references, predicted, labels=names, output_dict=True, zero_division=0)
         return {

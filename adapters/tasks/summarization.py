@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from adapters.tasks.base import BaseTask, Completion, Sampling
 from adapters.tasks.chunks import in_chunks
 from adapters.tokens import Tokenizer
 from adapters.validation import explained
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 Long = Literal["cut", "chunks"]
 # Each round makes a text several times shorter; what is still too long after so many is cut.
@@ -23,6 +26,13 @@ TOKENS_PER_WORD = 2.0
 
 class SummarizationTask(BaseTask):
     """Say the same in fewer words."""
+
+    closed: ClassVar[bool] = False
+    answer_key: ClassVar[str] = "summary"
+    gate_metrics: ClassVar[tuple[str, ...]] = ("rouge1", "rouge2", "rougeL", "similarity")
+    merit_name: ClassVar[str] = "ROUGE-L"
+    pipeline_tag: ClassVar[str] = "summarization"
+    headings: ClassVar[tuple[str, str]] = ("The worst by ROUGE-L", "The best by ROUGE-L")
 
     kind: Literal["summarization"] = "summarization"
     max_answer_tokens: int = Field(default=128, ge=1, le=4096)
@@ -45,12 +55,6 @@ class SummarizationTask(BaseTask):
         if self.long == "cut" or len(self.body(text, tokenizer)) <= limit:
             return [text]
         return in_chunks(text, limit, lambda piece: len(self.body(piece, tokenizer)))
-
-    @staticmethod
-    def joined(summaries: Sequence[str]) -> str:
-        """Return what is read in the place of a text whose parts have these summaries; nothing, where all are empty:
-        then the text itself is read, cut."""
-        return "\n".join(filter(None, summaries))
 
     def cut(self, ids: list[int], limit: int) -> list[int]:
         # What a text is about stands at its beginning: the lead is the strongest simple summary there is
@@ -75,11 +79,15 @@ class SummarizationTask(BaseTask):
             summary, finish_reason = summary[: ends[limit - 1]], "length"
         return {"summary": summary, "finish_reason": finish_reason}
 
+    def merits(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> list[float]:
+        """ROUGE-L of each."""
+        scorer = _scorer("rougeL")
+        said = zip(references, map(self.answer, outputs), strict=True)
+        return [float(scorer.score(reference, summary)["rougeL"].fmeasure) for reference, summary in said]
+
     def score(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> dict[str, Any]:
         """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures, with stemming (Lin 2004), and mean words per summary."""
-        from rouge_score.rouge_scorer import RougeScorer  # heavy; trainer only
-
-        scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+        scorer = _scorer("rouge1", "rouge2", "rougeL")
         summaries = [str(output["summary"]) for output in outputs]
         scores = [scorer.score(reference, summary) for reference, summary in zip(references, summaries, strict=True)]
         mean = {name: sum(s[name].fmeasure for s in scores) / len(scores) for name in ("rouge1", "rouge2", "rougeL")}
@@ -88,3 +96,9 @@ class SummarizationTask(BaseTask):
             **mean,
             "words": sum(len(summary.split()) for summary in summaries) / len(summaries),
         }
+
+
+def _scorer(*metrics: str) -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer  # heavy; trainer only
+
+    return RougeScorer(metrics, use_stemmer=True)

@@ -17,8 +17,8 @@ from adapters.releases import NewRelease
 from adapters.seed import STARTER
 from adapters.store import CONFIG, WEIGHTS, Store
 from adapters.tasks import Task
-from trainer.config import load_recipe
 from trainer.data import load_splits
+from trainer.loading import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "trainer" / "recipes"
 REVIEWS, DESCRIPTIONS = "sentiment", "one-line-summary"

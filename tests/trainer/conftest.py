@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from trainer.config import Recipe
 from trainer.data import Splits
+from trainer.recipe import Recipe
 from trainer.rows import Row
 
 MakeRecipe = Callable[..., Recipe]

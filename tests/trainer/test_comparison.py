@@ -33,13 +33,13 @@ def folder(tmp_path: Path) -> Path:
 
 def voted(folder: Path, votes: Any, name: str = "votes.json", **changes: Any) -> Path:
     path = folder / name
-    path.write_text(json.dumps({"page": comparison.read_key(folder)["page"], "votes": votes, **changes}))
+    path.write_text(json.dumps({"page": comparison.read_key(folder).page, "votes": votes, **changes}))
     return path
 
 
 def for_a(folder: Path, wins: int) -> dict[str, str]:
     """Return votes in which the first side wins so many items and the other side the rest."""
-    items: list[Item] = comparison.read_key(folder)["items"]
+    items: list[Item] = comparison.read_key(folder).items
     return {item.id: "left" if (item.left == "a") == (number < wins) else "right" for number, item in enumerate(items)}
 
 
@@ -47,12 +47,12 @@ def test_the_page_does_not_know_which_is_which_and_shows_text_as_text(folder: Pa
     page = (folder / "compare.html").read_text()
     assert "news@" not in page
     assert "</script><b>" not in page
-    sides = [item.left for item in comparison.read_key(folder)["items"]]
+    sides = [item.left for item in comparison.read_key(folder).items]
     assert {"a", "b"} == set(sides)
 
 
 def test_equal_answers_are_not_to_be_judged(folder: Path) -> None:
-    assert len(comparison.read_key(folder)["items"]) == 19
+    assert len(comparison.read_key(folder).items) == 19
 
 
 def test_votes_are_counted_for_the_side_that_was_meant(folder: Path) -> None:
@@ -66,7 +66,7 @@ def test_votes_are_counted_for_the_side_that_was_meant(folder: Path) -> None:
 
 def test_a_tie_is_half_a_win_and_says_nothing_of_who_is_better(folder: Path) -> None:
     key = comparison.read_key(folder)
-    ties = {item.id: "tie" for item in key["items"]}
+    ties = {item.id: "tie" for item in key.items}
     found = comparison.verdict(key, [ties])
     assert (found.rate, found.p_value, found.low, found.high) == (0.5, 1.0, 0.0, 1.0)
 
@@ -106,7 +106,7 @@ def test_votes_are_refused_for_what_is_wrong_in_them(folder: Path, changes: dict
 @pytest.mark.parametrize("choice", ["both", 1, ["left"], None])
 def test_a_vote_is_left_right_or_tie(folder: Path, choice: Any) -> None:
     key = comparison.read_key(folder)
-    path = voted(folder, {**for_a(folder, 3), key["items"][4].id: choice})
+    path = voted(folder, {**for_a(folder, 3), key.items[4].id: choice})
     with pytest.raises(HotswapError, match=r"is no vote; each is left, right or tie"):
         comparison.read_votes([path], key)
 
@@ -215,7 +215,7 @@ def test_what_was_written_is_told_as_json_too(place: Workplace) -> None:
     assert json.loads(told.out) == {
         "page": "judged/compare.html",
         "key": "judged/compare.key.json",
-        "differ": len(key["items"]),
+        "differ": len(key.items),
         "asked": 12,
     }
     assert place.run(*ASKED, "--rows", 12).status == 0

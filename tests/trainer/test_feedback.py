@@ -12,9 +12,9 @@ import pytest
 from adapters.errors import HotswapError
 from tests.trainer.workplace import Workplace
 from trainer.commands.common import write_rows
-from trainer.config import Data
 from trainer.data import read_rows
 from trainer.feedback import read_log, rows_for
+from trainer.recipe import Data
 from trainer.rows import Columns
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapters.base_model import Base
+from trainer.codec import Codec
 from trainer.few_shot import with_examples
 from trainer.rows import Row
 
@@ -19,9 +20,9 @@ def test_examples_come_before_the_text_one_of_each_label_in_turn(sentiment_task,
         *(row(f"good {n}", good) for n in range(5)),
         row("poor", bad),
     ]
-    asked, shots = with_examples(sentiment_task, rows, tiny, shots=3)
+    asked, shots = with_examples(Codec(sentiment_task, tiny), rows, shots=3)
     assert shots == 3
-    said = tiny.tokenizer.decode(asked.prompt("fine", tiny.tokenizer).ids)
+    said = tiny.tokenizer.decode(asked.prompt("fine"))
     own = tiny.tokenizer.decode(sentiment_task.prompt("fine", tiny.tokenizer).ids)
     assert said.endswith(own)
     assert [text for text in ("good 0", "poor", "good 1") if text in said] == ["good 0", "poor", "good 1"]
@@ -32,9 +33,10 @@ def test_examples_come_before_the_text_one_of_each_label_in_turn(sentiment_task,
 
 def test_the_answers_shown_are_those_that_are_read(sentiment_task, tiny: Base) -> None:
     label = sentiment_task.labels[0]
-    text = with_examples(sentiment_task, [row("good", label.name)], tiny, shots=1)[0].template.text
+    text = with_examples(Codec(sentiment_task, tiny), [row("good", label.name)], shots=1)[0].task.template.text
     assert tiny.tokenizer.decode([label.token_id]) in text
 
 
 def test_without_rows_that_fit_it_is_the_task_itself(sentiment_task, tiny: Base) -> None:
-    assert with_examples(sentiment_task, [], tiny) == (sentiment_task, 0)
+    own = Codec(sentiment_task, tiny)
+    assert with_examples(own, []) == (own, 0)

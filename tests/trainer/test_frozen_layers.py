@@ -10,6 +10,7 @@ from adapters.base_model import Base
 from tests.trainer.conftest import MakeRecipe
 from trainer import objectives
 from trainer.data import Splits
+from trainer.job import Job
 from trainer.mixture import make_task
 from trainer.train import train
 
@@ -24,12 +25,12 @@ def test_the_adapter_is_the_one_of_computing_them_at_every_pass(
 ) -> None:
     recipe = make_recipe(method=method, **LAST)
     task = make_task(recipe, splits, tiny)
-    once = train(recipe, splits, task, tiny)
+    once = train(Job(recipe, splits, task, tiny))
     weights = load_file(recipe.run_folder / "adapter" / "adapter_model.safetensors")
     other = make_recipe(method=method, output=recipe.run_folder.with_name("other"), **LAST)
     monkeypatch.setattr(objectives, "frozen_below", lambda model: 0)
-    always = train(other, splits, task, tiny)
-    assert once["best_validation_loss"] == pytest.approx(always["best_validation_loss"], rel=1e-3)
+    always = train(Job(other, splits, task, tiny))
+    assert once.best_validation_loss == pytest.approx(always.best_validation_loss, rel=1e-3)
     for name, value in load_file(other.run_folder / "adapter" / "adapter_model.safetensors").items():
         assert torch.allclose(weights[name].float(), value.float(), atol=5e-3), name
 
@@ -60,7 +61,7 @@ def test_the_lower_layer_is_passed_once_for_each_row_and_is_there_again_afterwar
 
     monkeypatch.setattr(module, "_temperature", after)
     monkeypatch.setattr("trainer.fit.tokens_per_second", lambda *_, **__: 1.0)
-    train(recipe, splits, task, tiny)
+    train(Job(recipe, splits, task, tiny))
     lower, upper = sorted(rows.values())
     assert lower == len(splits.train) + len(splits.validation)
     assert upper >= 3 * len(splits.train) + 3 * len(splits.validation)

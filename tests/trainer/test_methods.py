@@ -16,11 +16,13 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.lint import base_shapes, lint
 from tests.trainer.conftest import MakeRecipe, reviews
-from trainer.config import CONVERTED, LOW_RANK, PROMPTS, Conversion, Recipe
+from trainer.codec import Codec
 from trainer.conversion import changes_of, to_lora
 from trainer.data import Splits
 from trainer.evaluate import evaluate, predict, with_adapter
-from trainer.mixture import make_task
+from trainer.job import Job
+from trainer.mixture import make_job, make_task
+from trainer.recipe import CONVERTED, LOW_RANK, PROMPTS, Conversion, Recipe
 from trainer.rows import Row
 from trainer.soft_prompts import spelled
 from trainer.statistics import temperature
@@ -54,14 +56,14 @@ def test_every_method_learns_and_is_read_back_as_it_was(
 ) -> None:
     recipe = recipe_of(make_recipe, method, convert={"error": 0.0})
     task = make_task(recipe, splits, tiny)
-    run = train(recipe, splits, task, tiny)
-    losses = [entry["eval_loss"] for entry in run["history"] if "eval_loss" in entry]
-    read = evaluate(recipe.run_folder / "adapter", splits, task, tiny)["scores"]["test"]
+    run = train(Job(recipe, splits, task, tiny))
+    losses = [entry.eval_loss for entry in run.history if entry.eval_loss is not None]
+    read = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores["test"]
     if method == "prompt_tuning":  # a random base cannot be talked into much
         assert losses[-1] < losses[0] < 1
     else:
         assert min(losses) < 0.5
-        assert read["adapter"]["accuracy"] == 1.0 > read["base"]["accuracy"]
+        assert read.adapter.values["accuracy"] == 1.0 > read.base.values["accuracy"]
 
 
 @pytest.mark.parametrize("method", CONVERTED)
@@ -69,16 +71,16 @@ def test_what_vllm_cannot_load_becomes_a_lora_that_it_can(
     make_recipe: MakeRecipe, splits: Splits, tiny: Base, method: str
 ) -> None:
     recipe = recipe_of(make_recipe, method, convert={"error": 0.1, "max_rank": 16})
-    run = train(recipe, splits, make_task(recipe, splits, tiny), tiny)
+    run = train(make_job(recipe, splits, tiny))
     facts = lint(recipe.run_folder / "adapter", shapes=base_shapes(tiny.folder))
-    assert facts.rank == run["converted"]["rank"] <= 16
-    assert 0 <= run["converted"]["error"] < 1
-    assert run["converted"]["as_trained"]["rows"] == len(splits.test)
+    assert facts.rank == run.converted.rank <= 16
+    assert 0 <= run.converted.error < 1
+    assert run.converted.as_trained.values["rows"] == len(splits.test)
 
 
 def test_only_the_last_layers_are_adapted(make_recipe: MakeRecipe, splits: Splits, tiny: Base) -> None:
     recipe = recipe_of(make_recipe, "full", last_layers=1)
-    train(recipe, splits, make_task(recipe, splits, tiny), tiny)
+    train(make_job(recipe, splits, tiny))
     adapted = adapted_by(recipe, tiny)
     layers = {name.split(".layers.")[1].split(".")[0] for name, _ in adapted.named_parameters() if "lora_A" in name}
     assert layers == {"1"}
@@ -90,9 +92,9 @@ def test_a_conversion_takes_the_smallest_rank_that_loses_no_more_than_it_may(tin
     change = orthogonal @ torch.diag(torch.tensor([2.0, 1.0, 0.5] + [0.0] * 13)) @ orthogonal.T
     energy = 4 + 1 + 0.25
     for error, rank in ((0.0, 3), (0.06, 2), (0.3, 1)):
-        made = to_lora({"model.layers.0.self_attn.q_proj": change}, Conversion(error=error), tmp_path, tiny)
-        assert made["rank"] == rank
-        assert made["error"] == pytest.approx(sum([4, 1, 0.25][rank:]) / energy, abs=1e-6)
+        found, lost = to_lora({"model.layers.0.self_attn.q_proj": change}, Conversion(error=error), tmp_path, tiny)
+        assert found == rank
+        assert lost == pytest.approx(sum([4, 1, 0.25][rank:]) / energy, abs=1e-6)
 
 
 def test_a_converted_full_change_answers_like_the_tuned_model(tiny: Base, splits: Splits, tmp_path: Any) -> None:
@@ -114,7 +116,7 @@ def test_a_learnt_prompt_answers_the_same_whatever_pads_the_batch(
     make_recipe: MakeRecipe, splits: Splits, tiny: Base, method: str
 ) -> None:
     recipe = recipe_of(make_recipe, method)
-    train(recipe, splits, make_task(recipe, splits, tiny), tiny)
+    train(make_job(recipe, splits, tiny))
     model = adapted_by(recipe, tiny)
     ids = torch.tensor([[5, 6, 7]])
     padded, mask = torch.tensor([[0, 0, 5, 6, 7]]), torch.tensor([[0, 0, 1, 1, 1]])
@@ -132,10 +134,10 @@ def test_a_learnt_prompt_writes_the_same_text_alone_and_in_a_batch(make_recipe: 
     recipe = recipe_of(make_recipe, "prompt_tuning", task={"kind": "summarization", "max_answer_tokens": 8})
     splits = Splits(rows[:24], rows[24:28], rows[28:], {})
     task = make_task(recipe, splits, tiny)
-    train(recipe, splits, task, tiny)
+    train(Job(recipe, splits, task, tiny))
     model = adapted_by(recipe, tiny)
-    together = predict(model, splits.test, task, tiny)
-    assert together == [predict(model, [row], task, tiny)[0] for row in splits.test]
+    together = predict(model, splits.test, Codec(task, tiny))
+    assert together == [predict(model, [row], Codec(task, tiny))[0] for row in splits.test]
     assert all(output["summary"].startswith("red") for output in together)
 
 
@@ -157,7 +159,7 @@ def test_a_setting_that_the_method_would_pass_over_is_refused(
 def test_more_layers_than_there_are_are_refused(make_recipe: MakeRecipe, splits: Splits, tiny: Base) -> None:
     recipe = recipe_of(make_recipe, "lora", last_layers=9)
     with pytest.raises(HotswapError, match="last_layers is 9; this base has 2 layers"):
-        train(recipe, splits, make_task(recipe, splits, tiny), tiny)
+        train(make_job(recipe, splits, tiny))
 
 
 def test_lora_plus_lets_b_learn_faster(make_recipe: MakeRecipe, splits: Splits, tiny: Base) -> None:
@@ -168,7 +170,7 @@ def test_lora_plus_lets_b_learn_faster(make_recipe: MakeRecipe, splits: Splits, 
             training={"learning_rate": 1e-4, "epochs": 1},
             output=make_recipe().run_folder / str(plus),
         )
-        train(recipe, splits, make_task(recipe, splits, tiny), tiny)
+        train(make_job(recipe, splits, tiny))
         weights = load_file(recipe.run_folder / "adapter" / "adapter_model.safetensors")
         norms.append(sum(float(w.float().norm()) for key, w in weights.items() if "lora_B" in key))
     assert norms[1] > 4 * norms[0]
@@ -181,6 +183,6 @@ def test_the_temperature_is_that_of_what_is_served(make_recipe: MakeRecipe, tiny
     splits = Splits(noisy[:100], noisy[100:300], noisy[300:], {})
     recipe = recipe_of(make_recipe, "full", epochs=2, convert={"max_rank": 1, "error": 0})
     task = make_task(recipe, splits, tiny)
-    told = train(recipe, splits, task, tiny)["temperature"]
-    served = predict(with_adapter(recipe.run_folder / "adapter", tiny), splits.validation, task, tiny)
+    told = train(Job(recipe, splits, task, tiny)).temperature
+    served = predict(with_adapter(recipe.run_folder / "adapter", tiny), splits.validation, Codec(task, tiny))
     assert told == pytest.approx(temperature(served, [row.answer for row in splits.validation]))

@@ -11,10 +11,10 @@ import pytest
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
-from trainer.config import Keep
 from trainer.data import kept, load_splits
 from trainer.evaluate import evaluate
-from trainer.mixture import make_task, mixed_tasks, mixture
+from trainer.mixture import make_job, mixture
+from trainer.recipe import Keep
 from trainer.rows import Row
 from trainer.train import train
 
@@ -45,19 +45,18 @@ def mixed(make_recipe: MakeRecipe, write_rows: WriteRows) -> Any:
 def test_one_adapter_learns_both_tasks(mixed: Any, tiny: Base, tmp_path: Path) -> None:
     recipe = mixed()
     splits = load_splits(recipe, tmp_path / "cache")
-    task = make_task(recipe, splits, tiny)
-    train(recipe, splits, task, tiny)
-    tasks = mixed_tasks(recipe, splits, tiny)
-    scores = evaluate(recipe.run_folder / "adapter", splits, task, tiny, mixed=tasks)["scores"]
-    assert scores["test"]["adapter"]["accuracy"] == scores["topics"]["adapter"]["accuracy"] == 1.0
+    job = make_job(recipe, splits, tiny)
+    train(job)
+    scores = evaluate(recipe.run_folder / "adapter", job).scores
+    assert scores["test"].adapter.values["accuracy"] == scores["topics"].adapter.values["accuracy"] == 1.0
 
 
 def test_the_steps_are_those_of_all_rows(mixed: Any, tiny: Base, tmp_path: Path) -> None:
     recipe = mixed(1.0)
     splits = load_splits(recipe, tmp_path / "cache")
-    run = train(recipe, splits, make_task(recipe, splits, tiny), tiny)
-    evaluated = [entry["step"] for entry in run["history"] if "eval_loss" in entry]
-    assert run["steps"] == 3 * -(-2 * len(splits.train) // 8)
+    run = train(make_job(recipe, splits, tiny))
+    evaluated = [entry.step for entry in run.history if entry.eval_loss is not None]
+    assert run.steps == 3 * -(-2 * len(splits.train) // 8)
     assert len(evaluated) in (2, 3)
 
 
@@ -65,7 +64,7 @@ def test_the_steps_are_those_of_all_rows(mixed: Any, tiny: Base, tmp_path: Path)
 def test_weights_say_how_many_rows_of_a_task_are_learnt(mixed: Any, tiny: Base, tmp_path: Path, weight: float) -> None:
     recipe = mixed(weight)
     splits = load_splits(recipe, tmp_path / "cache")
-    rows = mixture(recipe, splits, make_task(recipe, splits, tiny), tiny)
+    rows = mixture(make_job(recipe, splits, tiny))
     counts = Counter(task.template.text.split(":")[0] for _, task in rows)
     assert counts["Review"] == len(splits.train)
     assert counts["Ticket"] == round(weight * len(splits.train))

@@ -15,10 +15,12 @@ from adapters.errors import HotswapError
 from adapters.lint import base_shapes, lint
 from adapters.tasks.base import BaseTask
 from tests.trainer.conftest import MakeRecipe, WriteRows
-from trainer.config import Recipe
+from trainer.codec import Codec
 from trainer.data import Splits, load_splits
 from trainer.evaluate import evaluate
+from trainer.job import Job
 from trainer.mixture import make_task
+from trainer.recipe import Recipe
 from trainer.reward import judged
 from trainer.train import train
 
@@ -41,17 +43,17 @@ def prepared(make_recipe: MakeRecipe, path: Path, **changes: Any) -> tuple[Recip
 
 def trained(recipe: Recipe, splits: Splits, base: Base) -> tuple[dict[str, Any], BaseTask]:
     task = make_task(recipe, splits, base)
-    return train(recipe, splits, task, base), task
+    return train(Job(recipe, splits, task, base)), task
 
 
 def test_dpo_makes_the_preferred_answer_likelier(make_recipe: MakeRecipe, write_rows: WriteRows, tiny: Base) -> None:
     recipe, splits = prepared(make_recipe, write_rows(pairs(120)), objective="dpo", task=SUMMARIES)
     run, task = trained(recipe, splits, tiny)
-    scores = evaluate(recipe.run_folder / "adapter", splits, task, tiny)["scores"]["test"]
-    assert scores["adapter"]["prefers_chosen"] == 1.0 > scores["base"]["prefers_chosen"]
+    scores = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores["test"]
+    assert scores.adapter.prefers_chosen == 1.0 > scores.base.prefers_chosen
     assert lint(recipe.run_folder / "adapter", shapes=base_shapes(tiny.folder)).rank == 4
     assert [path.name for path in (recipe.run_folder / "adapter").iterdir() if path.is_dir()] == []
-    assert run["best_validation_loss"] < 0.6
+    assert run.best_validation_loss < 0.6
 
 
 def test_dpo_is_for_labels_too(make_recipe: MakeRecipe, write_rows: WriteRows, tiny: Base) -> None:
@@ -61,8 +63,8 @@ def test_dpo_is_for_labels_too(make_recipe: MakeRecipe, write_rows: WriteRows, t
     ]
     recipe, splits = prepared(make_recipe, write_rows(rows), objective="dpo")
     _, task = trained(recipe, splits, tiny)
-    scores = evaluate(recipe.run_folder / "adapter", splits, task, tiny)["scores"]["test"]
-    assert scores["adapter"]["accuracy"] == 1.0
+    scores = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores["test"]
+    assert scores.adapter.values["accuracy"] == 1.0
 
 
 def test_kto_learns_from_answers_that_were_found_good_or_bad(
@@ -74,17 +76,17 @@ def test_kto_learns_from_answers_that_were_found_good_or_bad(
     ]
     recipe, splits = prepared(make_recipe, write_rows(rows), objective="kto")
     _, task = trained(recipe, splits, tiny)
-    scores = evaluate(recipe.run_folder / "adapter", splits, task, tiny)["scores"]["test"]
-    assert scores["adapter"]["accuracy"] == 1.0
-    assert scores["adapter"]["rows"] == sum(row.good for row in splits.test) < len(splits.test)
+    scores = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores["test"]
+    assert scores.adapter.values["accuracy"] == 1.0
+    assert scores.adapter.values["rows"] == sum(row.good for row in splits.test) < len(splits.test)
 
 
 def test_a_reward_model_ranks_held_out_pairs(make_recipe: MakeRecipe, write_rows: WriteRows, tiny: Base) -> None:
     recipe, splits = prepared(make_recipe, write_rows(pairs(120)), objective="reward", task=SUMMARIES)
     _, task = trained(recipe, splits, tiny)
-    found = judged(recipe.run_folder, splits.test, task, tiny)
+    found = judged(recipe.run_folder, splits.test, Codec(task, tiny))
     assert found == {"pairs": len(splits.test), "accuracy": 1.0, "longer_wins": 0.0, "shorter_wins": 1.0}
-    of_one_length = judged(recipe.run_folder, [replace(splits.test[0], rejected="slow")], task, tiny)
+    of_one_length = judged(recipe.run_folder, [replace(splits.test[0], rejected="slow")], Codec(task, tiny))
     assert of_one_length["longer_wins"] == of_one_length["shorter_wins"] == 0.0
 
 
@@ -96,9 +98,10 @@ def test_grpo_earns_more_of_what_a_rule_rewards(make_recipe: MakeRecipe, write_r
         make_recipe, write_rows(rows), objective="grpo", task=SUMMARIES, reinforce=reward, training=training
     )
     run, task = trained(recipe, splits, tiny)
-    earned = [entry["reward"] for entry in run["history"] if "reward" in entry]
+    earned = [entry.reward for entry in run.history if "reward" in entry.model_extra]
     assert earned[-1] > earned[0]
-    assert evaluate(recipe.run_folder / "adapter", splits, task, tiny)["scores"]["test"]["adapter"]["words"] < 2
+    scores = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores
+    assert scores["test"].adapter.values["words"] < 2
 
 
 def test_grpo_is_paid_by_a_reward_model(
@@ -112,7 +115,7 @@ def test_grpo_is_paid_by_a_reward_model(
         make_recipe, rows, objective="grpo", task=SUMMARIES, reinforce=paid, output=tmp_path / "paid"
     )
     run, _ = trained(recipe, texts, tiny)
-    assert any("reward" in entry for entry in run["history"])
+    assert any("reward" in entry.model_extra for entry in run.history)
     with pytest.raises(HotswapError, match="holds no reward model"):
         trained(recipe.model_copy(update={"output": tmp_path / "other", "reinforce": _unpaid(recipe)}), texts, tiny)
 
@@ -128,8 +131,8 @@ def test_training_goes_on_from_a_published_lora(
     run, _ = trained(first, splits, tiny)
     further = make_recipe(start_from="mood@1", output=tmp_path / "further")
     task = make_task(further, splits, tiny)
-    again = train(further, splits, task, tiny, start=first.run_folder / "adapter")
-    assert again["history"][0]["loss"] < run["history"][0]["loss"]
+    again = train(Job(further, splits, task, tiny), start=first.run_folder / "adapter")
+    assert again.history[0].loss < run.history[0].loss
 
 
 @pytest.mark.parametrize(
@@ -187,7 +190,7 @@ def test_out_of_memory_is_answered_with_fewer_rows_at_a_time(
     with Memory():
         run, _ = trained(recipe, splits, tiny)
     assert "out of memory with 8 rows at a time; going on with 4" in capfd.readouterr().err
-    assert run["best_validation_loss"] == pytest.approx(wanted["best_validation_loss"], rel=1e-3)
+    assert run.best_validation_loss == pytest.approx(wanted.best_validation_loss, rel=1e-3)
 
 
 def test_a_loss_that_is_no_number_ends_the_training_at_once(

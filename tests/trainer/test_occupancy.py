@@ -10,8 +10,8 @@ import pytest
 
 from adapters.errors import HotswapError
 from tests.trainer.workplace import Workplace, furnish
-from trainer.config import IDENTITY
 from trainer.occupancy import occupied
+from trainer.recipe import IDENTITY
 from trainer.runs import identity_of
 
 

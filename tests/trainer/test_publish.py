@@ -26,12 +26,15 @@ from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.conftest import make_keys
 from tests.trainer.conftest import reviews, settings
 from tests.trainer.workplace import Result, Workplace, furnish
-from trainer.config import load_recipe
+from trainer.codec import Codec
 from trainer.data import Splits, load_splits
 from trainer.evaluate import predict, profile_of
+from trainer.evaluation import Evaluation
+from trainer.loading import load_recipe
 from trainer.report import card
 from trainer.robustness import DISTURBANCES
 from trainer.rows import Row
+from trainer.run_record import RunRecord
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -323,7 +326,7 @@ class TestEvaluating:
             scores.append(float(torch.stack([logprobs[label.token_id] for label in ranked]).softmax(0)[0]))
         evaluation = json.loads((place.run_folder / "evaluation.json").read_text())
         assert evaluation["scores"]["test"]["adapter"]["accuracy"] == right / len(rows)
-        answers = predict(model, rows, task, tiny)
+        answers = predict(model, rows, Codec(task, tiny))
         assert [answer["score"] for answer in answers] == pytest.approx(scores, abs=1e-5)
         assert [answer["label"] == row.answer for answer, row in zip(answers, rows, strict=True)].count(True) == right
 
@@ -331,7 +334,7 @@ class TestEvaluating:
         task = SummarizationTask.of("Text: {text}\nSummary:", max_answer_tokens=6)
         rows = [Row(text, "x", text) for text in ("A film.", "A moving and beautifully acted film.", "dull " * 9)]
         model = with_adapter(trained[0])
-        answers = predict(model, rows, task, tiny)
+        answers = predict(model, rows, Codec(task, tiny))
         for row, answer in zip(rows, answers, strict=True):
             ids = task.prompt(row.text, tiny.tokenizer).ids
             said: list[int] = []
@@ -345,13 +348,13 @@ class TestEvaluating:
     def test_leaves_a_profile_to_compare_live_traffic_with(self) -> None:
         outputs = [{"label": "a", "score": 0.55}, {"label": "a", "score": 0.95}, {"label": "b", "score": 1.0}]
         profile = profile_of(outputs, [5, 8, 100])
-        assert profile["labels"] == pytest.approx({"a": 2 / 3, "b": 1 / 3})
-        assert profile["confidence"] == pytest.approx(
+        assert profile.labels == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+        assert profile.confidence == pytest.approx(
             {0.5: 0, 0.6: 1 / 3, 0.7: 1 / 3, 0.8: 1 / 3, 0.9: 1 / 3, 0.95: 2 / 3, 0.99: 2 / 3, 1.0: 1}
         )
-        assert profile["input_tokens"][8] == pytest.approx(2 / 3)
-        assert profile["input_tokens"][128] == 1
-        assert profile_of([{"summary": "x"}], [5])["confidence"] == {}
+        assert profile.input_tokens[8] == pytest.approx(2 / 3)
+        assert profile.input_tokens[128] == 1
+        assert profile_of([{"summary": "x"}], [5]).confidence == {}
 
 
 class TestPublishing:
@@ -635,10 +638,9 @@ class TestPublishing:
 class TestTheCard:
     def test_writes_large_counts_out(self, place: Workplace, tiny: Base) -> None:
         both = {"rows": 123_456, "accuracy": 0.98765}
-        run = json.loads((place.run_folder / "run.json").read_text())
-        text = card(
-            load_recipe(place.folder / "mood.yaml"), tiny, run, {"scores": {"test": {"base": both, "adapter": both}}}
-        )
+        run = RunRecord.model_validate_json((place.run_folder / "run.json").read_text())
+        found = {"scores": {"test": {"base": both, "adapter": both}}, "profile": {"rows": 1}}
+        text = card(load_recipe(place.folder / "mood.yaml"), tiny, run, Evaluation.model_validate(found))
         assert "| test | rows | 123456 | 123456 |" in text
         assert "| test | accuracy | 0.9877 | 0.9877 |" in text
 

@@ -27,10 +27,12 @@ from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.trainer.conftest import MakeRecipe, settings
 from trainer.batches import IGNORED, Encoded, LengthGrouped, collate
-from trainer.config import Recipe
+from trainer.codec import Codec
 from trainer.data import Splits
-from trainer.mixture import make_task
+from trainer.mixture import make_job
+from trainer.recipe import Recipe
 from trainer.rows import Row
+from trainer.run_record import RunRecord
 from trainer.supervised import AnswerTrainer
 from trainer.train import shrink, train
 
@@ -48,8 +50,8 @@ class Killed(Exception):
     """What a killed process would not even have time to raise."""
 
 
-def run(recipe: Recipe, splits: Splits, base: Base) -> dict[str, Any]:
-    return train(recipe, splits, make_task(recipe, splits, base), base)
+def run(recipe: Recipe, splits: Splits, base: Base) -> RunRecord:
+    return train(make_job(recipe, splits, base))
 
 
 def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -86,7 +88,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[],
 @pytest.fixture(scope="module")
 def finished(
     one_thread: None, tmp_path_factory: pytest.TempPathFactory, splits: Splits, tiny: Base
-) -> tuple[Recipe, dict[str, Any]]:
+) -> tuple[Recipe, RunRecord]:
     """A run that nobody interrupted, which all others are compared with."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     recipe = Recipe.model_validate(settings(output=folder, training=STEADY, lora=LORA))
@@ -97,14 +99,14 @@ def finished(
 
 
 class TestARun:
-    def test_lowers_the_loss(self, finished: tuple[Recipe, dict[str, Any]]) -> None:
-        history = finished[1]["history"]
-        training = [entry["loss"] for entry in history if "loss" in entry]
-        validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    def test_lowers_the_loss(self, finished: tuple[Recipe, RunRecord]) -> None:
+        history = finished[1].history
+        training = [entry.loss for entry in history if entry.loss is not None]
+        validation = [entry.eval_loss for entry in history if entry.eval_loss is not None]
         assert training[-1] < training[0] / 2
-        assert min(validation) == finished[1]["best_validation_loss"] < validation[0]
+        assert min(validation) == finished[1].best_validation_loss < validation[0]
 
-    def test_moves_every_module_it_was_to_adapt_and_no_other(self, finished: tuple[Recipe, dict[str, Any]]) -> None:
+    def test_moves_every_module_it_was_to_adapt_and_no_other(self, finished: tuple[Recipe, RunRecord]) -> None:
         tensors = weights(finished[0])
         modules = {name.split(".self_attn.")[1].split(".")[0] for name in tensors}
         assert modules == {"q_proj", "v_proj"}
@@ -112,7 +114,7 @@ class TestARun:
         moved = [tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name]
         assert all(moved), "B begins at zero"
 
-    def test_leaves_an_adapter_that_can_be_served(self, finished: tuple[Recipe, dict[str, Any]], tiny: Base) -> None:
+    def test_leaves_an_adapter_that_can_be_served(self, finished: tuple[Recipe, RunRecord], tiny: Base) -> None:
         folder = finished[0].run_folder / "adapter"
         assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS}
         facts = lint(folder, shapes=base_shapes(tiny.folder), max_rank=4)
@@ -121,24 +123,24 @@ class TestARun:
         config = json.loads((folder / CONFIG).read_text())
         assert config["base_model_name_or_path"] == "tiny-llama", "a name, not a path on this machine"
 
-    def test_says_what_it_was_like(self, finished: tuple[Recipe, dict[str, Any]], splits: Splits, tiny: Base) -> None:
+    def test_says_what_it_was_like(self, finished: tuple[Recipe, RunRecord], splits: Splits, tiny: Base) -> None:
         result = finished[1]
-        assert (result["data"], result["base"]) == (splits.fingerprint, tiny.digest)
-        assert result["rows"] == {"train": 64, "validation": 16, "test": 16}
-        assert result["steps"] == STEPS
-        assert result["trainable_parameters"] == sum(tensor.numel() for tensor in weights(finished[0]).values())
-        json.dumps(result, allow_nan=False)
+        assert (result.data, result.base) == (splits.fingerprint, tiny.digest)
+        assert result.rows == {"train": 64, "validation": 16, "test": 16}
+        assert result.steps == STEPS
+        assert result.trainable_parameters == sum(tensor.numel() for tensor in weights(finished[0]).values())
+        json.dumps(result.content(), allow_nan=False)
 
     def test_of_the_same_recipe_gives_the_same_adapter(
-        self, finished: tuple[Recipe, dict[str, Any]], make_recipe: MakeRecipe, splits: Splits, tiny: Base
+        self, finished: tuple[Recipe, RunRecord], make_recipe: MakeRecipe, splits: Splits, tiny: Base
     ) -> None:
         again = make_recipe(training=STEADY, lora=LORA)
         result = run(again, splits, tiny)
         assert same(weights(again), weights(finished[0]))
-        assert result["best_validation_loss"] == finished[1]["best_validation_loss"]
+        assert result.best_validation_loss == finished[1].best_validation_loss
 
     def test_of_another_seed_gives_another_adapter(
-        self, finished: tuple[Recipe, dict[str, Any]], make_recipe: MakeRecipe, splits: Splits, tiny: Base
+        self, finished: tuple[Recipe, RunRecord], make_recipe: MakeRecipe, splits: Splits, tiny: Base
     ) -> None:
         other = make_recipe(training=STEADY, lora=LORA, seed=8)
         run(other, splits, tiny)
@@ -156,7 +158,7 @@ class TestARun:
         rows = [Row(f"The film {n} is a long film", "a slow film", str(n)) for n in range(48)]
         task = {"kind": "summarization", "template": "Text: {text}\nSummary:", "max_answer_tokens": 12}
         result = run(make_recipe(task=task), Splits(rows[:32], rows[32:40], rows[40:], {}), tiny)
-        losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
+        losses = [entry.loss for entry in result.history if entry.loss is not None]
         assert losses[-1] < 0.7 * losses[0]
 
     def test_of_bigger_batches_is_the_same_as_of_small_ones_summed_up(
@@ -175,16 +177,16 @@ class TestARun:
     def test_stops_early_and_keeps_the_best(self, make_recipe: MakeRecipe, splits: Splits, tiny: Base) -> None:
         standstill = STEADY | {"learning_rate": 1e-12, "patience": 2}
         result = run(make_recipe(training=standstill), splits, tiny)
-        assert result["steps"] == 2 * (1 + 2), "the first evaluation is the best, two more are no better"
+        assert result.steps == 2 * (1 + 2), "the first evaluation is the best, two more are no better"
         whole = run(make_recipe(training=STEADY), splits, tiny)
-        done, planned = (each["tokens_per_second"] * each["seconds"] for each in (result, whole))
-        assert done / planned == pytest.approx(result["steps"] / whole["steps"], rel=0.1)
+        done, planned = (each.tokens_per_second * each.seconds for each in (result, whole))
+        assert done / planned == pytest.approx(result.steps / whole.steps, rel=0.1)
 
     @pytest.mark.parametrize("rows", [1, 3, 9])
     def test_of_very_few_rows_still_ends(self, make_recipe: MakeRecipe, splits: Splits, tiny: Base, rows: int) -> None:
         few = Splits(splits.train[:rows], splits.validation[:1], splits.test[:1], {})
         recipe = make_recipe(task={"kind": "classification", "labels": ["positive", "negative"]})
-        assert run(recipe, few, tiny)["best_validation_loss"] > 0
+        assert run(recipe, few, tiny).best_validation_loss > 0
 
 
 class TestARefusedRun:
@@ -236,7 +238,7 @@ class TestAKilledRun:
     @pytest.mark.parametrize("steps", [1, 2, 5, 8, 11, 15])
     def test_ends_where_it_would_have_ended(
         self,
-        finished: tuple[Recipe, dict[str, Any]],
+        finished: tuple[Recipe, RunRecord],
         make_recipe: MakeRecipe,
         splits: Splits,
         tiny: Base,
@@ -249,8 +251,8 @@ class TestAKilledRun:
         assert not (recipe.run_folder / "adapter").exists()
         result = run(recipe, splits, tiny)
         assert same(weights(recipe), weights(finished[0]))
-        assert (result["steps"], result["history"][-1]["step"]) == (STEPS, STEPS)
-        assert result["best_validation_loss"] == finished[1]["best_validation_loss"]
+        assert (result.steps, result.history[-1].step) == (STEPS, STEPS)
+        assert result.best_validation_loss == finished[1].best_validation_loss
 
     def test_counts_the_time_before_the_kill_too(
         self, make_recipe: MakeRecipe, splits: Splits, tiny: Base, killed_after: Callable[..., None]
@@ -263,11 +265,11 @@ class TestAKilledRun:
         assert clock["attributes"]["before"] > 0
         clock["attributes"]["before"] = 1000
         note.write_text(json.dumps(state))
-        assert run(recipe, splits, tiny)["seconds"] > 1000
+        assert run(recipe, splits, tiny).seconds > 1000
 
     def test_may_be_killed_again(
         self,
-        finished: tuple[Recipe, dict[str, Any]],
+        finished: tuple[Recipe, RunRecord],
         make_recipe: MakeRecipe,
         splits: Splits,
         tiny: Base,
@@ -281,7 +283,7 @@ class TestAKilledRun:
 
     def test_may_have_been_killed_while_it_wrote_a_checkpoint(
         self,
-        finished: tuple[Recipe, dict[str, Any]],
+        finished: tuple[Recipe, RunRecord],
         make_recipe: MakeRecipe,
         splits: Splits,
         tiny: Base,
@@ -306,7 +308,7 @@ class TestAKilledRun:
     ) -> None:
         recipe = make_recipe(training=STEADY | {"learning_rate": 1e-12, "patience": 2})
         killed_after(steps, lambda: run(recipe, splits, tiny))
-        assert run(recipe, splits, tiny)["steps"] == 2 * (1 + 2)
+        assert run(recipe, splits, tiny).steps == 2 * (1 + 2)
 
     @pytest.mark.parametrize("change", ["recipe", "rows", "base"])
     def test_is_begun_afresh_where_something_has_changed(
@@ -328,7 +330,7 @@ class TestAKilledRun:
             base = Base(tiny.name, tiny.folder, "sha256:" + "0" * 64, tiny.tokenizer, tiny.end_id)
         result = run(recipe, rows, base)
         assert not (recipe.run_folder / "trace").exists()
-        assert result["history"][0]["step"] == 1, "no step of the old run is counted"
+        assert result.history[0].step == 1, "no step of the old run is counted"
         fresh = recipe.model_copy(update={"output": recipe.run_folder.with_name("fresh")})
         run(fresh, rows, base)
         assert same(weights(recipe), weights(fresh))
@@ -455,5 +457,5 @@ def test_shrinking_keeps_the_smallest_share_that_is_as_good_on_validation(monkey
     model.layer, model.peft_config = Layer(), {"default": SimpleNamespace(lora_alpha=16)}
     monkeypatch.setattr("trainer.train.predict", lambda model, *_: model.layer.scaling["default"])
     rows = [Row("text", "positive", str(n)) for n in range(400)]
-    assert shrink(model, (1.0, 0.75, 0.5, 0.25), rows, Task(), None) == 0.5
+    assert shrink(model, (1.0, 0.75, 0.5, 0.25), rows, Codec(Task(), None)) == 0.5
     assert (model.layer.scaling["default"], model.peft_config["default"].lora_alpha) == (1.0, 8)

@@ -18,7 +18,8 @@ from adapters.manifest import Manifest
 from adapters.reference import Reference
 from adapters.seed import open_store
 from adapters.store import Store
-from trainer.config import VERSION_PATTERN, Recipe, load_recipe
+from trainer.loading import load_recipe
+from trainer.recipe import VERSION_PATTERN, Recipe
 
 
 def add_recipe_command(commands: Any, name: str, run: Command, text: str) -> argparse.ArgumentParser:

@@ -12,9 +12,9 @@ from typing import Any
 from adapters.errors import HotswapError
 from adapters.manifest import Manifest
 from adapters.packages import cache_folder
-from adapters.tasks import ClassificationTask
+from trainer.codec import Codec
 from trainer.commands.common import add_json_option, add_set_option, add_store_option, manifest_of, store_at, write_rows
-from trainer.config import load_recipe
+from trainer.loading import load_recipe
 from trainer.rows import Row
 from trainer.runs import Run
 
@@ -67,21 +67,21 @@ def _count(folder: Path, options: argparse.Namespace) -> None:
     from trainer import comparison
 
     key = comparison.read_key(folder)
-    if (options.a, options.b) != (key["a"], key["b"]):
-        judged = f"{folder / comparison.KEY} is of {key['a']} and {key['b']}"
+    if (options.a, options.b) != (key.a, key.b):
+        judged = f"{folder / comparison.KEY} is of {key.a} and {key.b}"
         raise HotswapError(f"{judged}, not of {options.a} and {options.b}; give the --folder of their page.")
     ballots = comparison.read_votes(options.votes, key)
     result = comparison.verdict(key, ballots)
     if options.pairs:
         write_rows(options.pairs, comparison.pairs(key, ballots))
     if options.json:
-        print(json.dumps({"compared": [key["a"], key["b"]], **asdict(result)}))
+        print(json.dumps({"compared": [key.a, key.b], **asdict(result)}))
         return
     decided = result.a + result.b
     print(
-        f"{key['a']} won {result.a}, {key['b']} won {result.b}, ties {result.ties}; "
+        f"{key.a} won {result.a}, {key.b} won {result.b}, ties {result.ties}; "
         f"{result.voters} voter{'s' * (result.voters > 1)}\n"
-        f"{key['a']} wins {result.rate:.1%}, a tie being half a win"
+        f"{key.a} wins {result.rate:.1%}, a tie being half a win"
     )
     if decided:
         print(
@@ -105,7 +105,7 @@ def _answers_of_both(options: argparse.Namespace) -> tuple[list[Row], list[str],
 
     def said(manifest: Manifest, side: str) -> list[str]:
         folder = store.fetch(manifest.name, manifest.version, cache_folder())
-        return answers(folder, rows, manifest.task, run.base, side)
+        return answers(folder, rows, Codec(manifest.task, run.base), side)
 
     return rows, said(a, options.a), said(b, options.b)
 
@@ -115,7 +115,5 @@ def _check_comparable(a: Manifest, b: Manifest) -> None:
     sides = f"{a.name}@{a.version} and {b.name}@{b.version}"
     if a.task.kind != b.task.kind:
         raise HotswapError(f"{sides} do {a.task.kind} and {b.task.kind}; compare versions of one task.")
-    if isinstance(a.task, ClassificationTask) and isinstance(b.task, ClassificationTask):
-        only = {label.name for label in a.task.labels} ^ {label.name for label in b.task.labels}
-        if only:
-            raise HotswapError(f"{sides} do not share '{min(only)}' as a label; compare versions with the same labels.")
+    if only := {*a.task.answers} ^ {*b.task.answers}:
+        raise HotswapError(f"{sides} do not share '{min(only)}' as a label; compare versions with the same labels.")

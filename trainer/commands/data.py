@@ -12,12 +12,14 @@ from typing import Any
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
+from adapters.tasks import KINDS
 from trainer.checks import SHOWN, Finding, as_records, check_data
 from trainer.commands.common import add_json_option, add_set_option, write_rows
-from trainer.config import PAIRED, Recipe, load_recipe
 from trainer.data import load_splits
 from trainer.feedback import read_log, rows_for
+from trainer.loading import load_recipe
 from trainer.mixture import make_task
+from trainer.recipe import PAIRED, Recipe
 
 
 def add(commands: Any) -> None:
@@ -37,7 +39,7 @@ def _add_check(data: Any) -> None:
     sub.add_argument(
         "file", type=Path, metavar="FILE", help="a .jsonl, .json, .csv, .tsv or .parquet file, or a recipe"
     )
-    sub.add_argument("--task", choices=("classification", "summarization"), help="of a file: classification")
+    sub.add_argument("--task", choices=tuple(KINDS), help="of a file: classification")
     sub.add_argument("--text", metavar="COLUMN", help="default: text")
     sub.add_argument("--answer", metavar="COLUMN", help="default: label, or summary")
     sub.add_argument("--group", metavar="COLUMN", help="rows that share its value stay in one split")

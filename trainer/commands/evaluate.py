@@ -14,7 +14,9 @@ from adapters.manifest import Manifest
 from adapters.packages import cache_folder
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of, say, store_at
-from trainer.config import Recipe, general_text
+from trainer.evaluation import Baselines, Evaluation
+from trainer.loading import general_text
+from trainer.recipe import Recipe
 from trainer.report import FEW_SHOT, score_rows
 from trainer.runs import EVALUATION, Run
 
@@ -33,33 +35,24 @@ def evaluate(options: argparse.Namespace) -> None:
         return
     evaluation = score(run, store_at(options.store))
     if options.json:
-        print(json.dumps(evaluation["scores"]))
+        print(json.dumps({test: both.content() for test, both in evaluation.scores.items()}))
         return
-    rows = score_rows(evaluation["scores"])
+    rows = score_rows(evaluation.scores)
     cli.show(rows, as_json=False, columns=("test", "metric", "base", "adapter", "interval"))
-    by_base = evaluation["base"]
-    print(
-        f"the base untrained: {by_base['base']:.4f} on the same test rows, "
-        f"this adapter {by_base['candidate']:.4f} (p = {by_base['p_value']:.2g})"
-    )
-    if against := evaluation["released"]:
+    if by := evaluation.base:
         print(
-            f"released is version {against['version']}: {against['released']:.4f} on the same test rows, "
-            f"this one {against['candidate']:.4f} (p = {against['p_value']:.2g})"
+            f"the base untrained: {by.base:.4f} on the same test rows, "
+            f"this adapter {by.candidate:.4f} (p = {by.p_value:.2g})"
         )
-    untrained = evaluation["baselines"]
-    if most := untrained.get("majority"):
-        told = f"accuracy {most['accuracy']:.3f}, macro-F1 {most['macro_f1']:.3f}"
-        say(f"always '{most['label']}' would reach {told}")
-    shown = (
-        f"{untrained['shots']} examples in the prompt {untrained['few_shot']:.3f}" if untrained["shots"] else FEW_SHOT
-    )
-    say(
-        f"without training, on the first {untrained['rows']} test rows: zero-shot {untrained['zero_shot']:.3f}, "
-        f"{shown}; adapter {untrained['adapter']:.3f}"
-    )
-    if forgotten := evaluation["forgetting"]:
-        say(f"perplexity of general text: base {forgotten['base']:.1f}, adapter {forgotten['adapter']:.1f}")
+    if served := evaluation.released:
+        print(
+            f"released is version {served.version}: {served.released:.4f} on the same test rows, "
+            f"this one {served.candidate:.4f} (p = {served.p_value:.2g})"
+        )
+    if untrained := evaluation.baselines:
+        _say_baselines(untrained)
+    if forgotten := evaluation.forgetting:
+        say(f"perplexity of general text: base {forgotten.base:.1f}, adapter {forgotten.adapter:.1f}")
     if (rows_tested := len(run.splits.tests["test"])) < FEW_ROWS:
         say(
             f"{rows_tested} test rows tell little: differences below about {1 / math.sqrt(rows_tested):.2f} do not show"
@@ -68,41 +61,47 @@ def evaluate(options: argparse.Namespace) -> None:
     print(next_command("publish", options))
 
 
-def score(run: Run, store: Store) -> dict[str, Any]:
+def _say_baselines(untrained: Baselines) -> None:
+    if most := untrained.majority:
+        say(f"always '{most.label}' would reach accuracy {most.accuracy:.3f}, macro-F1 {most.macro_f1:.3f}")
+    shown = f"{untrained.shots} examples in the prompt {untrained.few_shot:.3f}" if untrained.shots else FEW_SHOT
+    say(
+        f"without training, on the first {untrained.rows} test rows: zero-shot {untrained.zero_shot:.3f}, "
+        f"{shown}; adapter {untrained.adapter:.3f}"
+    )
+
+
+def score(run: Run, store: Store) -> Evaluation:
     """Return the evaluation, and leave it and its page in the run's folder."""
-    splits, recipe, base = run.held_out(), run.recipe, run.base
+    job, recipe = run.job(), run.recipe
     from trainer import evaluate as evaluation
-    from trainer.mixture import mixed_tasks
     from trainer.page import page
 
     result = evaluation.evaluate(
         run.folder / "adapter",
-        splits,
-        run.task,
-        base,
+        job,
         _released(run, store),
-        mixed=mixed_tasks(recipe, splits, base),
         embed=_encoder(recipe),
         general_text=_general_text(recipe),
     )
-    run.write(EVALUATION, result)
-    (run.folder / REPORT).write_text(page(recipe, base, run.trained(), result), encoding="utf-8")
+    run.write(EVALUATION, result.content())
+    (run.folder / REPORT).write_text(page(recipe, job.base, run.trained(), result), encoding="utf-8")
     return result
 
 
 def _judge(run: Run, options: argparse.Namespace) -> None:
     """Evaluate a reward model: how often it prefers what people preferred."""
-    splits = run.held_out()
+    job = run.job()
     from trainer.reward import judged
 
-    found = judged(run.folder, splits.test, run.task, run.base)
+    found = judged(run.folder, job.splits.test, job.codec)
     run.write(EVALUATION, found)
     if options.json:
         print(json.dumps(found))
         return
     rows = [{"measure": name, "value": round(value, 4)} for name, value in found.items()]
     cli.show(rows, as_json=False, columns=("measure", "value"))
-    if run.recipe.task.kind == "summarization":
+    if not run.recipe.task.makes.closed:
         print(f"next: a recipe with objective grpo and reinforce.reward_model: {run.folder}")
 
 
@@ -124,7 +123,7 @@ def _released(run: Run, store: Store) -> Any:
 
 
 def _encoder(recipe: Recipe) -> Any:
-    if recipe.task.kind != "summarization" or not recipe.evaluation.similarity:
+    if recipe.task.makes.closed or not recipe.evaluation.similarity:
         return None
     from trainer.embeddings import encoder
 

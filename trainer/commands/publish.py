@@ -13,6 +13,7 @@ from adapters.releases import NewRelease
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, say, store_at
 from trainer.commands.evaluate import comparable, score
+from trainer.evaluation import Evaluation
 from trainer.runs import EVALUATION, Run
 
 
@@ -80,12 +81,12 @@ def _release(store: Store, manifest: Manifest, newest: int, why: str) -> int:
         ) from error
 
 
-def _evaluation(run: Run, store: Store) -> dict[str, Any]:
+def _evaluation(run: Run, store: Store) -> Evaluation:
     """Return what evaluation found, asked again where it is to be compared with another version by now."""
     why = "nobody evaluated it yet"
     if (run.folder / EVALUATION).is_file():
-        done, served = run.read(EVALUATION), comparable(run, store)
-        compared_with = (done.get("released") or {}).get("version")
+        done, served = run.evaluation(), comparable(run, store)
+        compared_with = done.released.version if done.released else None
         if compared_with == (served.version if served else None):
             return done
         why = f"version {served.version} is released by now" if served else "nothing is released there to compare with"

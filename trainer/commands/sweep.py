@@ -10,7 +10,8 @@ from adapters import cli
 from adapters.errors import HotswapError
 from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of
 from trainer.commands.train import start_of
-from trainer.config import Recipe, load_recipe
+from trainer.loading import load_recipe
+from trainer.recipe import Recipe
 from trainer.runs import Run
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from adapters.errors import HotswapError
 from adapters.manifest import Manifest
 from adapters.packages import cache_folder
+from adapters.tasks import AnyTask
 from trainer.checks import Finding, as_records
 from trainer.commands.common import (
     add_recipe_command,
@@ -21,7 +22,9 @@ from trainer.commands.common import (
     store_at,
 )
 from trainer.commands.data import findings_of
-from trainer.config import Recipe
+from trainer.job import Job
+from trainer.recipe import Recipe
+from trainer.run_record import RunRecord
 from trainer.runs import CHECKED, RUN, TASK, Run
 
 
@@ -42,44 +45,45 @@ def train(options: argparse.Namespace) -> None:
         say(f"note: {recipe.unserved}")
     if run.is_finished():
         say(f"already trained; delete {run.folder} to train it again")
-        done: dict[str, Any] | None = run.read(RUN)
+        done: RunRecord | None = run.record()
     else:
         done = _train(run, task, start_of(run, options.store, task))
     if done is None:
         return
     if options.json:
-        print(json.dumps(done))
+        print(json.dumps(done.content()))
         return
     aim = "reward" if recipe.objective == "grpo" else "loss"
     print(
-        f"trained {done['trainable_parameters']:,} parameters in {done['seconds']:.0f} s "
-        f"({done['tokens_per_second']:.0f} tokens/s), validation {aim} {done['best_validation_loss']:.4f}"
+        f"trained {done.trainable_parameters:,} parameters in {done.seconds:.0f} s "
+        f"({done.tokens_per_second:.0f} tokens/s), validation {aim} {done.best_validation_loss:.4f}"
     )
     print(next_command("evaluate", options))
 
 
-def _train(run: Run, task: Any, start: Path | None) -> dict[str, Any] | None:
+def _train(run: Run, task: AnyTask, start: Path | None) -> RunRecord | None:
     """Return what the training was like; nothing in all but the first of several processes."""
     from trainer.fit import processes
-    from trainer.mixture import mixed_tasks
+    from trainer.mixture import mixed_jobs
     from trainer.train import train as fit
 
     first = processes().is_main_process
     findings = _checked(run) if first else []
-    done = fit(run.recipe, run.splits, task, run.base, start=start)
-    if not first:
+    job = Job(run.recipe, run.splits, task, run.base)
+    done = fit(job, start=start)
+    if done is None:
         return None
     run.write(CHECKED, as_records(findings))
-    if done["temperature"] != 1.0:
-        task = task.model_copy(update={"temperature": done["temperature"]})
+    if done.temperature != 1.0:
+        task = task.model_copy(update={"temperature": done.temperature})
     run.write(TASK, task.model_dump(mode="json"))
-    for name, other in mixed_tasks(run.recipe, run.splits, run.base).items():
-        run.write_mixed(name, other)
-    run.write(RUN, done)  # last: its presence says that the run is finished
+    for name, other in mixed_jobs(job).items():
+        run.write_mixed(name, other.task)
+    run.write(RUN, done.content())  # last: its presence says that the run is finished
     return done
 
 
-def start_of(run: Run, place: str | None, task: Any = None) -> Path | None:
+def start_of(run: Run, place: str | None, task: AnyTask | None = None) -> Path | None:
     """Return the folder of the LoRA that the recipe starts from, out of the store at ``place``. Raises where there is
     none that could be, or, where ``task`` is given, none that does it."""
     if (start := run.recipe.start_from) is None:
@@ -93,7 +97,7 @@ def start_of(run: Run, place: str | None, task: Any = None) -> Path | None:
     return store.fetch(manifest.name, manifest.version, cache_folder())
 
 
-def _check_task(recipe: Recipe, task: Any, started: Manifest) -> None:
+def _check_task(recipe: Recipe, task: AnyTask, started: Manifest) -> None:
     """A LoRA that goes on with other labels or another prompt has to learn these first. That may be wanted of
     supervised rows; judgements are about the answers of the task as it was."""
     ours, theirs = (each.model_dump(include={"kind", "template", "labels"}) for each in (task, started.task))

@@ -11,7 +11,8 @@ import yaml
 
 from adapters.errors import HotswapError
 from tests.trainer.conftest import MakeRecipe, settings
-from trainer.config import Recipe, load_recipe
+from trainer.loading import load_recipe
+from trainer.recipe import Recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "trainer" / "recipes").glob("*.yaml"))
 

@@ -8,9 +8,8 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,17 +17,15 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from adapters.errors import HotswapError
 from adapters.manifest import NAME_PATTERN
 from adapters.reference import is_name
+from adapters.tasks import BaseTask, ClassificationTask, SummarizationTask
 from adapters.tasks.base import checked_template
 from adapters.tasks.summarization import Long
-from adapters.validation import explain
 
 VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]{0,8}$"
 DEFAULTS = 2  # counts the changes of what a recipe does that says nothing: an older run is another run
@@ -128,6 +125,7 @@ TemplateText = Annotated[str, AfterValidator(checked_template)]
 
 
 class ClassificationRecipe(Strict):
+    makes: ClassVar = ClassificationTask
     kind: Literal["classification"]
     template: TemplateText = "Text: {text}\nLabel:"
     labels: tuple[str, ...] | None = Field(default=None, description="default: those in the data, sorted")
@@ -136,6 +134,7 @@ class ClassificationRecipe(Strict):
 
 
 class SummarizationRecipe(Strict):
+    makes: ClassVar = SummarizationTask
     kind: Literal["summarization"]
     template: TemplateText = "Text: {text}\n\nSummary:"
     max_input_tokens: int = Field(default=1024, ge=8)
@@ -289,19 +288,11 @@ class Training(Strict):
         return min(MOST_PASSES, max(LEAST_PASSES, math.ceil(steps * self.batch_size * self.accumulate / rows)))
 
 
-# What a gate may ask for: more of it is better, and 1 is the most there can be.
-METRICS = {
-    "classification": ("accuracy", "macro_f1", "weighted_f1"),
-    "summarization": ("rouge1", "rouge2", "rougeL", "similarity"),
-}
 Threshold = Annotated[float, Field(ge=0, le=1)]
 Standing = Literal["any", "not_worse", "better"]
 
 
-LEAST_WORDS = 50
-
-
-class Evaluation(Strict):
+class EvaluationRecipe(Strict):
     similarity: bool = Field(default=True, description="summaries: also by a sentence encoder, fetched once (83 MB)")
     general_text: Path | None = Field(
         default=None, description="text to measure forgetting on; default: Python's own documentation"
@@ -390,7 +381,7 @@ class Recipe(Strict):
     reinforce: Reinforce = Reinforce()
     convert: Conversion = Conversion()
     training: Training = Training()
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationRecipe = EvaluationRecipe()
     card: Card = Card()
     gate: Gate = Gate()
     sweep: dict[str, Space] = Field(
@@ -405,17 +396,17 @@ class Recipe(Strict):
         for test, thresholds in self.gate.extra_tests.items():
             if test not in (*self.data.extra_tests, *self.mix):
                 raise ValueError(f"gate.extra_tests.{test}: data.extra_tests has no test of this name, nor has mix")
-            kind = self.mix[test].task.kind if test in self.mix else self.task.kind
+            makes = self.mix[test].task.makes if test in self.mix else self.task.makes
             embedded = self.evaluation.similarity and test not in self.mix
-            self._check_metrics(f"gate.extra_tests.{test}", thresholds, kind, embedded)
-        self._check_metrics("gate.test", self.gate.test, self.task.kind, self.evaluation.similarity)
+            self._check_metrics(f"gate.extra_tests.{test}", thresholds, makes, embedded)
+        self._check_metrics("gate.test", self.gate.test, self.task.makes, self.evaluation.similarity)
         _check_names(self.mix)
         for name, mixed in self.mix.items():
             if name in self.data.extra_tests:
                 raise ValueError(f"mix.{name}: one of the recipe's own tests has this name; choose another")
             if mixed.data.extra_tests:
                 raise ValueError(f"mix.{name}.data.extra_tests: only the recipe's own data has further tests")
-        if self.training.shrink and self.task.kind != "classification":
+        if self.training.shrink and not self.task.makes.closed:
             raise ValueError("training.shrink: it compares accuracies, so it is for classification only")
         return self
 
@@ -475,7 +466,7 @@ class Recipe(Strict):
         if self.objective == "reward" and self.start_from:
             raise ValueError("start_from: a reward model gives scores and no text; it begins with the base")
         if self.objective == "grpo":
-            if self.task.kind != "summarization":
+            if self.task.makes.closed:
                 raise ValueError("objective grpo rewards free text: it is for summarization only")
             if self.training.batch_size % self.reinforce.generations:
                 raise ValueError("training.batch_size counts answers here: a multiple of reinforce.generations")
@@ -483,8 +474,8 @@ class Recipe(Strict):
             raise ValueError("training.batch_size: objective kto compares the answers of a batch; 2 or more")
         return self
 
-    def _check_metrics(self, where: str, thresholds: dict[str, float], kind: str, embedded: bool) -> None:
-        known = METRICS[kind]
+    def _check_metrics(self, where: str, thresholds: dict[str, float], makes: type[BaseTask], embedded: bool) -> None:
+        known = makes.gate_metrics
         if self.objective == "dpo":
             known = (*known, "prefers_chosen")
         if not embedded:
@@ -535,92 +526,3 @@ class Recipe(Strict):
                 origin["path"] = Path(origin["path"]).name
         identity = {"recipe": recipe, "data": data, "base": base, "defaults": DEFAULTS}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, apply ``key.path=value`` overrides (values are YAML), and check it.
-
-    Paths in it are taken relative to the recipe's own folder if they exist there. Raises
-    :class:`HotswapError` with the key at fault and the likely intention.
-    """
-    try:
-        content = parsed(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HotswapError(f"cannot read the recipe {path}: {error.strerror}.") from error
-    except ValueError as error:  # UnicodeDecodeError too
-        raise HotswapError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise HotswapError(f"{path} is not a recipe: it must be a mapping with name, task and data.")
-    for override in overrides:
-        _override(content, override)
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        raise HotswapError(f"{path}: {explain(error, Recipe)}") from error
-    if recipe.evaluation.general_text is not None:
-        general_text(recipe.evaluation.general_text)
-    mix = {name: m.model_copy(update={"data": _all_beside(path, m.data)}) for name, m in recipe.mix.items()}
-    return recipe.model_copy(update={"data": _all_beside(path, recipe.data), "mix": mix})
-
-
-def parsed(text: str) -> Any:
-    """Return what a YAML text says. Raises :class:`ValueError` for what is none, or has a key twice."""
-    try:
-        return yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Of a key that is there twice, YAML's loaders take the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := next((key for n, key in enumerate(keys) if key in keys[:n]), None):
-            raise ValueError(f"line {node.start_mark.line + 1}: the key '{twice}' is there twice")
-        return super().construct_mapping(node, deep)
-
-
-def general_text(path: Path) -> str:
-    """Return a text to measure forgetting on. Raises :class:`HotswapError` where there is none, or too little."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise HotswapError(f"evaluation.general_text: cannot read {path}: {reason}.") from None
-    if len(text.split()) < LEAST_WORDS:
-        raise HotswapError(f"evaluation.general_text: {path} has fewer than {LEAST_WORDS} words; give running text.")
-    return text
-
-
-def _all_beside(recipe: Path, data: Data) -> Data:
-    tests = {name: _beside(recipe, origin) for name, origin in data.extra_tests.items()}
-    return _beside(recipe, data).model_copy(update={"extra_tests": tests})
-
-
-AnyOrigin = TypeVar("AnyOrigin", bound=Origin)
-
-
-def _beside(recipe: Path, origin: AnyOrigin) -> AnyOrigin:
-    """Return ``origin`` with its path taken from the recipe's folder, if it exists there."""
-    if origin.path is None or origin.path.is_absolute() or not (recipe.parent / origin.path).exists():
-        return origin
-    return origin.model_copy(update={"path": recipe.parent / origin.path})
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    *parents, last = key.split(".")
-    if not separator or not last:
-        raise HotswapError(f"--set {override}: write it as key=value, for example --set training.epochs=2")
-    for parent in parents:
-        below = content[parent] = {} if content.get(parent) is None else content[parent]
-        if not isinstance(below, dict):
-            raise HotswapError(f"--set {override}: '{parent}' holds a value, not further keys")
-        content = below
-    try:
-        content[last] = parsed(value)
-    except ValueError:
-        raise HotswapError(f"--set {override}: the value is not valid YAML; quote it") from None

@@ -21,6 +21,7 @@ from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS, Profile, Referenc
 from adapters.tasks import Completion
 from adapters.tasks.base import BaseTask
 from trainer import likelihood, statistics
+from trainer.baselines import Baseline, baseline_of
 from trainer.codec import Codec
 from trainer.data import Splits
 from trainer.embeddings import Embed, similarity
@@ -28,6 +29,7 @@ from trainer.evaluation import (
     Baselines,
     Both,
     ByBase,
+    ByBaseline,
     ByReleased,
     Evaluation,
     Example,
@@ -79,6 +81,7 @@ def evaluate(
     model = with_adapter(adapter, base)
     tests = job.splits.tests["test"]
     scores: dict[str, Both] = {}
+    baseline = baseline_of(job.splits, task)
     for name, rows in job.splits.tests.items():
         answers = [row.answer for row in rows]
         zero_shot, adapted = _of_both(model, rows, codec, name)
@@ -88,10 +91,12 @@ def evaluate(
         likely = _likelihoods(model, rows, codec, f"{name}: adapter")
         intervals = statistics.intervals(task, adapted, answers, [row.group for row in rows])
         reached = Scores(**_score(task, adapted, rows, embed), **likely, intervals=intervals)
-        scores[name] = Both(base=without, adapter=reached)
+        simple = baseline.answer(rows) if baseline else None
+        scores[name] = Both(base=without, baseline=_scored_alone(task, simple, rows), adapter=reached)
         if name == "test":
             tested, untrained = adapted, zero_shot
             by_base = statistics.compare(task, adapted, zero_shot, answers, "base")
+            by_baseline = _against_baseline(baseline, simple, adapted, answers, task)
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
     for name, other in mixed_jobs(job).items():
         rows = other.splits.tests["test"]
@@ -109,6 +114,7 @@ def evaluate(
         profile=profile,
         references=references,
         base=ByBase.model_validate(by_base),
+        baseline=by_baseline,
         released=against,
         robustness=disturbed,
         baselines=baselines,
@@ -133,6 +139,19 @@ def _score(task: BaseTask, outputs: list[Output], rows: list[Row], embed: Embed 
     said = [task.answer(output) for output in outputs]
     near = {"similarity": similarity(embed, said, [row.answer for row in rows])} if embed else {}
     return scores | near | faithfulness([row.text for row in rows], said)
+
+
+def _scored_alone(task: BaseTask, outputs: list[Output] | None, rows: list[Row]) -> Scores | None:
+    return None if outputs is None else Scores.model_validate(_score(task, outputs, rows))
+
+
+def _against_baseline(
+    baseline: Baseline | None, theirs: list[Output] | None, ours: list[Output], answers: list[str], task: BaseTask
+) -> ByBaseline | None:
+    if baseline is None or theirs is None:
+        return None
+    compared = statistics.compare(task, ours, theirs, answers, "baseline")
+    return ByBaseline.model_validate({"name": baseline.name, **compared})
 
 
 def forgetting_of(model: Any, text: str, base: Base) -> Forgetting:

@@ -59,6 +59,7 @@ class Scores(Kept):
 
 class Both(Kept):
     base: Scores
+    baseline: Scores | None = None
     adapter: Scores
 
 
@@ -67,6 +68,15 @@ class ByBase(Kept):
 
     candidate: float
     base: float
+    p_value: float
+
+
+class ByBaseline(Kept):
+    """The same with what a sensible person tries first: ``name`` says what that is."""
+
+    name: str
+    candidate: float
+    baseline: float
     p_value: float
 
 
@@ -147,13 +157,15 @@ class Examples(Kept):
 
 class Evaluation(Kept):
     """``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter; ``references``:
-    what it answers to the texts that the service asks it before it is served; ``base`` and ``released``: how it
-    compares with the base untrained and with what is served now, on the test rows."""
+    what it answers to the texts that the service asks it before it is served; ``base``, ``baseline`` and
+    ``released``: how it compares with the base untrained, with what does without a language model and with what is
+    served now, on the test rows."""
 
     scores: dict[str, Both]
     profile: Profile
     references: tuple[Reference, ...] = ()
     base: ByBase | None = None
+    baseline: ByBaseline | None = None
     released: ByReleased | None = None
     robustness: Robustness | None = None
     baselines: Baselines | None = None

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from adapters.base_model import Base
 from trainer.evaluation import Evaluation, ReliabilityBin
 from trainer.recipe import Recipe
-from trainer.report import FEW_SHOT, score_rows
+from trainer.report import FEW_SHOT, score_rows, worth_it
 from trainer.run_record import HistoryEntry, RunRecord
 
 
@@ -39,6 +39,7 @@ def page(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> 
         run=run,
         evaluation=evaluation,
         scores=score_rows(evaluation.scores),
+        verdict=worth_it(evaluation),
         tested=evaluation.scores["test"].adapter,
         plots={title: plot for title, plot in plots.items() if plot},
     )

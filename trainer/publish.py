@@ -15,10 +15,13 @@ from adapters.tasks import AnyTask
 from trainer.evaluation import Evaluation
 from trainer.page import page
 from trainer.recipe import Recipe, Standing
-from trainer.report import card
+from trainer.report import SIGNIFICANT, card
 from trainer.run_record import RunRecord
 
-SIGNIFICANT = 0.05
+BETTER = (
+    "what may help: more rows, a longer training.budget, lora.rank: 16, a larger base, `trainer sweep`; or serve the "
+    "simple model"
+)
 
 
 def check_gate(recipe: Recipe, evaluation: Evaluation) -> None:
@@ -37,6 +40,10 @@ def check_gate(recipe: Recipe, evaluation: Evaluation) -> None:
     if by := evaluation.base:
         told = f"the base untrained scores {by.base:.4f}"
         missed += _beaten("base", recipe.gate.base, by.candidate, by.base, by.p_value, told)
+    if simple := evaluation.baseline:
+        told = f"{simple.name} scores {simple.baseline:.4f}"
+        found = _beaten("baseline", recipe.gate.baseline, simple.candidate, simple.baseline, simple.p_value, told)
+        missed += [f"{each}; {BETTER}" for each in found]
     if served := evaluation.released:
         told = f"version {served.version}, which is served, scores {served.released:.4f}"
         missed += _beaten("released", recipe.gate.released, served.candidate, served.released, served.p_value, told)

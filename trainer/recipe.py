@@ -317,6 +317,10 @@ class Gate(Strict):
     base: Standing = Field(
         default="not_worse", description="against the base untrained, on the test rows; at the 5 % level"
     )
+    baseline: Standing = Field(
+        default="not_worse",
+        description="against TF-IDF with logistic regression, or the lead of the text, on the test rows",
+    )
     released: Standing = Field(
         default="not_worse",
         description="against what is served now, on the test rows; worse and better are so at the 5 % level",

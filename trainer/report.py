@@ -13,6 +13,7 @@ from trainer.recipe import PROMPTS, Recipe
 from trainer.run_record import RunRecord
 from trainer.sources import SOURCES
 
+SIGNIFICANT = 0.05
 FEW_SHOT = "no training row is short enough to be an example"
 
 
@@ -24,6 +25,7 @@ def score_rows(scores: dict[str, Both]) -> list[dict[str, Any]]:
             "test": test,
             "metric": metric,
             "base": both.base.values[metric],
+            "baseline": both.baseline.values.get(metric) if both.baseline else None,
             "adapter": value,
             "interval": _span(both, metric),
         }
@@ -57,10 +59,11 @@ def card(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> 
         "",
         "## Held-out scores",
         "",
-        "| test | metric | base, zero-shot | this adapter | 95 % interval |",
-        "|---|---|---|---|---|",
+        f"| test | metric | base, zero-shot | {_simple_name(evaluation)} | this adapter | 95 % interval |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| {r['test']} | {r['metric']} | {_figure(r['base'])} | {_figure(r['adapter'])} | {r['interval']} |"
+            f"| {r['test']} | {r['metric']} | {_figure(r['base'])} | {_figure(r['baseline'])} "
+            f"| {_figure(r['adapter'])} | {r['interval']} |"
             for r in score_rows(scores)
         ),
         *_confusion_lines(scores),
@@ -149,6 +152,8 @@ def _findings(evaluation: Evaluation) -> list[str]:
             f"The base untrained scores {_figure(against.base)} on the test rows, this adapter "
             f"{_figure(against.candidate)} (p = {against.p_value:.2g})."
         )
+    if verdict := worth_it(evaluation):
+        lines.append(f"Was it worth it? {verdict[0].upper()}{verdict[1:]}.")
     if asked := evaluation.baselines:
         shown = f"{asked.shots} training rows in the base's prompt {_figure(asked.few_shot or 0)}"
         lines.append(
@@ -177,7 +182,24 @@ def _conversion_lines(run: RunRecord) -> list[str]:
     ]
 
 
-def _figure(value: float) -> str:
+def _simple_name(evaluation: Evaluation) -> str:
+    return evaluation.baseline.name if evaluation.baseline else "simple baseline"
+
+
+def worth_it(evaluation: Evaluation) -> str:
+    """Say in one line whether fine-tuning was worth it. Empty where nothing was there to compare with."""
+    if (by := evaluation.baseline) is None:
+        return ""
+    told = f"this adapter {by.candidate:.3f}, {by.name} {by.baseline:.3f} (p = {by.p_value:.2g})"
+    if by.p_value >= SIGNIFICANT:
+        return f"not shown to be better than a simple model: {told}; serve the simpler, or give it more rows"
+    verdict = "worth it" if by.candidate > by.baseline else "not worth it, a simple model is better"
+    return f"{verdict}: {told}"
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return ""
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 

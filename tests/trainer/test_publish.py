@@ -236,8 +236,11 @@ class TestEvaluating:
     def test_shows_base_and_adapter_side_by_side(self, trained: tuple[Workplace, list[Result]]) -> None:
         result = trained[1][1]
         assert result.status == 0
-        heading, *rows, against_base, following = result.out.splitlines()
-        assert heading.split() == ["TEST", "METRIC", "BASE", "ADAPTER", "INTERVAL"]
+        heading, *rows, verdict, against_base, following = result.out.splitlines()
+        assert heading.split() == ["TEST", "METRIC", "BASE", "BASELINE", "ADAPTER", "INTERVAL"]
+        assert verdict.startswith(
+            "not shown to be better than a simple model: this adapter 1.000, TF-IDF with logistic"
+        )
         assert against_base.startswith("the base untrained: ")
         assert [row.split()[1] for row in rows] == [
             "rows",
@@ -246,7 +249,7 @@ class TestEvaluating:
             "weighted_f1",
             "calibration_error",
         ]
-        assert rows[1].split()[3] == "1.000", "one word decides; a two-layer model learns it"
+        assert rows[1].split()[4] == "1.000", "one word decides; a two-layer model learns it"
         assert following == "next: python -m trainer publish mood.yaml"
 
     def test_writes_one_page_that_needs_nothing_else_and_escapes_the_data(self, place: Workplace) -> None:
@@ -286,7 +289,7 @@ class TestEvaluating:
     def test_prints_json_and_nothing_else(self, place: Workplace) -> None:
         scores = json.loads(place.run("evaluate", "mood.yaml", "--json").out)
         assert scores == json.loads((place.run_folder / "evaluation.json").read_text())["scores"]
-        assert set(scores["test"]) == {"base", "adapter"}
+        assert set(scores["test"]) == {"base", "baseline", "adapter"}
 
     def test_scores_extra_rows_too(self, place: Workplace) -> None:
         shutil.rmtree(place.folder / "runs")
@@ -539,6 +542,21 @@ class TestPublishing:
         (place.run_folder / "evaluation.json").write_text(json.dumps(evaluation))
         result = place.run("publish", "mood.yaml")
         assert (result.status, said in result.err) == (1 if said else 0, True)
+
+    @pytest.mark.parametrize(("wanted", "status"), [("not_worse", 1), ("better", 1), ("any", 0)])
+    def test_is_not_for_what_is_worse_than_a_simple_model_and_says_what_to_try(
+        self, place: Workplace, wanted: str, status: int
+    ) -> None:
+        place.write_recipe(gate={"baseline": wanted})
+        evaluation = json.loads((place.run_folder / "evaluation.json").read_text())
+        evaluation["baseline"] = {"name": "TF-IDF", "baseline": 0.9, "candidate": 0.7, "p_value": 0.01}
+        (place.run_folder / "evaluation.json").write_text(json.dumps(evaluation))
+        result = place.run("publish", "mood.yaml")
+        assert result.status == status
+        told = (
+            "TF-IDF scores 0.9000 and this one 0.7000 (p = 0.01); gate.baseline: any lets it pass; what may help: more"
+        )
+        assert (told in result.err) is bool(status)
 
     def test_takes_the_page_along_unless_its_quotations_must_not_be_seen(self, place: Workplace) -> None:
         for store, option in (("open", ()), ("discreet", ("--no-report",))):

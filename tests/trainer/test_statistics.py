@@ -80,6 +80,49 @@ def test_a_label_that_no_row_has_counts_in_macro_f1_and_in_its_interval(sentimen
     assert low < task.score(outputs, truth)["macro_f1"] < high < 0.7
 
 
+LABELS = {"of a few labels": [0.5, 0.25, 0.15, 0.1], "of many": [1 / (n + 1) for n in range(12)]}
+
+
+@pytest.mark.parametrize("shares", LABELS.values(), ids=LABELS)
+def test_of_a_hundred_macro_f1_intervals_about_95_hold_the_truth(
+    sentiment_task: ClassificationTask, shares: list[float]
+) -> None:
+    names = [f"label {n}" for n in range(len(shares))]
+    labels = [sentiment_task.labels[0].model_copy(update={"name": n, "token_id": 300 + i}) for i, n in enumerate(names)]
+    task = sentiment_task.model_copy(update={"labels": tuple(labels)})
+    chances = np.array(shares) / sum(shares)
+
+    def drawn(rows: int, seed: int) -> tuple[list[dict[str, Any]], list[str]]:
+        dice = np.random.default_rng(seed)
+        truth = dice.choice(names, rows, p=chances)
+        right = dice.random(rows) < np.array([0.9 - 0.04 * names.index(name) for name in truth])
+        told = np.where(right, truth, dice.choice(names, rows, p=chances))
+        return [task.saying(str(name)) for name in told], [str(name) for name in truth]
+
+    true = task.score(*drawn(100_000, 0))["macro_f1"]
+    found = [intervals(task, *drawn(300, seed))["macro_f1"] for seed in range(1, 101)]
+    assert sum(low <= true <= high for low, high in found) >= 89
+    assert max(sum(low > true for low, _ in found), sum(high < true for _, high in found)) <= 9, "on both sides alike"
+
+
+def test_an_interval_of_summaries_in_groups_of_unlike_size_holds_the_truth(summaries: SummarizationTask) -> None:
+    def drawn(seed: int) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+        dice = np.random.default_rng(seed)
+        outputs, groups = [], []
+        for group in range(40):
+            size = int(dice.choice([1, 2, 20], p=[0.6, 0.3, 0.1]))
+            good = dice.random(size) < dice.beta(2, 2)  # rows of a group are alike
+            outputs += [{"summary": "a red thing" if each else "nothing"} for each in good]
+            groups += [str(group)] * size
+        return outputs, ["a red thing"] * len(outputs), groups
+
+    held = 0
+    for seed in range(100):
+        low, high = intervals(summaries, *drawn(seed))["rougeL"]
+        held += low <= 0.5 <= high
+    assert held >= 86
+
+
 def test_two_versions_are_compared_on_the_rows_where_they_differ(sentiment_task: ClassificationTask) -> None:
     truth = ["positive"] * 100
     ours = [told(0.9)] * 95 + [told(0.9, "negative")] * 5

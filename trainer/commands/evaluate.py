@@ -17,7 +17,7 @@ from trainer.commands.common import add_recipe_command, add_store_option, next_c
 from trainer.evaluation import Baselines, Evaluation
 from trainer.loading import general_text
 from trainer.recipe import Recipe
-from trainer.report import FEW_SHOT, score_rows
+from trainer.report import FEW_SHOT, score_rows, worth_it
 from trainer.runs import EVALUATION, Run
 
 FEW_ROWS = 100
@@ -38,7 +38,9 @@ def evaluate(options: argparse.Namespace) -> None:
         print(json.dumps({test: both.content() for test, both in evaluation.scores.items()}))
         return
     rows = score_rows(evaluation.scores)
-    cli.show(rows, as_json=False, columns=("test", "metric", "base", "adapter", "interval"))
+    cli.show(rows, as_json=False, columns=("test", "metric", "base", "baseline", "adapter", "interval"))
+    if verdict := worth_it(evaluation):
+        print(verdict)
     if by := evaluation.base:
         print(
             f"the base untrained: {by.base:.4f} on the same test rows, "

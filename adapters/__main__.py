@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
@@ -75,10 +76,19 @@ def _task(options: argparse.Namespace, base: Base) -> ClassificationTask | Summa
     template = (options.template or TEMPLATES[options.task]).replace("\\n", "\n")
     if options.task == "summarization":
         return SummarizationTask.of(template)
-    labels = [label.strip() for label in (options.labels or "").split(",") if label.strip()]
+    labels = _labels(options.labels or "")
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise HotswapError("a classification adapter needs two or more different labels: --labels a,b")
     return ClassificationTask.of(template, labels, base.tokenizer)
+
+
+def _labels(text: str) -> list[str]:
+    """Read ``a,"b, c"`` as a row of a CSV file."""
+    try:
+        cells = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise HotswapError(f'--labels {text}: {error}; write it as a row of a CSV file: a,"b, c"') from None
+    return [label.strip() for label in cells if label.strip()]
 
 
 def list_(options: argparse.Namespace) -> None:

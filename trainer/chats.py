@@ -32,7 +32,7 @@ class NotARow(ValueError):
         self.convertible = convertible
 
 
-class LeftOut(Exception):  # noqa: N818  # no error
+class LeftOut(Exception):  # no error
     """A record that its annotators set aside: skipped, rejected, not annotated."""
 
 

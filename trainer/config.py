@@ -68,9 +68,12 @@ class Origin(Strict):
     group: str | None = Field(default=None, description="rows that share this column's value stay in one split")
     rejected: str = Field(default="rejected", description="objectives dpo and reward: the column with the worse answer")
     good: str = Field(default="good", description="objective kto: the column that says whether the answer was good")
-    separator: str | None = Field(default=None, description="of a .csv and the like: ',', ';', tab …; default: found out")
+    separator: str | None = Field(
+        default=None, description="of a .csv and the like: ',', ';', tab …; default: found out"
+    )
     quoting: Literal["quoted", "backslash", "escaped", "none"] | None = Field(
-        default=None, description="of a .csv and the like: what quotation marks and backslashes mean; default: found out"
+        default=None,
+        description="of a .csv and the like: what quotation marks and backslashes mean; default: found out",
     )
     encoding: str | None = Field(default=None, description="of a text file: utf-16, cp1252 …; default: UTF-8")
 
@@ -88,7 +91,9 @@ class Origin(Strict):
         try:
             "a".encode(encoding or "utf-8").decode(encoding or "utf-8")
         except (LookupError, ValueError):
-            raise ValueError(f"'{encoding}' is unknown to Python; utf-16, cp1252, latin-1, shift_jis … are not") from None
+            raise ValueError(
+                f"'{encoding}' is unknown to Python; utf-16, cp1252, latin-1, shift_jis … are not"
+            ) from None
         return encoding
 
     @model_validator(mode="after")
@@ -125,7 +130,8 @@ class Data(Origin):
     )
     keep: Keep | None = Field(default=None, description="train on a part of the rows, chosen")
     fold_labels: bool = Field(
-        default=True, description="take labels for one that differ in case, blanks or Unicode form only, or as 1 and 1.0"
+        default=True,
+        description="take labels for one that differ in case, blanks or Unicode form only, or as 1 and 1.0",
     )
     extra_tests: dict[str, Origin] = Field(default_factory=dict, description="further rows only ever tested on")
 

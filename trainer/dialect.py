@@ -147,7 +147,9 @@ class Shape:
 
     header: Header
     fault: str = ""  # it cannot be read so
-    wide: tuple[int, int] | None = None  # the first row with more filled cells than the header: its line and their count
+    wide: tuple[int, int] | None = (
+        None  # the first row with more filled cells than the header: its line and their count
+    )
     rows: int = 0
     narrow: int = 0  # rows with fewer
     begun: int = 0  # cells that begin with a quotation mark
@@ -185,7 +187,8 @@ def choose(again: Lines, suffix: str, columns: tuple[str, ...], told: Told) -> D
         return Dialect(separator)
     if _has_row_names(quoted):
         return Dialect(separator, row_names=True)
-    others = Dialect(separator, blanks=True), Dialect(separator, "backslash"), Dialect(separator, "escaped")
+    others = [Dialect(separator, blanks=True), Dialect(separator, "backslash")]
+    others += [] if quoted.fault else [Dialect(separator, "escaped")]
     for other in others:
         shape = measured(again(), other, columns)
         if shape.fits or _has_row_names(shape):

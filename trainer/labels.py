@@ -13,7 +13,17 @@ from itertools import combinations
 # What takes no room on a page, or only says how what is before it is drawn.
 UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff\ufe00-\ufe0f\u202a-\u202e]")
 SAME_SIGNS = str.maketrans("\u2018\u2019\u201c\u201d\u2010\u2011", "''\"\"--")
-DRAWN_ALIKE = ("<noBreak>", "<wide>", "<narrow>", "<compat>", "<font>", "<initial>", "<medial>", "<final>", "<isolated>")
+DRAWN_ALIKE = (
+    "<noBreak>",
+    "<wide>",
+    "<narrow>",
+    "<compat>",
+    "<font>",
+    "<initial>",
+    "<medial>",
+    "<final>",
+    "<isolated>",
+)
 WHOLE = re.compile(r"([+-]?\d+)\.0+")
 # Letters of Cyrillic and Greek that are drawn as Latin ones.
 FOREIGN = str.maketrans("аеорсухіјѕԁһԛԝκονρυχϲ", "aeopcyxijsdhqwkovpuxc")

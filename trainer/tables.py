@@ -120,9 +120,7 @@ class FileTable:
             if header_of(cells) == header:
                 yield None
                 continue
-            yield {
-                name: None if cell == NULL else cell for name, cell in zip(header, cells, strict=False) if name
-            }
+            yield {name: None if cell == NULL else cell for name, cell in zip(header, cells, strict=False) if name}
 
     @cached_property
     def dialect(self) -> Dialect:

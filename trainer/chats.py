@@ -65,14 +65,22 @@ def shape_of(columns: Iterable[str]) -> tuple[str, Shape] | None:
 
 
 def _messages(column: str) -> Shape:
-    return lambda record, whole: _of_turns(record[column], whole)
+    return lambda record, whole: _with_system(record, _of_turns(record[column], whole))
+
+
+def _with_system(record: Record, made: dict[str, str]) -> dict[str, str]:
+    """LLaMA-Factory has a column of its own for what the system says."""
+    system = record.get("system")
+    return {**made, "system": system} if isinstance(system, str) and system else made
 
 
 def _of_turns(turns: Any, whole: bool) -> dict[str, str]:
     """Take the last turn for the answer and the user's for the text; what the system said is the template's to say."""
     if not isinstance(turns, list) or not turns:
         raise NotARow("holds no list of turns")
-    said = [(role, text) for role, text in map(_turn, turns) if role != "system"]
+    all_said = list(map(_turn, turns))
+    said = [(role, text) for role, text in all_said if role != "system"]
+    system = "\n".join(text for role, text in all_said if role == "system")
     if whole:
         while said and said[-1][0] != "assistant":
             said.pop()
@@ -80,12 +88,13 @@ def _of_turns(turns: Any, whole: bool) -> dict[str, str]:
         raise NotARow("does not end with an answer of the assistant's", any(r == "assistant" for r, _ in said))
     *before, (_, answer) = said
     if [role for role, _ in before] == ["user"]:
-        return {"text": before[0][1], "answer": answer}
+        return {"text": before[0][1], "answer": answer, "system": system}
     if not any(role == "user" for role, _ in before):
         raise NotARow("has no user turn before the answer")
     if not whole:
         raise NotARow(f"has {len(before)} turns before the answer, and a row has one text", convertible=True)
-    return {"text": "\n".join(f"{role.capitalize()}: {text}" for role, text in before), "answer": answer}
+    text = "\n".join(f"{role.capitalize()}: {text}" for role, text in before)
+    return {"text": text, "answer": answer, "system": system}
 
 
 def _turn(turn: Any) -> tuple[str, str]:
@@ -120,7 +129,8 @@ def _alpaca(record: Record, whole: bool) -> dict[str, str]:
     if not isinstance(past, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in past):
         raise NotARow("has a history that is no list of pairs")
     before = [f"User: {asked}\nAssistant: {said}\nUser: " for asked, said in past]
-    return {"text": "".join([*before, "\n\n".join(filter(None, parts))]), "answer": _text(record, "output")}
+    text = "".join([*before, "\n\n".join(filter(None, parts))])
+    return _with_system(record, {"text": text, "answer": _text(record, "output")})
 
 
 def _prodigy(record: Record, whole: bool) -> dict[str, str]:

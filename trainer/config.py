@@ -91,9 +91,7 @@ class Origin(Strict):
         try:
             "a".encode(encoding or "utf-8").decode(encoding or "utf-8")
         except (LookupError, ValueError):
-            raise ValueError(
-                f"'{encoding}' is unknown to Python; utf-16, cp1252, latin-1, shift_jis … are not"
-            ) from None
+            raise ValueError(f"'{encoding}' is none that Python knows: utf-16, cp1252, latin-1, shift_jis …") from None
         return encoding
 
     @model_validator(mode="after")
@@ -605,7 +603,7 @@ LABELS = re.compile(r"(mix\.[^.]+\.)?task\.labels")
 
 
 def _labels_as_written(node: yaml.Node, at: tuple[str, ...]) -> None:
-    """Make strings of what stands in ``task.labels``: to YAML ``no`` is false, ``1:30`` 90 and ``2024-03-05`` a date."""
+    """Make strings of what stands in ``task.labels``: to YAML ``no`` is false, ``1:30`` is 90."""
     if isinstance(node, yaml.SequenceNode) and LABELS.fullmatch(".".join(at)):
         node.value = [
             yaml.ScalarNode("tag:yaml.org,2002:str", item.value, item.start_mark, item.end_mark, item.style)

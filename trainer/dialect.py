@@ -147,9 +147,7 @@ class Shape:
 
     header: Header
     fault: str = ""  # it cannot be read so
-    wide: tuple[int, int] | None = (
-        None  # the first row with more filled cells than the header: its line and their count
-    )
+    wide: int | None = None  # the line of the first row with more filled cells than the header
     rows: int = 0
     narrow: int = 0  # rows with fewer
     begun: int = 0  # cells that begin with a quotation mark
@@ -242,8 +240,10 @@ def _separator(first: list[str], suffix: str, columns: tuple[str, ...]) -> str:
 
 def _leniently(first: list[str], separator: str, quoted: bool) -> Iterator[Numbered]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    how = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(first, delimiter=separator, quoting=how, skipinitialspace=quoted)
+    if quoted:
+        reader = csv.reader(first, delimiter=separator, skipinitialspace=True)
+    else:
+        reader = csv.reader(first, delimiter=separator, quoting=csv.QUOTE_NONE)
     return ((reader.line_num, cells) for cells in reader if not blank(cells))
 
 
@@ -307,7 +307,7 @@ def _count(shape: Shape, number: int, cells: list[str], marks: _Marks | None) ->
     while filled > width and not cells[filled - 1].strip():
         filled -= 1
     if filled > width and shape.wide is None:
-        shape.wide = (number, len(cells))
+        shape.wide = number
     shape.narrow += len(cells) < width
     shape.named = shape.named and len(cells) == width + 1 and cells[0].strip().strip('"').isdigit()
     if marks is not None:
@@ -344,7 +344,7 @@ class _Marks:
 
 
 class _Evidence:
-    """Whether a cell of several lines holds rows: each line is as wide as the header, with an answer known elsewhere."""
+    """Whether a cell of several lines holds rows: each line as wide as the header, with an answer known elsewhere."""
 
     def __init__(self, dialect: Dialect, columns: tuple[str, ...]) -> None:
         self.separator, self.answer, self.header = dialect.separator, columns[-1] if columns else "", Header()

@@ -1,4 +1,4 @@
-"""Files as bytes and lines: which kinds are read, unpacked within bounds, decoded, with the number of a line at fault."""
+"""Files as bytes and lines: which kinds are read, unpacked within bounds, decoded, and the line that is at fault."""
 
 from __future__ import annotations
 
@@ -209,8 +209,8 @@ def _undecodable(number: int, encoding: str | None) -> str:
     if encoding is not None:
         return f"line {number} is not {encoding}; set data.encoding to what the file was saved as"
     return (
-        f"line {number} is not UTF-8; save the file as UTF-8, or convert it with iconv, or set data.encoding to what it "
-        "was saved as (Windows in Western Europe and America: cp1252)"
+        f"line {number} is not UTF-8; save the file as UTF-8, or convert it with iconv, or set data.encoding to what "
+        "it was saved as (Windows in Western Europe and America: cp1252)"
     )
 
 

@@ -121,7 +121,7 @@ def doubtful(counts: Mapping[str, int]) -> Iterator[str]:
             continue  # kept apart on purpose
         rare = counts[one] >= TIMES_RARER * counts[other]
         if _loosely(one) == _loosely(other) or (rare and _one_letter_apart(alike(one), alike(other))):
-            yield f"'{one}' ({counts[one]} rows) and '{other}' ({counts[other]}) may be one label; if so, spell it alike"
+            yield f"'{one}' ({counts[one]} rows) and '{other}' ({counts[other]}) may be one; if so, spell it alike"
 
 
 def _loosely(label: str) -> str:

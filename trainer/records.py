@@ -81,9 +81,8 @@ def json_document(text: str) -> Iterator[tuple[int, Record | None, str]]:
             for number, record, problem in json_lines(text.split("\n")):
                 yield number, record, f"line {number} {problem}" if problem else ""
             return
-        raise Unreadable(
-            f"line {text[: len(text) - len(text.lstrip())].count(chr(10)) + error.lineno}: {error.msg}"
-        ) from None
+        before = text[: len(text) - len(text.lstrip())].count("\n")
+        raise Unreadable(f"line {before + error.lineno}: {error.msg}") from None
     for number, row in enumerate(_listed(found), start=1):
         problem = _problem(row)
         yield number, None if problem else row, f"row {number} {problem}" if problem else ""
@@ -99,12 +98,8 @@ def _listed(found: Any) -> list[Any]:
             if all(list(column) == keys for column in found.values()):
                 return [{name: column[key] for name, column in found.items()} for key in keys]
         inner = [value for value in found.values() if isinstance(value, list)]
-        if (
-            len(inner) == 1
-            and inner[0]
-            and all(isinstance(row, dict) for row in inner[0])
-            and not {*found} & {"messages", "conversations"}
-        ):
+        objects = len(inner) == 1 and inner[0] and all(isinstance(row, dict) for row in inner[0])
+        if objects and not {*found} & {"messages", "conversations"}:
             return inner[0]  # {"data": [{…}, {…}]}, {"schema": …, "data": […]}
     if not isinstance(found, list):
         raise Unreadable("it is no list of objects; write [{…}, {…}], or one object a line")

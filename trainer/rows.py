@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,8 @@ class Table:
     slices: tuple[str, ...] = ()
     chat: Shape | None = None
     whole: bool = False  # take all turns of a chat for the text
+    keep_system: bool = False  # and what the system said, in front of it
+    system: str | None = None  # what it said in the rows before
     place: str = ""
     notes: list[str] = field(default_factory=list)  # how the file was read
     left_out: int = 0  # records that annotators set aside, once all were gone through
@@ -119,6 +122,13 @@ class Table:
         except NotARow as error:
             how = f"; {convert_command(self.place)} makes one text of it" if error.convertible else ""
             raise ValueError(f"{error}{how}.") from None
+        system = made.get("system", "")
+        if self.keep_system:
+            made["text"] = f"{system}\n\n{made['text']}" if system else made["text"]
+        elif self.system not in (None, system):
+            how = convert_command(self.place, " --keep-system")
+            raise ValueError(f"has another system turn than the rows before, which would be left out; {how} keeps it.")
+        self.system = system
         return {**record, self.text: made["text"], self.answer: made["answer"]}
 
     def _row(self, cells: Mapping[str, str], number: int) -> Row:
@@ -134,8 +144,8 @@ class Table:
         )
 
 
-def convert_command(place: str) -> str:
-    return f"`python -m trainer data convert {place} --out rows.jsonl`"
+def convert_command(place: str, more: str = "") -> str:
+    return f"`python -m trainer data convert {shlex.quote(place)} --out rows.jsonl{more}`"
 
 
 def open_table(origin: Origin, columns: Columns, cache: Path) -> Table:
@@ -172,10 +182,8 @@ def found_table(origin: Origin, columns: Columns, cache: Path) -> Table:
 
 def _with_columns(table: Table, origin: Origin) -> Table:
     """Return the table, read as a chat where it has no columns of its own. Raises where it lacks one."""
-    if origin.source:
-        there = set(next(iter(table.records), None) or ())
-    else:
-        there = set(table.records.column_names)  # type: ignore[attr-defined]
+    records: Any = table.records
+    there = set(next(iter(records), None) or ()) if origin.source else set(records.column_names)
     missing = [column for column in (*table.columns, *table.slices) if column not in there]
     usual = origin.text == "text" and origin.answer is None and table.shape.objective == "supervised"
     if usual and not origin.source and (found := shape_of(there)):
@@ -209,12 +217,12 @@ class Converted:
     left_out: int
 
 
-def converted(origin: Origin, columns: Columns, cache: Path) -> Converted:
+def converted(origin: Origin, columns: Columns, cache: Path, keep_system: bool = False) -> Converted:
     """Return text and answer of each record of a chat, a labelling tool or a table, its other plain columns beside
     them. Of several turns all but the last answer are the text. Raises :class:`HotswapError` for a file that has none.
     """
     table = open_table(origin, columns, cache)
-    table.whole = True
+    table.whole, table.keep_system = True, keep_system
     usual = Columns(columns.kind).answer(Origin(path=origin.path))
     rows: list[dict[str, str]] = []
     problems: list[str] = []

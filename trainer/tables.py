@@ -69,7 +69,7 @@ class FileTable:
             yield NO_ROWS
 
     def _look_at_cells(self, columns: dict[str, None]) -> Iterator[str]:
-        """More cells than the header has, which would shift all of them by one, and columns that cannot be told apart."""
+        """More cells than the header has, and columns that cannot be told apart."""
         found = rows(self._lines(), self.dialect)
         _, cells = next(found, (0, []))
         header, repeated, empty = header_of(cells), 0, True

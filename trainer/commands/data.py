@@ -62,6 +62,7 @@ def _add_convert(data: Any) -> None:
     sub.set_defaults(command=convert)
     sub.add_argument("file", type=Path, metavar="FILE", help=READ)
     _add_file_options(sub)
+    sub.add_argument("--keep-system", action="store_true", help="put what the system says in front of the text")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
 
 
@@ -131,7 +132,7 @@ def convert(options: argparse.Namespace) -> None:
     if options.out.exists() and options.file.exists() and options.out.samefile(options.file):
         raise HotswapError(f"--out {options.out} is the file that is read; give the rows another one.")
     recipe = _recipe_of_file(options, _told(options))
-    made = converted(recipe.data, Columns(recipe.task.kind), cache_folder())
+    made = converted(recipe.data, Columns(recipe.task.kind), cache_folder(), options.keep_system)
     if not made.rows:
         why = f": {made.problems[0]}" if made.problems else "; annotators set all of it aside"
         raise HotswapError(f"{options.file} has nothing that can be converted{why}")

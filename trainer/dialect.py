@@ -152,6 +152,7 @@ class Shape:
     narrow: int = 0  # rows with fewer
     begun: int = 0  # cells that begin with a quotation mark
     nulls: int = 0
+    padded: int = 0  # cells that begin with blanks and a quotation mark
     odd: int = 0  # backslashes before what needs none
     open_cells: int = 0  # that end in a backslash
     named: bool = True  # each row has one cell more, the first of which counts or names it
@@ -182,7 +183,8 @@ def choose(again: Lines, suffix: str, columns: tuple[str, ...], told: Told) -> D
             f"close it, or {AS_WRITTEN}, or data.quoting: quoted where it is one text"
         )
     if quoted.fits:
-        return Dialect(separator)
+        padded = quoted.padded and measured(again(), Dialect(separator, blanks=True), columns).fits
+        return Dialect(separator, blanks=bool(padded))
     if _has_row_names(quoted):
         return Dialect(separator, row_names=True)
     others = [Dialect(separator, blanks=True), Dialect(separator, "backslash")]
@@ -280,7 +282,7 @@ def _has_row_names(shape: Shape) -> bool:
 
 def measured(lines: Iterable[str], dialect: Dialect, columns: tuple[str, ...] = ()) -> Shape:
     """Read the whole file in one dialect, and say what that gives."""
-    window = _Window(lines)
+    window = _Window(with_old_ends(iter(lines)))
     shape = Shape([])
     marks, evidence = _Marks(), _Evidence(dialect, columns)
     try:
@@ -310,6 +312,7 @@ def _count(shape: Shape, number: int, cells: list[str], marks: _Marks | None) ->
         shape.wide = number
     shape.narrow += len(cells) < width
     shape.named = shape.named and len(cells) == width + 1 and cells[0].strip().strip('"').isdigit()
+    shape.padded += any(cell[:1] == " " and cell.lstrip(" ")[:1] == '"' for cell in cells)
     if marks is not None:
         for position, cell in enumerate(cells):
             shape.nulls += cell == NULL

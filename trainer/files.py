@@ -70,20 +70,26 @@ def check_file(path: Path, encoding: str | None = None) -> None:
         if suffix_of(path) == ".txt":
             raise HotswapError(f"{path} is empty; read are {READ}.")
         raise HotswapError(f"{path} is empty.")
-    if kind == "parquet" or encoding is not None:
+    if kind == "parquet":
         return
     try:
         with opened(path) as file:
             start = file.read(4096)
+            while path.suffix.lower() in PACKED and file.read(2**20):
+                pass  # to the end, so that a bomb is known before its rows are looked at one by one
     except (Unreadable, *BROKEN) as error:
         raise HotswapError(f"{path} could not be read: {_reason(error)}") from error
-    if start.count(0) > len(start) // 4 or start.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if encoding is None and _looks_wide(start):
         raise HotswapError(
             f"{path} is not UTF-8 but UTF-16, it seems; save it as UTF-8, or set data.encoding: utf-16 "
             "(utf-16-le or utf-16-be where it has no byte order mark)."
         )
     if kind == "json" and path.stat().st_size > MAX_JSON_BYTES:
         raise HotswapError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; convert it to .jsonl, one row a line.")
+
+
+def _looks_wide(start: bytes) -> bool:
+    return start.count(0) > len(start) // 4 or start.startswith((b"\xff\xfe", b"\xfe\xff"))
 
 
 class Bounded(io.RawIOBase):

@@ -87,7 +87,7 @@ class Table:
 
     def rows(self) -> Iterator[tuple[int, Row | None, str]]:
         """Yield each record's number from 1 on, with its row, or none and what is wrong with it."""
-        self.left_out = 0
+        self.left_out, self.system = 0, None
         for number, record in enumerate(self.records, start=1):
             if record is None:
                 continue

@@ -363,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--task", choices=sorted(TEMPLATES))
-    sub.add_argument("--labels", help="comma-separated, in the order of training (this trainer sorts them)")
+    sub.add_argument("--labels", help='a row of CSV (a,"b, c"), in the order of training (this trainer sorts them)')
     sub.add_argument("--template", help="the prompt it was trained with; {text} marks the input, \\n a new line")
     sub.add_argument("--description", default="")
     cli.add_sign_option(sub)

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from trainer.config import Data, Recipe, SummarizationRecipe
-from trainer.data import answers_of, columns_of, fold_rows, folding_of, placed
+from trainer.data import columns_of, fold_rows, folding_of, placed
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
-from trainer.labels import Folding, doubtful
+from trainer.labels import doubtful
 from trainer.personal import personal
 from trainer.rows import Columns, Row, as_compared, found_table, open_table
 from trainer.tables import FileTable
@@ -116,7 +116,7 @@ def _folded(rows: _Rows, recipe: Recipe, cache: Path) -> tuple[_Rows, list[Findi
         return rows, []
     columns, tests = columns_of(recipe), recipe.data.extra_tests.values()
     others = [row for test in tests for _, row, _ in open_table(test, columns, cache).rows() if row is not None]
-    fold: Folding = folding_of(recipe, answers_of([*rows.rows, *others]))
+    fold = folding_of(recipe, rows.rows, others)
     rows = _Rows(rows.numbers, fold_rows(rows.rows, fold))
     return rows, [
         *(Finding("note", "labels", note) for note in fold.notes()),

@@ -115,21 +115,21 @@ def _without_held_out(splits: Splits) -> Splits:
     return replace(kept("", splits), mixed={name: kept(name, part) for name, part in splits.mixed.items()})
 
 
-def folding_of(recipe: Recipe, answers: Iterable[str]) -> Folding:
-    """Return how the labels are folded that all rows have."""
+def folding_of(recipe: Recipe, rows: Iterable[Row], tests: Iterable[Row]) -> Folding:
+    """Return how the labels are folded that the recipe's own rows have, and those of its further tests."""
     task = recipe.task
     if not isinstance(task, ClassificationRecipe) or not recipe.data.fold_labels:
         return Folding()
-    return folding(answers, task.labels)
+    return folding(_answers_of(rows), task.labels, _answers_of(tests))
 
 
-def answers_of(rows: Iterable[Row]) -> Iterable[str]:
+def _answers_of(rows: Iterable[Row]) -> Iterable[str]:
     """Return all that is said to texts, the worse answers too."""
     return (answer for row in rows for answer in (row.answer, row.rejected) if answer)
 
 
 def _folded(rows: list[Row], extra: dict[str, list[Row]], recipe: Recipe) -> tuple[list[Row], dict[str, list[Row]]]:
-    fold = folding_of(recipe, answers_of(chain(rows, *extra.values())))
+    fold = folding_of(recipe, rows, chain(*extra.values()))
     return fold_rows(rows, fold), {name: fold_rows(part, fold) for name, part in extra.items()}
 
 

@@ -83,18 +83,20 @@ class Folding:
         return merged
 
 
-def folding(answers: Iterable[str], listed: tuple[str, ...] | None = None) -> Folding:
+def folding(answers: Iterable[str], listed: tuple[str, ...] | None = None, tested: Iterable[str] = ()) -> Folding:
     """Return how the labels of all rows are folded: into those that the recipe lists, else into the spelling that most
     rows have (of two as frequent, that with fewer capitals).
 
-    Listed labels are kept apart however alike they look.
+    Listed labels are kept apart however alike they look. Rows that are only ``tested`` on have no say in how a label
+    is spelled that others have.
     """
-    counts = Counter(answers)
+    own = Counter(answers)
+    counts = own + Counter(tested)
     if listed:
         return Folding({spelling: _listed(spelling, listed) for spelling in counts}, counts)
     groups: dict[str, Counter[str]] = defaultdict(Counter)
-    for spelling, count in counts.items():
-        groups[alike(spelling)][seen(spelling)] += count
+    for spelling in counts:
+        groups[alike(spelling)][seen(spelling)] += own[spelling]
     chosen = {key: min(found, key=lambda s: (-found[s], sum(map(str.isupper, s)), s)) for key, found in groups.items()}
     into = {s: chosen[alike(s)] for s in counts if alike(s)}
     # A label that all rows spell in one way stays as it is, whatever its letters are made of.

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -85,7 +86,7 @@ def _task(options: argparse.Namespace, base: Base) -> ClassificationTask | Summa
 def _labels(text: str) -> list[str]:
     """Read ``a,"b, c"`` as a row of a CSV file."""
     try:
-        cells = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+        cells = next(csv.reader([re.sub(r'" +(?=,|$)', '"', text)], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
         raise HotswapError(f'--labels {text}: {error}; write it as a row of a CSV file: a,"b, c"') from None
     return [label.strip() for label in cells if label.strip()]

@@ -147,7 +147,9 @@ def _nearly_the_same(rows: _Rows, data: Data, seed: int, labelled: bool) -> Iter
 def _tested_elsewhere(rows: _Rows, data: Data, columns: Columns, cache: Path) -> Iterator[Finding]:
     known = {as_compared(text) for text in rows.texts}
     for name, origin in data.extra_tests.items():
-        read = list(open_table(origin, columns, cache).rows())
+        table = open_table(origin, columns, cache)
+        read = list(table.rows())
+        yield from (Finding("note", "read", f"extra_tests.{name}: {note}") for note in table.notes)
         unusable = [(number, problem) for number, row, problem in read if row is None]
         for number, problem in unusable[:SHOWN]:
             yield Finding("error", "cells", f"extra_tests.{name}: row {number}: {problem}", (number,))

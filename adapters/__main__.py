@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -71,10 +73,19 @@ def _task(options: argparse.Namespace, base: Base) -> AnyTask:
     template = (options.template or TEMPLATES[options.task]).replace("\\n", "\n")
     if options.task == "summarization":
         return SummarizationTask.of(template)
-    labels = [label.strip() for label in (options.labels or "").split(",") if label.strip()]
+    labels = _labels(options.labels or "")
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise HotswapError("a classification adapter needs two or more different labels: --labels a,b")
     return ClassificationTask.of(template, labels, base.tokenizer)
+
+
+def _labels(text: str) -> list[str]:
+    """Read ``a,"b, c"`` as a row of a CSV file."""
+    try:
+        cells = next(csv.reader([re.sub(r'" +(?=,|$)', '"', text)], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise HotswapError(f'--labels {text}: {error}; write it as a row of a CSV file: a,"b, c"') from None
+    return [label.strip() for label in cells if label.strip()]
 
 
 def list_(options: argparse.Namespace) -> None:
@@ -349,7 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--task", choices=sorted(TEMPLATES))
-    sub.add_argument("--labels", help="comma-separated, in the order of training (this trainer sorts them)")
+    sub.add_argument("--labels", help='a row of CSV (a,"b, c"), in the order of training (this trainer sorts them)')
     sub.add_argument("--template", help="the prompt it was trained with; {text} marks the input, \\n a new line")
     sub.add_argument("--description", default="")
     cli.add_sign_option(sub)

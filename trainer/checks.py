@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.data import columns_of, placed
+from trainer.data import columns_of, fold_rows, folding_of, placed
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
+from trainer.labels import doubtful
 from trainer.personal import personal
 from trainer.recipe import Data, Recipe, SummarizationRecipe
-from trainer.rows import Columns, Row, as_compared, broken_lines, check_file, open_table
+from trainer.rows import Columns, Row, as_compared, found_table, open_table
+from trainer.tables import FileTable
 
 SHOWN = 10
 FEW_OF_A_CLASS, MAJORITY, LONG_SHARE = 10, 0.9, 0.01
@@ -60,24 +62,29 @@ def check_data(recipe: Recipe, cache: Path, count_tokens: Callable[[str], int]) 
     Raises :class:`HotswapError` where the rows cannot be read at all.
     """
     data, columns = recipe.data, columns_of(recipe)
-    if data.path:
-        check_file(data.path)
-        broken = [Finding("error", "lines", line) for line in islice(broken_lines(data.path), SHOWN)]
-        if broken:
-            return broken
+    records = found_table(data, columns, cache).records
+    if isinstance(records, FileTable) and records.problems:
+        return [Finding("error", "lines", line) for line in records.problems[:SHOWN]]
+    table = open_table(data, columns, cache)
     unusable, rows = [], _Rows([], [])
-    for number, row, problem in open_table(data, columns, cache).rows():
+    for number, row, problem in table.rows():
         if row is None:
             unusable.append(Finding("error", "cells", f"row {number}: {problem}", (number,)))
             continue
         rows.numbers.append(number)
         rows.rows.append(row)
     found = [*unusable[:SHOWN], Finding("note", "rows", f"{len(rows.texts)} usable rows")]
+    found += [Finding("note", "read", note) for note in table.notes]
+    if table.left_out:
+        text = f"{table.left_out} rows that annotators rejected, skipped or did not reach are left out"
+        found.append(Finding("note", "read", text))
+    rows, folded = _folded(rows, recipe, cache)
+    found += folded
     if len(unusable) > SHOWN:
         found.append(Finding("error", "cells", f"and {len(unusable) - SHOWN} more rows of that kind"))
     if columns.objective == "supervised":  # elsewhere a text has several answers on purpose
         found += _same(rows)
-    found += _nearly_the_same(rows, data, recipe.seed)
+    found += _nearly_the_same(rows, data, recipe.seed, columns.kind == "classification")
     found += _tested_elsewhere(rows, data, columns, cache)
     found += _personal(rows)
     found += _mangled(rows)
@@ -103,7 +110,22 @@ def _same(rows: _Rows) -> Iterator[Finding]:
         yield Finding("warning", "contradictions", text, rows.numbered([p for ps in differing for p in ps]))
 
 
-def _nearly_the_same(rows: _Rows, data: Data, seed: int) -> Iterator[Finding]:
+def _folded(rows: _Rows, recipe: Recipe, cache: Path) -> tuple[_Rows, list[Finding]]:
+    """Return the rows with the labels they are trained on, and what is to be said about labels that look alike."""
+    if recipe.task.kind != "classification":
+        return rows, []
+    columns, tests = columns_of(recipe), recipe.data.extra_tests.values()
+    others = [row for test in tests for _, row, _ in open_table(test, columns, cache).rows() if row is not None]
+    fold = folding_of(recipe, rows.rows, others)
+    rows = _Rows(rows.numbers, fold_rows(rows.rows, fold))
+    return rows, [
+        *(Finding("note", "labels", note) for note in fold.notes()),
+        *(Finding("warning", "labels", warning) for warning in fold.warnings()),
+        *(Finding("warning", "labels", warning) for warning in islice(doubtful(Counter(rows.answers)), SHOWN)),
+    ]
+
+
+def _nearly_the_same(rows: _Rows, data: Data, seed: int, labelled: bool) -> Iterator[Finding]:
     first = {as_compared(row.text): position for position, row in reversed(list(enumerate(rows.rows)))}
     kept = sorted(first.values())
     groups = [[kept[member] for member in group] for group in near_duplicates([rows.rows[p].text for p in kept])]
@@ -114,7 +136,7 @@ def _nearly_the_same(rows: _Rows, data: Data, seed: int) -> Iterator[Finding]:
     yield Finding("note", "near-duplicates", text, rows.numbered(members))
     if data.near_duplicates == "group":
         return
-    where = placed([rows.rows[position] for position in kept], data, seed)
+    where = placed([rows.rows[position] for position in kept], data, seed, labelled=labelled)
     crossing = [g for g in groups if len({where[rows.rows[position].group] for position in g}) > 1]
     if crossing:
         text = f"{len(crossing)} groups of near-duplicates lie in several splits, and scores will be too good: set "
@@ -125,7 +147,9 @@ def _nearly_the_same(rows: _Rows, data: Data, seed: int) -> Iterator[Finding]:
 def _tested_elsewhere(rows: _Rows, data: Data, columns: Columns, cache: Path) -> Iterator[Finding]:
     known = {as_compared(text) for text in rows.texts}
     for name, origin in data.extra_tests.items():
-        read = list(open_table(origin, columns, cache).rows())
+        table = open_table(origin, columns, cache)
+        read = list(table.rows())
+        yield from (Finding("note", "read", f"extra_tests.{name}: {note}") for note in table.notes)
         unusable = [(number, problem) for number, row, problem in read if row is None]
         for number, problem in unusable[:SHOWN]:
             yield Finding("error", "cells", f"extra_tests.{name}: row {number}: {problem}", (number,))

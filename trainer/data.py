@@ -16,6 +16,7 @@ from adapters.errors import HotswapError
 from adapters.tasks.classification import MAX_LABELS
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import out_of_fold
+from trainer.labels import Folding, folding
 from trainer.recipe import ClassificationRecipe, Data, Keep, Origin, Recipe
 from trainer.rows import Columns, Row, Table, as_compared, open_table
 
@@ -62,11 +63,14 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
     data, columns = recipe.data, columns_of(recipe)
     rows = read_rows(data, columns, cache)
     extra = {name: read_rows(origin, columns, cache) for name, origin in data.extra_tests.items()}
+    rows, extra = _folded(rows, extra, recipe)
     if data.near_duplicates == "group":
         rows = _joined(rows, near_duplicates([row.text for row in rows]))
-    train, validation, test = _split(rows, data, recipe.seed)
+    labelled = recipe.task.kind == "classification"
+    train, validation, test = _split(rows, data, recipe.seed, labelled=labelled)
     if data.keep:
-        train = kept(train, data.keep, recipe.task.kind, recipe.seed)
+        chosen = kept(train, data.keep, recipe.task.kind, recipe.seed)
+        train = _with_each_label(chosen, train) if labelled else chosen
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         if not part:
             raise HotswapError(
@@ -74,7 +78,8 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
                 f"too few; add rows or change data.validation and data.test."
             )
     if isinstance(recipe.task, ClassificationRecipe):
-        _check_labels(recipe.task.labels, train, [*validation, *test, *(r for part in extra.values() for r in part)])
+        held_out = {"validation": validation, "test": test, **{f"extra_tests.{n}": part for n, part in extra.items()}}
+        _check_labels(recipe.task.labels, train, held_out)
     if not any(row.good for row in test):
         raise HotswapError("the test split has no good answers to compare with; add rows or change data.test.")
     if recipe.objective == "kto" and len({row.good for row in train}) < 2:
@@ -108,6 +113,39 @@ def _without_held_out(splits: Splits) -> Splits:
         return replace(part, train=train)
 
     return replace(kept("", splits), mixed={name: kept(name, part) for name, part in splits.mixed.items()})
+
+
+def folding_of(recipe: Recipe, rows: Iterable[Row], tests: Iterable[Row]) -> Folding:
+    """Return how the labels are folded that the recipe's own rows have, and those of its further tests."""
+    task = recipe.task
+    if not isinstance(task, ClassificationRecipe) or not recipe.data.fold_labels:
+        return Folding()
+    return folding(_answers_of(rows), task.labels, _answers_of(tests))
+
+
+def _answers_of(rows: Iterable[Row]) -> Iterable[str]:
+    """Return all that is said to texts, the worse answers too."""
+    return (answer for row in rows for answer in (row.answer, row.rejected) if answer)
+
+
+def _folded(rows: list[Row], extra: dict[str, list[Row]], recipe: Recipe) -> tuple[list[Row], dict[str, list[Row]]]:
+    fold = folding_of(recipe, rows, chain(*extra.values()))
+    return fold_rows(rows, fold), {name: fold_rows(part, fold) for name, part in extra.items()}
+
+
+def fold_rows(rows: list[Row], fold: Folding) -> list[Row]:
+    """Return the rows with the labels that theirs stand for. Raises where both answers of a pair are one label."""
+    found = []
+    for row in rows:
+        answer, rejected = fold(row.answer), fold(row.rejected)
+        if row.rejected and answer == rejected:
+            raise HotswapError(
+                f"row {row.number}: '{row.answer}' and '{row.rejected}' are one label; remove the row, or set "
+                "data.fold_labels: false."
+            )
+        same = answer == row.answer and rejected == row.rejected
+        found.append(row if same else replace(row, answer=answer, rejected=rejected))
+    return found
 
 
 def labels_of(task: ClassificationRecipe, train: list[Row]) -> tuple[str, ...]:
@@ -186,21 +224,63 @@ def _stratified(rows: list[Row], data: Data, seed: int) -> dict[str, str]:
     return where
 
 
-def placed(rows: list[Row], data: Data, seed: int) -> dict[str, str]:
-    """Return the split that each group of the rows is in."""
-    return _stratified(rows, data, seed) if data.stratified else {r.group: split_of(r.group, data, seed) for r in rows}
+def placed(rows: list[Row], data: Data, seed: int, *, labelled: bool = False) -> dict[str, str]:
+    """Return the split that each group of the rows is in; where they are ``labelled``, some of every label that more
+    than one group has is trained on."""
+    if data.stratified:
+        where = _stratified(rows, data, seed)
+    else:
+        where = {row.group: str(split_of(row.group, data, seed)) for row in rows}
+    return _rare_ones_trained(rows, where, seed) if labelled else where
 
 
-def _split(rows: list[Row], data: Data, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
+def _rare_ones_trained(rows: list[Row], where: dict[str, str], seed: int) -> dict[str, str]:
+    """Of a label that training would not see, move the group whose hash lies next to the training rows': only a new
+    row of the same label can ever move it back."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        groups[row.answer].add(row.group)
+    size = Counter(where.values())
+    for _, found in sorted(groups.items()):
+        if len(found) < 2 or any(where[group] == "train" for group in found):
+            continue
+        movable = [group for group in found if size[where[group]] > 1]
+        if movable:
+            group = max(movable, key=lambda group: _point(group, seed))
+            size[where[group]] -= 1
+            where[group] = "train"
+    return where
+
+
+def _split(rows: list[Row], data: Data, seed: int, *, labelled: bool = False) -> tuple[list[Row], list[Row], list[Row]]:
     parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
-    where = placed(rows, data, seed)
+    where = placed(rows, data, seed, labelled=labelled)
     for row in rows:
         parts[where[row.group]].append(row)
     limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
     for name, part in parts.items():
         random.Random(seed).shuffle(part)  # noqa: S311  # reproducible, not secret
+        whole = list(part) if name == "train" and labelled else []
         del part[limits[name] or len(part) :]
+        part[:] = _with_each_label(part, whole) if whole else part
     return parts["train"], parts["validation"], parts["test"]
+
+
+def _with_each_label(chosen: list[Row], whole: list[Row]) -> list[Row]:
+    """Return the chosen rows, with one of each label that was not chosen in the place of the last of a frequent one."""
+    counts = Counter(row.answer for row in chosen)
+    first: dict[str, Row] = {}
+    for row in whole:
+        first.setdefault(row.answer, row)
+    found = list(chosen)
+    places = iter(range(len(found) - 1, -1, -1))
+    for row in (row for label, row in first.items() if label not in counts):
+        place = next((place for place in places if counts[found[place].answer] > 1), None)
+        if place is None:
+            break
+        counts[found[place].answer] -= 1
+        found[place] = row
+    return found
 
 
 def kept(rows: list[Row], keep: Keep, kind: str, seed: int) -> list[Row]:
@@ -225,7 +305,7 @@ def kept(rows: list[Row], keep: Keep, kind: str, seed: int) -> list[Row]:
     return [row for position, row in enumerate(rows) if position in chosen]
 
 
-def _check_labels(named: tuple[str, ...] | None, train: list[Row], held_out: list[Row]) -> None:
+def _check_labels(named: tuple[str, ...] | None, train: list[Row], held_out: dict[str, list[Row]]) -> None:
     seen = {row.answer for row in train}
     known = set(named) if named else seen
     if len(seen) < 2:
@@ -234,7 +314,22 @@ def _check_labels(named: tuple[str, ...] | None, train: list[Row], held_out: lis
         raise HotswapError(
             f"the data has {len(known)} different labels and {MAX_LABELS} can be served; is 'answer' the right column?"
         )
-    for row in [*train, *held_out]:
-        for label in filter(None, (row.answer, row.rejected)):
-            if label not in known:
-                raise HotswapError(f"label '{label}' is not among {sorted(known)}; list it in task.labels or mend it.")
+    for part, rows in {"train": train, **held_out}.items():
+        for row in rows:
+            for label in filter(None, (row.answer, row.rejected)):
+                if label not in known:
+                    own = named is None and label == row.answer and part in ("validation", "test")
+                    where = _where_it_is(label, held_out) if own else ""
+                    raise HotswapError(
+                        f"label '{label}' is not among {sorted(known)}; list it in task.labels or mend it{where}."
+                    )
+
+
+def _where_it_is(label: str, held_out: dict[str, list[Row]]) -> str:
+    found = {part: [row.number for row in rows if row.answer == label] for part, rows in held_out.items()}
+    rows = sum(map(len, found.values()))
+    places = "; ".join(f"{part}: {', '.join(map(str, n[:5]))}" for part, n in found.items() if n)
+    return (
+        f": it has {rows} {'row' if rows == 1 else 'rows'} of one group ({places}), held out for testing, so that none "
+        "is trained on: find more of its rows, merge it with another label, or remove it"
+    )

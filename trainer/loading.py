@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,14 +43,39 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     return recipe.model_copy(update={"data": _all_beside(path, recipe.data), "mix": mix})
 
 
-def parsed(text: str) -> Any:
-    """Return what a YAML text says. Raises :class:`ValueError` for what is none, or has a key twice."""
+def parsed(text: str, at: tuple[str, ...] = ()) -> Any:
+    """Return what a YAML text says, which stands at the key ``at`` of a recipe. Raises :class:`ValueError` for what is
+    none, or has a key twice."""
+    loader = _UniqueKeys(text)
     try:
-        return yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _labels_as_written(node, at)
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    finally:
+        loader.dispose()
+
+
+LABELS = re.compile(r"(mix\.[^.]+\.)?task\.labels")
+
+
+def _labels_as_written(node: yaml.Node, at: tuple[str, ...]) -> None:
+    """Make strings of what stands in ``task.labels``: to YAML ``no`` is false, ``1:30`` is 90."""
+    if isinstance(node, yaml.SequenceNode) and LABELS.fullmatch(".".join(at)):
+        node.value = [
+            yaml.ScalarNode("tag:yaml.org,2002:str", item.value, item.start_mark, item.end_mark, item.style)
+            if isinstance(item, yaml.ScalarNode)
+            else item
+            for item in node.value
+        ]
+    elif isinstance(node, yaml.MappingNode) and len(at) < 4:
+        for key, value in node.value:
+            _labels_as_written(value, at if key.value == "<<" else (*at, str(key.value)))
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -97,6 +123,6 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise HotswapError(f"--set {override}: '{parent}' holds a value, not further keys")
         content = below
     try:
-        content[last] = parsed(value)
+        content[last] = parsed(value, tuple(key.split(".")))
     except ValueError:
         raise HotswapError(f"--set {override}: the value is not valid YAML; quote it") from None

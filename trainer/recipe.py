@@ -50,10 +50,13 @@ class Strict(BaseModel):
         return given
 
 
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "\\x01": "\x01"}
+
+
 class Origin(Strict):
     """Where rows come from: one of ``path``, ``dataset`` and ``source``, and what the columns are called."""
 
-    path: Path | None = Field(default=None, description="a .jsonl, .json, .csv, .tsv or .parquet file")
+    path: Path | None = Field(default=None, description="a .jsonl, .json, .csv, .tsv or .parquet file; packed ones too")
     dataset: str | None = Field(default=None, description="a Hugging Face data set id, with ':split' behind it")
     source: str | None = Field(default=None, description="a data set this project knows how to fetch")
     text: str = Field(default="text", description="the column with the input")
@@ -63,6 +66,31 @@ class Origin(Strict):
     group: str | None = Field(default=None, description="rows that share this column's value stay in one split")
     rejected: str = Field(default="rejected", description="objectives dpo and reward: the column with the worse answer")
     good: str = Field(default="good", description="objective kto: the column that says whether the answer was good")
+    separator: str | None = Field(
+        default=None, description="of a .csv and the like: ',', ';', tab …; default: found out"
+    )
+    quoting: Literal["quoted", "backslash", "escaped", "none"] | None = Field(
+        default=None,
+        description="of a .csv and the like: what quotation marks and backslashes mean; default: found out",
+    )
+    encoding: str | None = Field(default=None, description="of a text file: utf-16, cp1252 …; default: UTF-8")
+
+    @field_validator("separator")
+    @classmethod
+    def _one_character(cls, separator: str | None) -> str | None:
+        found = SEPARATORS.get(separator or "", separator)
+        if found is not None and (len(found) != 1 or found in '"\r\n\\ '):
+            raise ValueError(f"one character, or {', '.join(SEPARATORS)}")
+        return found
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str | None) -> str | None:
+        try:
+            "a".encode(encoding or "utf-8").decode(encoding or "utf-8")
+        except (LookupError, ValueError):
+            raise ValueError(f"'{encoding}' is none that Python knows: utf-16, cp1252, latin-1, shift_jis …") from None
+        return encoding
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -97,6 +125,10 @@ class Data(Origin):
         default=False, description="give every split the same shares of the labels; a new row may then move others"
     )
     keep: Keep | None = Field(default=None, description="train on a part of the rows, chosen")
+    fold_labels: bool = Field(
+        default=True,
+        description="take labels for one that differ in case, blanks or Unicode form only, or as 1 and 1.0",
+    )
     extra_tests: dict[str, Origin] = Field(default_factory=dict, description="further rows only ever tested on")
 
     @field_validator("slices")
@@ -131,6 +163,17 @@ class ClassificationRecipe(Strict):
     labels: tuple[str, ...] | None = Field(default=None, description="default: those in the data, sorted")
     max_input_tokens: int = Field(default=512, ge=8)
     normalize: bool = False
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, labels: Any) -> Any:
+        """Rows name a label by its text, so that 1 is ``1``; of a recipe's file the text is taken as it is written."""
+        if not isinstance(labels, list | tuple):
+            return labels
+        return tuple(
+            label.strip() if isinstance(label, str) else str(label) if type(label) in (int, float) else label
+            for label in labels
+        )
 
 
 class SummarizationRecipe(Strict):

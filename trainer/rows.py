@@ -1,26 +1,24 @@
-"""Rows as people have them: which columns there must be, and what of a file cannot be read."""
+"""Rows as they are trained on: which columns there must be, and what of a record makes no row."""
 
 from __future__ import annotations
 
-import csv
-import glob
-import json
 import logging
-import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapters.errors import HotswapError
 from adapters.tasks import KINDS
 from adapters.tasks.base import normalized
+from trainer.chats import LeftOut, NotARow, Shape, shape_of
 from trainer.personal import masked
 from trainer.recipe import PAIRED, Data, Origin
+from trainer.records import class_label, text_of
 from trainer.sources import fetch_rows
+from trainer.tables import FileTable
 
-LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-MAX_LINE_BYTES, MAX_JSON_BYTES = 64 * 2**20, 512 * 2**20
 YES, NO = ("true", "1", "yes", "good", "up"), ("false", "0", "no", "bad", "down")
 
 
@@ -32,6 +30,7 @@ class Row:
     slices: tuple[tuple[str, str], ...] = ()
     rejected: str = ""  # a worse answer, where the objective compares
     good: bool = True
+    number: int = field(default=0, compare=False)  # in its file, from 1 on
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,11 @@ def as_compared(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Table:
     """Records as they were written, and which of their columns matter."""
 
-    records: Iterable[Mapping[str, Any]]
+    records: Iterable[Mapping[str, Any] | None]  # none: a record that counts and is left out
     shape: Columns
     text: str
     answer: str
@@ -72,6 +71,13 @@ class Table:
     rejected: str | None = None
     good: str | None = None
     slices: tuple[str, ...] = ()
+    chat: Shape | None = None
+    whole: bool = False  # take all turns of a chat for the text
+    keep_system: bool = False  # and what the system said, in front of it
+    system: str | None = None  # what it said in the rows before
+    place: str = ""
+    notes: list[str] = field(default_factory=list)  # how the file was read
+    left_out: int = 0  # records that annotators set aside, once all were gone through
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -80,258 +86,188 @@ class Table:
 
     def rows(self) -> Iterator[tuple[int, Row | None, str]]:
         """Yield each record's number from 1 on, with its row, or none and what is wrong with it."""
+        self.left_out, self.system = 0, None
         for number, record in enumerate(self.records, start=1):
-            problem = next(filter(None, (_problem(column, record[column]) for column in self.columns)), "")
-            row = None if problem else self._row(record)
-            if self.good and row is not None and as_compared(str(record[self.good])) not in YES + NO:
-                row, problem = None, f"column '{self.good}' is neither true nor false; it is '{record[self.good]}'."
-            if row is not None and row.rejected == row.answer:
-                row, problem = None, f"columns '{self.answer}' and '{self.rejected}' are the same; remove the row."
-            yield number, row, problem
+            if record is None:
+                continue
+            try:
+                cells = self.cells(record)
+            except LeftOut:
+                self.left_out += 1
+                continue
+            except ValueError as error:
+                yield number, None, str(error)
+                continue
+            row = self._row(cells, number)
+            if self.good and as_compared(cells[self.good] or "") not in YES + NO:
+                yield number, None, f"column '{self.good}' is neither true nor false; it is '{cells[self.good]}'."
+            elif row.rejected == row.answer:
+                yield number, None, f"columns '{self.answer}' and '{self.rejected}' are the same; remove the row."
+            else:
+                yield number, row, ""
 
-    def _row(self, record: Mapping[str, Any]) -> Row:
-        text = self.shape.read(str(record[self.text]))
+    def cells(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """Return the texts of the columns that matter. Raises :class:`ValueError` with what is wrong with one."""
+        record = self._plain(record)
+        cells = {column: _cell(column, record.get(column), column == self.answer) for column in self.columns}
+        slices = {column: text_of(record.get(column)) or "" for column in self.slices}
+        return slices | cells
+
+    def _plain(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.chat is None:
+            return record
+        try:
+            made = self.chat(record, self.whole)
+        except NotARow as error:
+            how = f"; {convert_command(self.place)} makes one text of it" if error.convertible else ""
+            raise ValueError(f"{error}{how}.") from None
+        system = made.get("system", "")
+        if self.keep_system:
+            made["text"] = f"{system}\n\n{made['text']}" if system else made["text"]
+        elif self.system not in (None, system):
+            how = convert_command(self.place, " --keep-system")
+            raise ValueError(f"has another system turn than the rows before, which would be left out; {how} keeps it.")
+        self.system = system
+        return {**record, self.text: made["text"], self.answer: made["answer"]}
+
+    def _row(self, cells: Mapping[str, str], number: int) -> Row:
+        text = self.shape.read(cells[self.text])
         return Row(
             text=text,
-            answer=self.shape.said(str(record[self.answer])),
-            group=str(record[self.group]) if self.group else as_compared(text),
-            slices=tuple((c, "" if record[c] is None else str(record[c])) for c in self.slices),
-            rejected=self.shape.said(str(record[self.rejected])) if self.rejected else "",
-            good=as_compared(str(record[self.good])) in YES if self.good else True,
+            answer=self.shape.said(cells[self.answer]),
+            group=cells[self.group] if self.group else as_compared(text),
+            slices=tuple((column, cells[column]) for column in self.slices),
+            rejected=self.shape.said(cells[self.rejected]) if self.rejected else "",
+            good=as_compared(cells[self.good]) in YES if self.good else True,
+            number=number,
         )
+
+
+def convert_command(place: str, more: str = "") -> str:
+    return f"`python -m trainer data convert {shlex.quote(place)} --out rows.jsonl{more}`"
 
 
 def open_table(origin: Origin, columns: Columns, cache: Path) -> Table:
     """Return one origin's records. Raises :class:`HotswapError` where they cannot be read, or lack a column."""
-    table: Any
+    table = found_table(origin, columns, cache)
+    if isinstance(table.records, FileTable) and table.records.problems:
+        raise HotswapError(f"{origin.path} could not be read: {table.records.problems[0]}")
+    return _with_columns(table, origin)
+
+
+def found_table(origin: Origin, columns: Columns, cache: Path) -> Table:
+    """Return one origin's records before it is known whether they can be read."""
+    records: Any
+    group = origin.group
+    answer = columns.answer(origin)
     if origin.source:
-        table = fetch_rows(origin.source, cache)
-        group: str | None = "group"
-        there = set(table[0]) if table else set()
+        records, group = fetch_rows(origin.source, cache), "group"
+    elif origin.path is not None:
+        records = FileTable(origin, (origin.text, answer))
     else:
-        table, group = _load_table(origin, cache), origin.group
-        there = set(table.column_names)
-    found = Table(
-        table,
+        records = _from_hub(origin, cache)
+    return Table(
+        records,
         columns,
         origin.text,
-        columns.answer(origin),
+        answer,
         group,
         rejected=origin.rejected if columns.objective in PAIRED else None,
         good=origin.good if columns.objective == "kto" else None,
         slices=origin.slices if isinstance(origin, Data) else (),
+        place=str(origin.path or origin.dataset),
     )
-    for column in (*found.columns, *found.slices):
-        if column not in there:
-            raise HotswapError(f"the data has no column '{column}'; it has: {', '.join(sorted(there))}.")
-    if not origin.source and (names := getattr(table.features[found.answer], "names", None)):
-        named = ({**record, found.answer: _label(names, record[found.answer])} for record in table)
-        return replace(found, records=named)
-    return found
 
 
-def _problem(column: str, value: Any) -> str | None:
-    if value is None or not str(value).strip() or value != value:
-        return f"column '{column}' is empty; fill it in or remove the row."
-    if isinstance(value, list | dict):
-        return f"column '{column}' holds several values; a row has one text."
-    return None
+def _with_columns(table: Table, origin: Origin) -> Table:
+    """Return the table, read as a chat where it has no columns of its own. Raises where it lacks one."""
+    records: Any = table.records
+    there = set(next(iter(records), None) or ()) if origin.source else set(records.column_names)
+    missing = [column for column in (*table.columns, *table.slices) if column not in there]
+    usual = origin.text == "text" and origin.answer is None and table.shape.objective == "supervised"
+    if usual and not origin.source and (found := shape_of(there)):
+        name, shape = found
+        if {table.text, table.answer} & {*missing} or name == "Prodigy's":
+            table.chat = shape
+            table.notes.append(f"format: {name} rows; the last turn or label is the answer, system turns are left out")
+            missing = [column for column in missing if column not in (table.text, table.answer)]
+    if missing:
+        hint = ""
+        if (found := shape_of(there)) and not origin.source:
+            hint = f" It looks like {found[0]} rows: {convert_command(table.place)} makes text and answer of them."
+        raise HotswapError(
+            f"the data has no column '{missing[0]}'; it has: {', '.join(sorted(map(str, there)))}.{hint}"
+        )
+    if isinstance(table.records, FileTable):
+        table.notes += table.records.notes
+    elif names := getattr(getattr(table.records, "features", {}).get(table.answer), "names", None):
+        records, answer = table.records, table.answer
+        table.records = ({**record, answer: class_label(names, record[answer])} for record in records if record)
+    return table
 
 
-def _label(names: list[str], number: int | None) -> str | None:
-    """Return the name of a Hugging Face ClassLabel; -1 stands for none."""
-    return names[number] if number is not None and number >= 0 else None
+@dataclass(frozen=True)
+class Converted:
+    """What ``data convert`` made of a file: rows with one text and one answer, and of the rest why not."""
+
+    rows: list[dict[str, str]]
+    problems: list[str]
+    notes: list[str]
+    left_out: int
 
 
-def _load_table(origin: Origin, cache: Path) -> Any:
+def converted(origin: Origin, columns: Columns, cache: Path, keep_system: bool = False) -> Converted:
+    """Return text and answer of each record of a chat, a labelling tool or a table, its other plain columns beside
+    them. Of several turns all but the last answer are the text. Raises :class:`HotswapError` for a file that has none.
+    """
+    table = open_table(origin, columns, cache)
+    table.whole, table.keep_system = True, keep_system
+    usual = Columns(columns.kind).answer(Origin(path=origin.path))
+    rows: list[dict[str, str]] = []
+    problems: list[str] = []
+    numbered = 0
+    for numbered, record in enumerate(table.records, start=1):
+        if record is None:
+            continue
+        try:
+            cells = table.cells(record)
+        except LeftOut:
+            continue
+        except ValueError as error:
+            problems.append(f"row {numbered}: {error}")
+            continue
+        own = (table.text, table.answer, "text", usual)
+        others = {k: v for k, v in record.items() if k not in own and isinstance(v, str) and not k.startswith("_")}
+        rows.append({"text": cells[table.text], usual: cells[table.answer], **others})
+    notes = [note for note in table.notes if not note.startswith("format")]
+    return Converted(rows, problems, notes, numbered - len(rows) - len(problems))
+
+
+def _cell(column: str, value: Any, answer: bool) -> str:
+    if answer and isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]  # what tools write that would take several labels
+    if isinstance(value, list | dict) and value:
+        several = "a row has one label." if answer else "a row has one text."
+        raise ValueError(f"column '{column}' holds several values; {several}")
+    try:
+        text = text_of(value) if not isinstance(value, list | dict) else None
+    except UnicodeDecodeError:
+        raise ValueError(f"column '{column}' holds bytes that are not UTF-8; decode them first.") from None
+    if text is None or not text.strip():
+        raise ValueError(f"column '{column}' is empty; fill it in or remove the row.")
+    return text
+
+
+def _from_hub(origin: Origin, cache: Path) -> Any:
     from datasets import disable_progress_bars, load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-    from pyarrow.parquet import read_metadata
 
     disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would say is in the error
-    place, path = str(cache / "datasets"), origin.path
-    if path is not None:
-        check_file(path)
-        if (broken := next(broken_lines(path), None)) is not None:
-            raise HotswapError(f"{path} could not be read: {broken}")
+    assert origin.dataset is not None, "the recipe's validator saw to it"
+    name, _, split = origin.dataset.partition(":")
     try:
-        if path is None:
-            assert origin.dataset is not None, "the recipe's validator saw to it"
-            name, _, split = origin.dataset.partition(":")
-            return load_dataset(name, split=split or "train", cache_dir=place)
-        loader = LOADERS[path.suffix.lower()]
-        if loader == "parquet" and not read_metadata(path).num_rows:
-            raise ValueError("it has no rows")
-        options = _csv_options(path) if loader == "csv" else {}
-        files = glob.escape(str(path))  # or a name such as "rows[1].csv" would be a pattern for others
-        return load_dataset(loader, data_files=files, split="train", cache_dir=place, **options)
+        return load_dataset(name, split=split or "train", cache_dir=str(cache / "datasets"))
     except (DatasetGenerationError, DatasetNotFoundError, ValueError, ConnectionError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        if row := re.search(r"EOF inside string starting at row (\d+)", reason):
-            reason = f"row {row[1]} opens a quotation mark that is never closed"
-        raise HotswapError(f"{path or origin.dataset} could not be read: {reason}") from error
-
-
-def _csv_options(path: Path) -> dict[str, Any]:
-    """Read every cell as it is written: pandas would make 1 of "01", and nothing of "None", "NA" and "null"."""
-    from datasets import Features, Value
-    from pandas import read_csv
-
-    separator = _separator(path)
-    columns = read_csv(path, sep=separator, nrows=0).columns
-    features = Features({column: Value("string") for column in columns})
-    return {"sep": separator, "features": features, "keep_default_na": False, "na_values": [""]}
-
-
-def _separator(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
-
-
-def check_file(path: Path) -> None:
-    """Raise :class:`HotswapError` for a file whose lines need not be looked at: it is no table, or too large to be."""
-    if path.suffix.lower() not in LOADERS:
-        raise HotswapError(f"{path}: read are {', '.join(LOADERS)}; rename or convert the file.")
-    if not path.is_file():
-        raise HotswapError(
-            f"data.path {path} {'is a folder; name a file in it' if path.is_dir() else 'does not exist'}."
-        )
-    if "::" in str(path):
-        raise HotswapError(f"data.path {path}: '::' in a path means something else to the reader; rename it.")
-    size = path.stat().st_size
-    if not size:
-        raise HotswapError(f"{path} is empty.")
-    if path.suffix.lower() == ".parquet":
-        return
-    with path.open("rb") as file:
-        start = file.read(4096)
-    if start.count(0) > len(start) // 4 or start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise HotswapError(f"{path} is not UTF-8 but UTF-16, it seems; save it as UTF-8, or convert it with iconv.")
-    if path.suffix.lower() != ".json":
-        _check_line_lengths(path)
-    elif size > MAX_JSON_BYTES:
-        raise HotswapError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; convert it to .jsonl, one row a line.")
-
-
-def _check_line_lengths(path: Path) -> None:
-    """A line that is a whole file by mistake would be read into memory several times over."""
-    number, length = 1, 0
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            for end in block.splitlines(keepends=True):
-                length += len(end)
-                if length > MAX_LINE_BYTES:
-                    raise HotswapError(
-                        f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; is each row a line?"
-                    )
-                if end.endswith((b"\n", b"\r")):
-                    number, length = number + 1, 0
-
-
-def broken_lines(path: Path) -> Iterator[str]:
-    """Say of a text file, which :func:`check_file` has passed, what of it cannot be read, by the line: pyarrow counts
-    from zero in each of its blocks, pandas makes something of what it finds."""
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        return
-    undecodable = list(_undecodable(path))
-    if undecodable:
-        yield from undecodable
-    elif kind == ".jsonl":
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            yield from _broken_json_lines(file)
-    elif kind == ".json":
-        yield from _broken_json(path.read_text(encoding="utf-8-sig"))
-    else:
-        yield from _broken_csv(path)
-
-
-def _undecodable(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                yield f"line {number} is not UTF-8; save the file as UTF-8, or convert it with iconv"
-
-
-def _broken_json_lines(lines: Iterable[str]) -> Iterator[str]:
-    empty = True
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            empty = False
-            if problem := _problem_of_object(line):
-                yield f"line {number} {problem}"
-    if empty:
-        yield "it has no rows"
-
-
-def _broken_json(text: str) -> Iterator[str]:
-    """A list of objects, or objects line by line."""
-    try:
-        rows = json.loads(text)
-    except RecursionError:
-        yield "it is nested too deeply"
-        return
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            yield from _broken_json_lines(text.split("\n"))
-        else:
-            yield f"line {error.lineno}: {error.msg}"
-        return
-    if not isinstance(rows, list):
-        yield "it is no list of objects; write [{…}, {…}], or one object a line"
-    elif not rows:
-        yield "it has no rows"
-    else:
-        for number, row in enumerate(rows, start=1):
-            if problem := _problem_of_object(json.dumps(row)):
-                yield f"row {number} {problem}"
-
-
-def _problem_of_object(text: str) -> str | None:
-    try:
-        row = json.loads(text, object_pairs_hook=_with_keys_once)
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return r"has half a character (such as \ud83d alone); write it whole"
-    except _Twice as twice:
-        return f"has the key '{twice}' twice"
-    except RecursionError:
-        return "is nested too deeply"
-    except ValueError:
-        return "is not a JSON object"
-    return None if isinstance(row, dict) else "is not a JSON object"
-
-
-class _Twice(ValueError):
-    pass
-
-
-def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made:
-            raise _Twice(key)
-        made[key] = value
-    return made
-
-
-def _broken_csv(path: Path) -> Iterator[str]:
-    """More fields than the header has, which would shift all of them by one, and headers that cannot be told apart."""
-    csv.field_size_limit(MAX_LINE_BYTES)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=_separator(path))
-        header = next((row for row in reader if row), [])
-        if twice := next((name for name in header if name and header.count(name) > 1), None):
-            yield f"there are two columns '{twice}'; rename one"
-        empty = True
-        for row in reader:
-            empty = empty and not row
-            if len(row) > len(header):
-                yield (
-                    f"line {reader.line_num} has {len(row)} fields and the header {len(header)}; put a text that holds "
-                    "the separator into quotation marks"
-                )
-        if empty:
-            yield "it has no rows"
+        raise HotswapError(f"{origin.dataset} could not be read: {reason}") from error

@@ -133,6 +133,17 @@ class TestAdd:
         assert told in run(*asked, "bug report,bug fix").err
         assert told not in run(*asked, "billing,login").err
 
+    @pytest.mark.parametrize(
+        "labels", ['billing,"late, or lost"', ' billing, "late, or lost" ,', 'billing,"late, or lost",']
+    )
+    def test_takes_labels_that_hold_commas_in_quotation_marks(
+        self, run: Run, make_adapter: MakeAdapter, store: Store, labels: str
+    ) -> None:
+        run("add", make_adapter(), "topics", "--task", "classification", "--labels", labels)
+        manifest, _ = store.manifest("topics", 1)
+        assert isinstance(manifest.task, ClassificationTask)
+        assert [label.name for label in manifest.task.labels] == ["billing", "late, or lost"]
+
     def test_leaves_out_a_report_which_quotes_test_rows(
         self, run: Run, make_adapter: MakeAdapter, store: Store
     ) -> None:
@@ -156,6 +167,7 @@ class TestAdd:
             (("--task", "classification"), "needs two or more different labels: --labels a,b"),
             (("--task", "classification", "--labels", "a"), "needs two or more different labels"),
             (("--task", "classification", "--labels", "a,b,a"), "needs two or more different labels"),
+            (("--task", "classification", "--labels", 'a,"b'), "write it as a row of a CSV file"),
             ((*CLASSIFICATION, "--template", "Review:"), "a template contains {text} exactly once"),
             ((*CLASSIFICATION, "--template", "Review: {text}"), "a template ends with the answer slot"),
             (("--task", "summarization", "--template", "{text} "), "a template ends with the answer slot"),

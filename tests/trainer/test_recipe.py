@@ -111,7 +111,6 @@ class TestAMistake:
             ({"name": None}, "name: Input should be a valid string"),
             ({"task": {"kind": "translation"}}, "task.kind: 'translation' is unknown; one of 'classification', 'summ"),
             ({"task": {}}, "task.kind: is required"),
-            ({"task": {"kind": "classification", "labels": [True, False]}}, "labels.0: Input should be a valid string"),
             ({"data": {}}, "data: give exactly one of path, dataset and source"),
             ({"data": {"path": "x.csv", "source": "vader-movies"}}, "data: give exactly one of path, dataset"),
             ({"data": {"path": "x.csv", "test": 0.5}}, "data.test: Input should be less than 0.5"),

@@ -1,4 +1,4 @@
-"""``data check`` and ``data from-feedback``: rows, looked at and made."""
+"""``data check``, ``data convert`` and ``data from-feedback``: rows, looked at and made."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
 from adapters.tasks import KINDS
+from adapters.validation import explained
 from trainer.checks import SHOWN, Finding, as_records, check_data
-from trainer.commands.common import add_json_option, add_set_option, write_rows
+from trainer.commands.common import add_json_option, add_set_option, say, write_rows
 from trainer.data import load_splits
 from trainer.feedback import read_log, rows_for
+from trainer.files import READ
 from trainer.loading import load_recipe
 from trainer.mixture import make_task
 from trainer.recipe import PAIRED, Recipe
+from trainer.rows import Columns, converted
 
 
 def add(commands: Any) -> None:
@@ -28,6 +31,7 @@ def add(commands: Any) -> None:
     data = commands.add_parser("data", help=text, description=text, epilog=example)
     data = data.add_subparsers(required=True, metavar="COMMAND")
     _add_check(data)
+    _add_convert(data)
     _add_from_feedback(data)
 
 
@@ -36,16 +40,32 @@ def _add_check(data: Any) -> None:
     example = "example: python -m trainer data check tickets.csv --text message --answer topic"
     sub = data.add_parser("check", help=text, description=text, epilog=example)
     sub.set_defaults(command=check)
-    sub.add_argument(
-        "file", type=Path, metavar="FILE", help="a .jsonl, .json, .csv, .tsv or .parquet file, or a recipe"
-    )
-    sub.add_argument("--task", choices=tuple(KINDS), help="of a file: classification")
-    sub.add_argument("--text", metavar="COLUMN", help="default: text")
-    sub.add_argument("--answer", metavar="COLUMN", help="default: label, or summary")
+    sub.add_argument("file", type=Path, metavar="FILE", help=f"a recipe, or a file: {READ}")
+    _add_file_options(sub)
     sub.add_argument("--group", metavar="COLUMN", help="rows that share its value stay in one split")
     sub.add_argument("--base", help="whose tokens are counted; default: HOTSWAP_BASE_MODEL")
     add_set_option(sub, "of a recipe")
     add_json_option(sub)
+
+
+def _add_file_options(sub: Any) -> None:
+    sub.add_argument("--task", choices=tuple(KINDS), help="of a file: classification")
+    sub.add_argument("--text", metavar="COLUMN", help="default: text")
+    sub.add_argument("--answer", metavar="COLUMN", help="default: label, or summary")
+    sub.add_argument("--separator", metavar="CHARACTER", help="of a .csv and the like; default: found out")
+    sub.add_argument("--quoting", choices=("quoted", "backslash", "escaped", "none"), help="the same")
+    sub.add_argument("--encoding", metavar="NAME", help="of a text file: utf-16, cp1252 …; default: UTF-8")
+
+
+def _add_convert(data: Any) -> None:
+    text = "make rows with one text and one answer of chats, of labelling tools' exports and of tables"
+    example = "example: python -m trainer data convert chats.jsonl --task summarization --out rows.jsonl"
+    sub = data.add_parser("convert", help=text, description=text, epilog=example)
+    sub.set_defaults(command=convert)
+    sub.add_argument("file", type=Path, metavar="FILE", help=READ)
+    _add_file_options(sub)
+    sub.add_argument("--keep-system", action="store_true", help="put what the system says in front of the text")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
 
 
 def _add_from_feedback(data: Any) -> None:
@@ -88,16 +108,45 @@ def _findings(options: argparse.Namespace) -> list[Finding]:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    columns = {"text": options.text, "answer": options.answer, "group": options.group}
-    told = {key: column for key, column in columns.items() if column}
+    told = _told(options, "group")
     if options.file.suffix.lower() in (".yaml", ".yml"):
         if told or options.task:
             raise HotswapError("a recipe names its task and columns itself; change them by --set data.text=COLUMN.")
         return load_recipe(options.file, tuple(options.set))
     if options.set:
         raise HotswapError("--set changes a recipe's keys; a file's columns are named by --text, --answer and --group.")
+    return _recipe_of_file(options, told)
+
+
+def _told(options: argparse.Namespace, *more: str) -> dict[str, Any]:
+    keys = ("text", "answer", "separator", "quoting", "encoding", *more)
+    return {key: value for key in keys if (value := getattr(options, key))}
+
+
+def _recipe_of_file(options: argparse.Namespace, told: dict[str, Any]) -> Recipe:
     task = {"kind": options.task or "classification"}
-    return Recipe.model_validate({"name": "file", "task": task, "data": {"path": options.file, **told}})
+    with explained(Recipe, str(options.file)):
+        return Recipe.model_validate({"name": "file", "task": task, "data": {"path": options.file, **told}})
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write what can be converted, and say of the rest why not."""
+    if options.out.exists() and options.file.exists() and options.out.samefile(options.file):
+        raise HotswapError(f"--out {options.out} is the file that is read; give the rows another one.")
+    recipe = _recipe_of_file(options, _told(options))
+    made = converted(recipe.data, Columns(recipe.task.kind), cache_folder(), options.keep_system)
+    if not made.rows:
+        why = f": {made.problems[0]}" if made.problems else "; annotators set all of it aside"
+        raise HotswapError(f"{options.file} has nothing that can be converted{why}")
+    write_rows(options.out, made.rows)
+    for note in made.notes:
+        say(note)
+    for problem in made.problems[:SHOWN]:
+        say(f"not converted: {problem}")
+    if len(made.problems) > SHOWN:
+        say(f"not converted: {len(made.problems) - SHOWN} more rows")
+    left = f", {made.left_out} left out that annotators set aside" if made.left_out else ""
+    print(f"{len(made.rows)} rows in {options.out}, {len(made.problems)} not converted{left}")
 
 
 def findings_of(recipe: Recipe, base: Base) -> list[Finding]:

@@ -117,6 +117,6 @@ def _checked(run: Run) -> list[Finding]:
     """Say what is doubtful about the data before the time for training is spent."""
     findings = findings_of(run.recipe, run.base)
     for finding in findings:
-        if finding.level == "warning":
+        if finding.level == "warning" or finding.check == "read":
             say(f"data: {finding.message}")
     return findings

@@ -161,5 +161,5 @@ def _bfloat16(precision: str) -> bool:
     """Whether to multiply in bfloat16 (autocast; weights stay float32). On a CPU only where asked for: it is
     twice as fast with AVX512-bf16, several times slower without, and the result depends on the machine."""
     if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
     return precision == "bfloat16"

@@ -46,7 +46,8 @@ def encoder(cache: Path) -> Embed:
             vectors.append(torch.nn.functional.normalize(mean, dim=1).numpy())
         return np.concatenate(vectors)
 
-    return embed
+    typed: Embed = embed  # which torch's decorator says nothing of
+    return typed
 
 
 def similarity(embed: Embed, ones: Sequence[str], others: Sequence[str]) -> float:

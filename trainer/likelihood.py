@@ -50,7 +50,7 @@ def _summed(model: Any, inputs: dict[str, torch.Tensor]) -> list[float]:
     called, inputs = spelled(model, inputs)
     logits = called(**inputs, logits_to_keep=width + 1).logits[:, :-1].float()
     losses = cross_entropy(logits.transpose(1, 2), labels[:, -width:], ignore_index=IGNORED, reduction="none")
-    return (-losses.sum(dim=1)).tolist()
+    return [float(loss) for loss in -losses.sum(dim=1)]
 
 
 def answers(rows: Sequence[Row], codec: Codec, *, rejected: bool = False) -> list[Continued]:
@@ -66,6 +66,8 @@ def perplexity(model: Any, pairs: Sequence[Continued], base: Base, what: str = "
 def prefers_chosen(model: Any, rows: Sequence[Row], codec: Codec, what: str) -> float:
     """Return the share of rows whose answer the model finds likelier, per token, than the rejected one."""
     sides = [answers(rows, codec, rejected=rejected) for rejected in (False, True)]
+    chosen: list[float]
+    rejected: list[float]
     chosen, rejected = (
         [value / len(after) for value, (_, after) in zip(logprobs(model, side, codec.base, what), side, strict=True)]
         for side in sides

@@ -67,7 +67,8 @@ def rewards_of(job: Job) -> list[tuple[Reward, float]]:
         judge = Judge(settings.reward_model, job.base)
 
         def preferred(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-            return judge.scores(list(zip(prompts, completions, strict=True)), job.task)
+            scores: list[float] = judge.scores(list(zip(prompts, completions, strict=True)), job.task)
+            return scores
 
         rewards.append((preferred, settings.reward_weight))
     return rewards

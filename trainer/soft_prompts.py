@@ -14,7 +14,8 @@ def has_soft_prompt(model: Any) -> bool:
     """Whether vectors in front of the prompt are what ``model`` has learnt (a prefix is none: it is in the layers)."""
     if not isinstance(model, PeftModel) or getattr(model, "_adapters_disabled", False):
         return False
-    return model.active_peft_config.is_prompt_learning and model.active_peft_config.peft_type != "PREFIX_TUNING"
+    learnt = model.active_peft_config
+    return bool(learnt.is_prompt_learning and learnt.peft_type != "PREFIX_TUNING")
 
 
 def spelled(model: Any, inputs: Inputs) -> tuple[Any, Inputs]:

@@ -114,7 +114,7 @@ def _trained(
 def _peak_memory_mib() -> int:
     """Of the GPU where there is one, else of this process since its start."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() >> 20
+        return int(torch.cuda.max_memory_allocated()) >> 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from adapters.base_model import Base
 from adapters.errors import InputTooLong, InvalidAdapter
-from adapters.tasks import ClassificationTask, Completion, SummarizationTask
+from adapters.tasks import KINDS, ClassificationTask, Completion, SummarizationTask
 from adapters.tasks.base import normalized
 from adapters.tasks.chunks import in_chunks
 from adapters.tasks.classification import MAX_LABELS, calibration_error, choose_tokens
@@ -473,3 +473,32 @@ class TestScoringSummaries:
         outputs = [{"summary": "one two"}, {"summary": "a b c d"}]
         scores = SummarizationTask.of("{text}:").score(outputs, ["one two", "x"])
         assert scores == pytest.approx({"rows": 2, "rouge1": 0.5, "rouge2": 0.5, "rougeL": 0.5, "words": 3.0})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestEveryKind:
+    def test_says_what_is_asked_of_it(self, kind: str) -> None:
+        task = KINDS[kind]
+        assert task.model_fields["kind"].default == kind
+        assert len(task.headings) == 2
+        assert all((task.answer_key, task.merit_name, task.pipeline_tag, task.gate_metrics))
+
+    def test_finds_the_reference_itself_the_best_answer(self, kind: str, tiny: Base) -> None:
+        task = made_of(kind, tiny)
+        outputs = [task.saying(said) for said in ("bug", "billing")]
+        assert [task.answer(output) for output in outputs] == ["bug", "billing"]
+        assert task.merits(outputs, ["bug", "bug"]) == [1.0, 0.0]
+        assert task.score(outputs, ["bug", "bug"])["rows"] == 2
+
+    def test_has_answers_to_choose_from_where_it_is_closed(self, kind: str, tiny: Base) -> None:
+        task = made_of(kind, tiny)
+        choices = task.sampling({}).choices
+        assert task.closed is bool(task.answers) is bool(choices)
+        assert len(task.answers) == len(choices)
+        assert len(set(task.probe_choices(4096, 8))) == (len(choices) or 8)
+
+
+def made_of(kind: str, base: Base) -> Any:
+    if kind == "classification":
+        return ClassificationTask.of("Text: {text}\nLabel:", ["billing", "bug"], base.tokenizer)
+    return SummarizationTask.of("Text: {text}\nSummary:")

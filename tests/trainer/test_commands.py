@@ -106,12 +106,12 @@ def test_a_reward_model_is_judged_on_held_out_pairs_and_not_published(place: Wor
 
 def test_two_versions_are_judged_blindly_and_the_votes_read_back(place: Workplace) -> None:
     publish(place)
-    publish(place, "training.learning_rate=1.0e-7", "gate={}")
+    publish(place, "training.learning_rate=1.0e-7", "gate={baseline: any}")
     told = done(place, "compare", "mood@1", "mood@2", "--on", "mood.yaml", "--folder", "judged")
     assert "answers differ; open judged/compare.html" in told
     key = comparison.read_key(place.folder / "judged")
-    votes = {item.id: item.left.replace("a", "left").replace("b", "right") for item in key["items"]}
-    (place.folder / "votes.json").write_text(json.dumps({"page": key["page"], "votes": votes}))
+    votes = {item.id: item.left.replace("a", "left").replace("b", "right") for item in key.items}
+    (place.folder / "votes.json").write_text(json.dumps({"page": key.page, "votes": votes}))
     asked = ("compare", "mood@1", "mood@2", "--folder", "judged", "--votes", "votes.json", "--pairs", "pairs.jsonl")
     assert f"mood@1 won {len(votes)}, mood@2 won 0, ties 0; 1 voter\n" in done(place, *asked)
     rows = [json.loads(line) for line in (place.folder / "pairs.jsonl").read_text().splitlines()]

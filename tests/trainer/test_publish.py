@@ -511,6 +511,41 @@ class TestPublishing:
         (place.run_folder / name).write_text(content)
         assert f"{name} is damaged; delete runs/mood and train again" in refused("publish", "mood.yaml")
 
+    @pytest.mark.parametrize(
+        ("name", "key", "value"),
+        [
+            ("run.json", "rows", [1, 2]),
+            ("run.json", "seconds", "long"),
+            ("run.json", "history", [{"loss": 1.0}]),
+            ("evaluation.json", "scores", {"test": {"adapter": {}}}),
+            ("evaluation.json", "base", {"base": 0.5}),
+            ("evaluation.json", "profile", {"rows": "all"}),
+        ],
+    )
+    def test_of_a_run_damaged_inside_says_so_too(
+        self, place: Workplace, refused: Callable[..., str], name: str, key: str, value: Any
+    ) -> None:
+        path = place.run_folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+        assert f"{name} is damaged; delete runs/mood and train again" in refused("publish", "mood.yaml")
+
+    def test_reads_what_other_versions_of_the_trainer_wrote(self, place: Workplace) -> None:
+        """The first one wrote less, a later one will write more."""
+        for name, keys in (
+            ("run.json", ("data", "rows", "base", "machine", "seconds", "tokens_per_second", "steps", "history")),
+            ("evaluation.json", ("scores", "profile")),
+        ):
+            path = place.run_folder / name
+            written = json.loads(path.read_text())
+            path.write_text(json.dumps({key: written[key] for key in keys} | {"more": {"of": [1, "kind"]}}))
+        scores = json.loads((place.run_folder / "evaluation.json").read_text())["scores"]
+        result = place.run("publish", "mood.yaml")
+        assert result.status == 0, result.err
+        manifest, _ = place.store.manifest("mood", 1)
+        assert json.dumps(manifest.metrics) == json.dumps(scores), "in the same order too"
+        assert set(manifest.lineage) == {"recipe", "data", "seconds"}
+        assert json.loads(place.run("train", "mood.yaml", "--json").out)["more"] == {"of": [1, "kind"]}
+
     def test_takes_no_score_that_is_no_number(self, place: Workplace, refused: Callable[..., str]) -> None:
         evaluation = json.loads((place.run_folder / "evaluation.json").read_text())
         evaluation["scores"]["test"]["adapter"]["accuracy"] = math.nan
@@ -595,7 +630,7 @@ class TestPublishing:
         self, place: Workplace, refused: Callable[..., str]
     ) -> None:
         assert place.run("publish", "mood.yaml").status == 0
-        worse = ("mood.yaml", "--set", "gate={}", "--set", "training.learning_rate=1.0e-6")
+        worse = ("mood.yaml", "--set", "gate={baseline: any}", "--set", "training.learning_rate=1.0e-6")
         assert place.run("train", *worse).status == 0
         evaluated = place.run("evaluate", *worse)
         assert "released is version 1: 1.0000 on the same test rows" in evaluated.out

@@ -24,15 +24,18 @@ from trainer.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 RECIPE = Path(__file__).parent.parent / "trainer" / "recipes" / "sentiment.yaml"
+LAST = "ours, last 8 layers"
 SIDES = {
     "ours": (),
+    "ours, in float32": ("training.precision=float32",),
     "peft": (),
-    "ours, last 8 layers": ("last_layers=8",),
-    "ours, last 8 layers, frozen ones computed each time": ("last_layers=8",),
+    LAST: ("last_layers=8",),
+    f"{LAST}, frozen ones computed each time": ("last_layers=8",),
 }
 PAIRS = {
     "tokens a second over a plain PEFT loop": ("ours", "peft"),
-    "with the frozen layers computed once, over each time": (list(SIDES)[2], list(SIDES)[3]),
+    "as the precision is by default, over float32": ("ours", "ours, in float32"),
+    "with the frozen layers computed once, over each time": (LAST, f"{LAST}, frozen ones computed each time"),
 }
 
 

@@ -32,6 +32,8 @@ from trainer.recipe import PROMPTS, Recipe
 from trainer.reward import reward_model
 from trainer.speed import tokens_per_second
 
+BACKWARD = 2  # a step takes at least so many times as long as scoring the same rows
+
 
 def processes() -> PartialState:
     """Return which of how many processes this one is."""
@@ -92,7 +94,7 @@ def fit(
         stopping = () if recipe.method == "adalora" else (EarlyStoppingCallback(recipe.training.patience),)
         try:
             if recipe.objective == "supervised" and checkpoint is None and processes().num_processes == 1:
-                steps = _within_budget(model, recipe, rows, steps, micro, base)
+                steps = _within_budget(model, job, rows, steps, micro)
             trainer = make_trainer(job, model, _arguments(recipe, steps, micro), rows)
             for callback in (Progress(), StopAtNaN(), *stopping, *callbacks):
                 trainer.add_callback(callback)
@@ -119,15 +121,17 @@ def fit(
         checkpoint = get_last_checkpoint(str(recipe.run_folder))
 
 
-def _within_budget(model: Any, recipe: Recipe, rows: list[Asked], steps: int, micro: int, base: Base) -> int:
+def _within_budget(model: Any, job: Job, rows: list[Asked], steps: int, micro: int) -> int:
     """Return how many of the steps fit into the recipe's minutes, and say how long they will take."""
-    encoded = Encoded(rows, base)
-    speed = tokens_per_second(model, encoded, micro, base, bfloat16=in_bfloat16(recipe.training.precision))
-    a_step = recipe.training.batch_size * recipe.training.accumulate * sum(encoded.lengths) / len(encoded)
-    if (minutes := recipe.training.minutes) is not None:
-        steps = max(1, min(steps, int(60 * minutes * speed / a_step)))
-    passes = steps * a_step / sum(encoded.lengths)
-    seconds = steps * a_step / speed
+    training, learnt = job.recipe.training, Encoded(rows, job.base)
+    held_out = Encoded([(row, job.task) for row in job.splits.validation], job.base)
+    speed = tokens_per_second(model, learnt, micro, job.base, bfloat16=in_bfloat16(training.precision))
+    a_step = training.batch_size * training.accumulate
+    a_step_seconds = a_step * sum(learnt.lengths) / len(learnt) / speed
+    validating = training.evaluations * sum(held_out.lengths) / (BACKWARD * speed)
+    if training.minutes is not None:
+        steps = max(1, min(steps, int((60 * training.minutes - validating) / a_step_seconds)))
+    passes, seconds = steps / math.ceil(len(rows) / a_step), steps * a_step_seconds + validating
     print(
         f"training: at most {steps} steps, {passes:.2g} passes of {len(rows)} rows; about {spoken(seconds)} at "
         f"{speed:.0f} tokens/s",

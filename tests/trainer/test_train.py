@@ -33,7 +33,7 @@ from trainer.mixture import make_job
 from trainer.recipe import Recipe
 from trainer.rows import Row
 from trainer.run_record import RunRecord
-from trainer.supervised import AnswerTrainer
+from trainer.supervised import AnswerTrainer, answer_loss
 from trainer.train import shrink, train
 
 # Two epochs of eight steps, scored after every second step; dropout draws from the generators that a resumed
@@ -181,6 +181,22 @@ class TestARun:
         whole = run(make_recipe(training=STEADY), splits, tiny)
         done, planned = (each.tokens_per_second * each.seconds for each in (result, whole))
         assert done / planned == pytest.approx(result.steps / whole.steps, rel=0.1)
+
+    def test_ends_within_its_minutes_on_the_machine_it_runs_on(
+        self,
+        make_recipe: MakeRecipe,
+        splits: Splits,
+        tiny: Base,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        tokens = sum(len(tiny.tokenizer.encode(f"Review: {row.text}\nSentiment:")) + 1 for row in splits.train)
+        training = EXACT | {"batch_size": 8, "evaluations": 1, "patience": 9, "budget": "2 min"}
+        for passes_a_minute, steps in ((0.75, 10), (100, 12 * 8)):  # eight steps a pass, and 12 passes at most
+            monkeypatch.setattr("trainer.fit.tokens_per_second", lambda *_, a=passes_a_minute, **__: a * tokens / 60)
+            recipe = make_recipe(training=training, output=Path(f"{make_recipe().run_folder}-{steps}"))
+            assert run(recipe, splits, tiny).steps == steps
+            assert f"at most {steps} steps" in capsys.readouterr().err
 
     @pytest.mark.parametrize("rows", [1, 3, 9])
     def test_of_very_few_rows_still_ends(self, make_recipe: MakeRecipe, splits: Splits, tiny: Base, rows: int) -> None:
@@ -379,6 +395,24 @@ class TestTheLoss:
         loss = trainer.compute_loss(model, collate(pad_id=2)(examples), num_items_in_batch=number)
         expected = torch.stack(losses).sum() / (counted or len(losses))
         torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+
+    @torch.no_grad()
+    def test_of_a_label_is_mostly_that_among_the_labels(
+        self, model: Any, tiny: Base, sentiment_task: ClassificationTask, summary_task: SummarizationTask
+    ) -> None:
+        asked = [
+            (Row("a moving film", "positive", "g"), sentiment_task),
+            (Row("a dull film", "dull", "h"), summary_task),
+        ]
+        examples = [Encoded([each], tiny)[0] for each in asked]
+        [label, summary] = (
+            answer_loss(model, collate(pad_id=2)([{k: e[k] for k in ("input_ids", "labels")}]))[0] for e in examples
+        )
+        ids = torch.tensor([examples[0]["input_ids"][:-1]])
+        log_p = model(input_ids=ids).logits[0, -1].log_softmax(-1)[[each.token_id for each in sentiment_task.labels]]
+        others = -log_p.logsumexp(-1)  # minus the log-probability that it is a label at all
+        total, _, _ = answer_loss(model, collate(pad_id=2)(examples))
+        torch.testing.assert_close(total, label - 0.9 * others + summary, atol=1e-4, rtol=1e-4)
 
     @torch.no_grad()
     def test_does_not_depend_on_what_pads(self, model: Any) -> None:

@@ -11,8 +11,10 @@ import re
 import subprocess
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -23,6 +25,7 @@ Rows = Iterator[dict[str, str]]
 
 VADER = ("vadersentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
 LICENSEDCODE = ("licensedcode-data==32.1.0", "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96")
+SECTIONS = 40
 LICENCE_CATEGORIES = ("Permissive", "Proprietary Free", "Copyleft Limited", "Copyleft", "Commercial")
 
 
@@ -63,22 +66,45 @@ def _vader(name: str, cache: Path) -> Rows:
 
 def debian_synopses(cache: Path) -> Rows:
     """Package descriptions and the synopsis their maintainers wrote: one per source package, 25–120 words."""
+    for source, package in _debian_packages(cache):
+        if 25 <= len(package.text.split()) <= 120 and len(package.synopsis.split()) >= 3:
+            yield {"text": package.text, "summary": package.synopsis, "group": source}
+
+
+def debian_sections(cache: Path) -> Rows:
+    """Package descriptions, synopsis first, and the section they are filed under: the 40 largest, one per source
+    package."""
+    found = _debian_packages(cache)
+    largest = {name for name, _ in Counter(package.section for _, package in found).most_common(SECTIONS)}
+    for source, package in found:
+        if package.section in largest:
+            yield {"text": f"{package.synopsis}. {package.text}", "label": package.section, "group": source}
+
+
+class _Package(NamedTuple):
+    synopsis: str
+    text: str
+    section: str
+
+
+def _debian_packages(cache: Path) -> list[tuple[str, _Package]]:
+    """Return a package of each source package of the release, by name: that of the same name, if there is one."""
     packages, translations = _apt_lists(cache / "apt")
-    source_of = {}
+    about = {}
     for paragraph in packages.split("\n\n"):
         if name := re.match(r"Package: (\S+)", paragraph):
             built_from = re.search(r"^Source: (\S+)", paragraph, re.MULTILINE)
-            source_of[name[1]] = built_from[1] if built_from else name[1]
-    chosen: dict[str, tuple[str, str, str]] = {}
+            filed = re.search(r"^Section: (?:\S+/)?(\S+)", paragraph, re.MULTILINE)
+            about[name[1]] = built_from[1] if built_from else name[1], filed[1] if filed else "unknown"
+    chosen: dict[str, tuple[str, _Package]] = {}
     pattern = re.compile(r"Package: (\S+)\nDescription-md5: \S+\nDescription-en: (.*)\n([\s\S]*)")
     for paragraph in translations.split("\n\n"):
-        if not (entry := pattern.match(paragraph)) or not (source := source_of.get(entry[1])):
+        if not (entry := pattern.match(paragraph)) or entry[1] not in about:
             continue
+        source, section = about[entry[1]]
         if source not in chosen or entry[1] == source:
-            chosen[source] = (entry[1], entry[2], _unwrap(entry[3]))
-    for source, (_, synopsis, text) in sorted(chosen.items()):
-        if 25 <= len(text.split()) <= 120 and len(synopsis.split()) >= 3:
-            yield {"text": text, "summary": synopsis, "group": source}
+            chosen[source] = entry[1], _Package(entry[2], _unwrap(entry[3]), section)
+    return [(source, package) for source, (_, package) in sorted(chosen.items())]
 
 
 def _unwrap(description: str) -> str:
@@ -105,7 +131,7 @@ def _apt_lists(folder: Path) -> tuple[str, str]:
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError:
-            raise HotswapError("debian-synopses needs apt-get: run it on Debian or Ubuntu.") from None
+            raise HotswapError("this source needs apt-get: run it on Debian or Ubuntu.") from None
         if done.returncode != 0:
             raise HotswapError(f"apt-get update failed: {done.stderr.strip().splitlines()[-1:]}")
     return _largest(lists, "*_main_binary-*_Packages*"), _largest(lists, "*_main_i18n_Translation-en*")
@@ -141,5 +167,6 @@ SOURCES: dict[str, Callable[[Path], Rows]] = {
     "vader-movies": vader_movies,
     "vader-amazon": vader_amazon,
     "debian-synopses": debian_synopses,
+    "debian-sections": debian_sections,
     "licence-texts": licence_texts,
 }

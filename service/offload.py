@@ -16,6 +16,7 @@ T = TypeVar("T")
 PER_KEY = 2
 # Threads that were given up and have not come back; beyond that the store is not asked at all.
 MOST_ABANDONED = 200
+THREADS = "offload"  # how the threads are called
 
 
 class Offload:
@@ -103,5 +104,5 @@ def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(done)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, name=THREADS, daemon=True).start()
     return result

@@ -99,7 +99,7 @@ def test_what_other_methods_made_takes_over_too(
     server: Server, workplace: Path, tiny_folder: Path, method: str, rate: float, served_as: str
 ) -> None:
     changes = [f"method={method}", f"training.learning_rate={rate}", f"output={workplace}/{method}"]
-    changes += ["convert.max_rank=16", "gate={released: any}"]
+    changes += ["convert.max_rank=16", "gate={released: any, baseline: any}"]
     arguments = [part for change in changes for part in ("--set", change)]
     recipe = str(workplace / "recipe.yaml")
     for command in ("train", "evaluate"):

@@ -166,8 +166,9 @@ class BaseTask(BaseModel):
     def probe_choices(self, vocabulary: int, count: int) -> tuple[int, ...]:
         """Return token ids whose log-probabilities at the answer slot tell versions apart: ``count`` of them spread
         over a ``vocabulary`` of that size, where the answers are not scored there themselves."""
-        spread = range(vocabulary // (2 * count), vocabulary, vocabulary // count)
-        return self.sampling({}).choices or tuple(spread)[:count]
+        if choices := self.sampling({}).choices:
+            return choices
+        return tuple(range(vocabulary // (2 * count), vocabulary, vocabulary // count))[:count]
 
     def target(self, answer: str, tokenizer: Tokenizer, *, end: int) -> list[int]:
         """Return the ids that training puts behind the prompt; ``end`` is the end-of-sequence id."""

@@ -24,6 +24,7 @@ from service.serving.probe import Probe
 from service.settings import Settings
 from tests.conftest import LABELS, MakeAdapter, write_adapter
 from tests.service.conftest import Serve, until
+from trainer.codec import Codec
 from trainer.evaluate import references_of
 
 pytestmark = pytest.mark.anyio
@@ -56,8 +57,7 @@ def evaluated(store: Store, make_adapter: MakeAdapter, tiny: Base, sentiment_tas
         task = summary_task if name == "brief" else sentiment_task
         folder = folder or make_adapter(seed=5, scale=0.2)
         model = AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32)
-        answers = references_of(PeftModel.from_pretrained(model, answers_of or folder).eval(), task, tiny)
-        references = tuple(Reference.model_validate(answer) for answer in answers)
+        references = references_of(PeftModel.from_pretrained(model, answers_of or folder).eval(), Codec(task, tiny))
         add_version(store, name, folder, task, tiny, references=references)
         return folder
 

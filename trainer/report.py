@@ -26,7 +26,7 @@ def score_rows(scores: dict[str, Both]) -> list[dict[str, Any]]:
         {
             "test": test,
             "metric": metric,
-            "base": both.base.values[metric],
+            "base": both.base.values.get(metric),
             "baseline": both.baseline.values.get(metric) if both.baseline else None,
             "adapter": value,
             "interval": _span(both, metric),

@@ -62,12 +62,12 @@ def worth_serving(evaluation: Evaluation, kind: type[BaseTask]) -> Finding:
     if worse:
         return Finding("Not worth serving as it is", "bad", _sentences(worse))
     if unproven:
-        return Finding("Not shown to be worth serving", "fair", f"This may be chance: {_sentences(unproven)}")
+        return Finding("Not shown to be worth serving", "fair", f"The difference may be chance: {_sentences(unproven)}")
     _, ours, theirs, p_value = max(against, key=lambda rival: rival[2])
-    best = f"{kind.merit_name} {ours:.3f}; the best that it was compared with has {theirs:.3f} ({_chance(p_value)})."
+    best = f"{_capital(kind.merit_name)} {ours:.3f}; the best of what is simpler has {theirs:.3f} ({_chance(p_value)})."
     cautions = [each.question for each in findings(evaluation, kind) if each.tone == "bad"]
     if cautions:
-        return Finding("Worth serving, with care", "fair", f"{best} Mind: {' '.join(cautions)}")
+        return Finding("Worth serving, with care", "fair", f"{best} But see below: {' '.join(cautions)}")
     return Finding("Worth serving", "good", best)
 
 
@@ -160,7 +160,9 @@ def labels(per_class: dict[str, PerClass]) -> Finding | None:
         name, found = tested[0]
         return Finding(question, "good", f"It knows all: the weakest, “{name}”, has F1 {found.f1:.2f}.")
     never = sum(found.recall == 0 for _, found in tested)
-    named = ", ".join(f"“{name}”" for name in weak[:NAMED]) + (", …" if len(weak) > NAMED else "")
+    named = ", ".join(f"“{name}”" for name in weak[:NAMED]) + (
+        f" and {len(weak) - NAMED} more" if len(weak) > NAMED else ""
+    )
     missed = f", {never} of them never recognised" if never else ""
     told = f"{len(weak)} of {len(tested)} have F1 below {WEAK_F1}{missed}: {named}. More rows of these help most."
     return Finding(question, "fair" if len(weak) <= MANY_WEAK * len(tested) else "bad", told)

@@ -158,13 +158,13 @@ def labels(per_class: dict[str, PerClass]) -> Finding | None:
     weak = [name for name, found in tested if found.f1 < WEAK_F1]
     if not weak:
         name, found = tested[0]
-        return Finding(question, "good", f"It knows all: the weakest, “{name}”, has F1 {found.f1:.2f}.")
+        return Finding(question, "good", f"None: the weakest, “{name}”, has F1 {found.f1:.2f}.")
     never = sum(found.recall == 0 for _, found in tested)
     named = ", ".join(f"“{name}”" for name in weak[:NAMED]) + (
         f" and {len(weak) - NAMED} more" if len(weak) > NAMED else ""
     )
     missed = f", {never} of them never recognised" if never else ""
-    told = f"{len(weak)} of {len(tested)} have F1 below {WEAK_F1}{missed}: {named}. More rows of these help most."
+    told = f"{len(weak)} of {len(tested)} have F1 below {WEAK_F1}{missed}: {named}. More rows of these may help most."
     return Finding(question, "fair" if len(weak) <= MANY_WEAK * len(tested) else "bad", told)
 
 

@@ -172,7 +172,7 @@ class TestJudgements:
         assert told == (
             "Which labels does it not know?",
             "bad",
-            "2 of 3 have F1 below 0.5, 1 of them never recognised: “b”, “c”. More rows of these help most.",
+            "2 of 3 have F1 below 0.5, 1 of them never recognised: “b”, “c”. More rows of these may help most.",
         )
         assert labels({}) is None
 

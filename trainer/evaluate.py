@@ -45,7 +45,7 @@ from trainer.few_shot import with_examples
 from trainer.job import Job
 from trainer.long_documents import condensed
 from trainer.mixture import mixed_jobs
-from trainer.robustness import DISTURBANCES
+from trainer.robustness import AS_WRITTEN, DISTURBANCES
 from trainer.rows import Row
 from trainer.slices import slices_of
 from trainer.soft_prompts import spelled
@@ -87,9 +87,10 @@ def evaluate(
         zero_shot, adapted = _of_both(model, rows, codec, name)
         with model.disable_adapter():
             likely = _likelihoods(model, rows, codec, f"{name}: base")
-        without = Scores(**_score(task, zero_shot, rows, embed), **likely)
+        spans = statistics.intervals(task, zero_shot, answers, groups := [row.group for row in rows], merit_only=True)
+        without = Scores(**_score(task, zero_shot, rows, embed), **likely, intervals=spans)
         likely = _likelihoods(model, rows, codec, f"{name}: adapter")
-        intervals = statistics.intervals(task, adapted, answers, [row.group for row in rows])
+        intervals = statistics.intervals(task, adapted, answers, groups)
         reached = Scores(**_score(task, adapted, rows, embed), **likely, intervals=intervals)
         simple = baseline.answer(rows) if baseline else None
         scores[name] = Both(base=without, baseline=_scored_alone(task, simple, rows), adapter=reached)
@@ -106,7 +107,7 @@ def evaluate(
     references = references_of(model, codec)
     forgotten = forgetting_of(model, general_text, base) if general_text else None
     disturbed = robustness_of(model, tested, tests, codec)
-    baselines = baselines_of(model, untrained, job, disturbed.merits["as written"])
+    baselines = baselines_of(model, untrained, job, disturbed.merits[AS_WRITTEN])
     del model
     against = _against(released, tested, tests, job) if released else None
     return Evaluation(
@@ -142,7 +143,11 @@ def _score(task: BaseTask, outputs: list[Output], rows: list[Row], embed: Embed 
 
 
 def _scored_alone(task: BaseTask, outputs: list[Output] | None, rows: list[Row]) -> Scores | None:
-    return None if outputs is None else Scores.model_validate(_score(task, outputs, rows))
+    if outputs is None:
+        return None
+    answers, groups = [row.answer for row in rows], [row.group for row in rows]
+    spans = statistics.intervals(task, outputs, answers, groups, merit_only=True)
+    return Scores(**_score(task, outputs, rows), intervals=spans)
 
 
 def _against_baseline(
@@ -177,7 +182,7 @@ def robustness_of(model: Any, outputs: list[Output], rows: list[Row], codec: Cod
     """Return the mean merit (accuracy, ROUGE-L) of the first test rows as written, whose ``outputs`` are known, and
     disturbed in each way."""
     task, rows = codec.task, _first(rows, codec.task)
-    found = {"as written": _mean_merit(task, outputs[: len(rows)], rows)}
+    found = {AS_WRITTEN: _mean_merit(task, outputs[: len(rows)], rows)}
     for name, disturb in DISTURBANCES.items():
         disturbed = [replace(row, text=disturb(row.text)) for row in rows]
         found[name] = _mean_merit(task, predict(model, disturbed, codec, f"test: {name}"), rows)

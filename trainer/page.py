@@ -2,47 +2,70 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from adapters.base_model import Base
-from trainer.evaluation import Evaluation, ReliabilityBin
+from adapters.tasks.base import BaseTask
+from trainer.evaluation import Evaluation, Scores
+from trainer.plots import plots
 from trainer.recipe import Recipe
-from trainer.report import FEW_SHOT, score_rows, worth_it
-from trainer.run_record import HistoryEntry, RunRecord
+from trainer.report import CONFUSED, FEW_SHOT, READABLE_LABELS, figure, score_rows
+from trainer.run_record import RunRecord
+from trainer.verdict import confused, findings, lost, weakest, worth_serving
+
+WEAKEST = 10
+TONES = {"good": "good", "fair": "so-so", "bad": "mind this", "unknown": ""}
+
+
+class Number(NamedTuple):
+    """One of the numbers that the page has in large type; ``interval`` is of 95 %."""
+
+    of: str
+    value: float
+    interval: tuple[float, float] | None
 
 
 def page(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> str:
-    """Return the page: scores, plots, disturbances and examples. Every text of the data is escaped."""
+    """Return the page: the verdict first, what it rests on next, every number last and folded. Every text of the data
+    is escaped."""
     kind = recipe.task.makes
-    disturbed = evaluation.robustness.merits if evaluation.robustness else {}
-    plots = {
-        "Loss": _plot(lambda axes: _curves(axes, run.history)),
-        "Reliability on the test rows": _plot(lambda axes: _reliability(axes, evaluation.reliability))
-        if evaluation.reliability
-        else None,
-        "Disturbed test rows": _plot(lambda axes: _bars(axes, disturbed, kind.merit_name)) if disturbed else None,
-    }
+    tested = evaluation.scores["test"].adapter
     return template("report.html.j2").render(
         recipe=recipe,
         base=base,
+        run=run,
+        evaluation=evaluation,
+        tested=tested,
+        verdict=worth_serving(evaluation, kind),
+        findings=findings(evaluation, kind),
+        tones=TONES,
+        numbers=numbers(evaluation, kind),
+        plots=plots(run.history, evaluation, kind.merit_name),
+        weakest=weakest(tested.per_class or {})[:WEAKEST],
+        confused=confused(tested.confusion)[:CONFUSED],
+        readable=READABLE_LABELS,
+        losses=lost(evaluation),
+        scores=score_rows(evaluation.scores),
         no_examples=FEW_SHOT,
         headings=kind.headings,
         merit=kind.merit_name,
         sureness="confidence" if kind.closed else kind.merit_name,
-        run=run,
-        evaluation=evaluation,
-        scores=score_rows(evaluation.scores),
-        verdict=worth_it(evaluation),
-        tested=evaluation.scores["test"].adapter,
-        plots={title: plot for title, plot in plots.items() if plot},
     )
+
+
+def numbers(evaluation: Evaluation, kind: type[BaseTask]) -> list[Number]:
+    """Return the mean merit of this adapter, of the simple baseline and of the base untrained, as far as measured."""
+    both = evaluation.scores["test"]
+    simple = evaluation.baseline.name if evaluation.baseline else "simple baseline"
+    of: dict[str, Scores | None] = {"this adapter": both.adapter, simple: both.baseline, "base, untrained": both.base}
+    return [
+        Number(name, scores.values[kind.merit_metric], scores.intervals.get(kind.merit_metric))
+        for name, scores in of.items()
+        if scores and kind.merit_metric in scores.values
+    ]
 
 
 def template(name: str) -> Template:
@@ -50,50 +73,5 @@ def template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["figure"] = figure
     return environment.get_template(name)
-
-
-def _curves(axes: Any, history: Sequence[HistoryEntry]) -> None:
-    training = [(entry.step, entry.loss) for entry in history if entry.loss is not None]
-    validation = [(entry.step, entry.eval_loss) for entry in history if entry.eval_loss is not None]
-    for points, name in ((training, "training"), (validation, "validation")):
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=".", label=name)
-    axes.set(xlabel="step", ylabel="loss")
-    if axes.lines:
-        axes.legend(frameon=False)
-
-
-def _reliability(axes: Any, bins: Sequence[ReliabilityBin]) -> None:
-    axes.plot([0, 1], [0, 1], color="#bbb", linewidth=1)
-    most = max(each.rows for each in bins)
-    sizes = [20 + 180 * each.rows / most for each in bins]
-    axes.scatter([each.confidence for each in bins], [each.right for each in bins], s=sizes, alpha=0.7)
-    axes.set(xlabel="confidence", ylabel="share that was right", xlim=(0, 1.02), ylim=(0, 1.02))
-
-
-def _bars(axes: Any, disturbed: dict[str, float], merit: str) -> None:
-    names = list(disturbed)[::-1]
-    drawn = axes.barh(names, [disturbed[name] for name in names])
-    axes.bar_label(drawn, fmt="%.3f", padding=3)
-    axes.set(xlabel=merit, xlim=(0, 1.1))
-
-
-def _plot(draw: Callable[[Any], None]) -> Markup:
-    with _figure() as (figure, axes):
-        draw(axes)
-        axes.spines[["top", "right"]].set_visible(False)
-        out = io.StringIO()
-        # Neither a date nor random ids: the same run gives the same page.
-        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-    return Markup(out.getvalue()[out.getvalue().index("<svg") :])  # noqa: S704  # drawn here, of numbers and our names
-
-
-@contextmanager
-def _figure() -> Iterator[tuple[Any, Any]]:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.hashsalt": "hotswap", "font.size": 9}):
-        figure = Figure(figsize=(4.6, 3))
-        yield figure, figure.subplots()

@@ -15,8 +15,9 @@ from adapters.tasks import AnyTask
 from trainer.evaluation import Evaluation
 from trainer.page import page
 from trainer.recipe import Recipe, Standing
-from trainer.report import SIGNIFICANT, card
+from trainer.report import card
 from trainer.run_record import RunRecord
+from trainer.verdict import SIGNIFICANT
 
 BETTER = (
     "what may help: more rows, a longer training.budget, lora.rank: 16, a larger base, `trainer sweep`; or serve the "

@@ -12,8 +12,10 @@ from trainer.evaluation import Both, Evaluation
 from trainer.recipe import PROMPTS, Recipe
 from trainer.run_record import RunRecord
 from trainer.sources import SOURCES
+from trainer.verdict import breaks, confused, forgotten, labels, worth_it
 
-SIGNIFICANT = 0.05
+READABLE_LABELS = 12  # a confusion table of more is wider than a screen
+CONFUSED = 10
 FEW_SHOT = "no training row is short enough to be an example"
 
 
@@ -24,7 +26,7 @@ def score_rows(scores: dict[str, Both]) -> list[dict[str, Any]]:
         {
             "test": test,
             "metric": metric,
-            "base": both.base.values[metric],
+            "base": both.base.values.get(metric),
             "baseline": both.baseline.values.get(metric) if both.baseline else None,
             "adapter": value,
             "interval": _span(both, metric),
@@ -62,12 +64,12 @@ def card(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> 
         f"| test | metric | base, zero-shot | {_simple_name(evaluation)} | this adapter | 95 % interval |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {r['test']} | {r['metric']} | {_figure(r['base'])} | {_figure(r['baseline'])} "
-            f"| {_figure(r['adapter'])} | {r['interval']} |"
+            f"| {r['test']} | {r['metric']} | {figure(r['base'])} | {figure(r['baseline'])} "
+            f"| {figure(r['adapter'])} | {r['interval']} |"
             for r in score_rows(scores)
         ),
         *_confusion_lines(scores),
-        *_findings(evaluation),
+        *_findings(recipe, evaluation),
         "",
         "## How to make it again",
         "",
@@ -124,7 +126,7 @@ def _metadata(recipe: Recipe, base: Base, scores: dict[str, Both]) -> ModelCardD
 
 
 def _span(both: Both, metric: str) -> str:
-    return "–".join(map(_figure, both.adapter.intervals.get(metric, ())))
+    return "–".join(map(figure, both.adapter.intervals.get(metric, ())))
 
 
 def _made_by(recipe: Recipe) -> str:
@@ -144,29 +146,28 @@ def _split(recipe: Recipe) -> str:
     return "Split by text: equal ones never cross, near-copies may"
 
 
-def _findings(evaluation: Evaluation) -> list[str]:
+def _findings(recipe: Recipe, evaluation: Evaluation) -> list[str]:
     """What else evaluation found that a user of the version should know."""
     lines = []
     if against := evaluation.base:
         lines.append(
-            f"The base untrained scores {_figure(against.base)} on the test rows, this adapter "
-            f"{_figure(against.candidate)} (p = {against.p_value:.2g})."
+            f"The base untrained scores {figure(against.base)} on the test rows, this adapter "
+            f"{figure(against.candidate)} (p = {against.p_value:.2g})."
         )
     if verdict := worth_it(evaluation):
         lines.append(f"Was it worth it? {verdict[0].upper()}{verdict[1:]}.")
     if asked := evaluation.baselines:
-        shown = f"{asked.shots} training rows in the base's prompt {_figure(asked.few_shot or 0)}"
+        shown = f"{asked.shots} training rows in the base's prompt {figure(asked.few_shot or 0)}"
         lines.append(
             f"On the first {asked.rows} of them: {shown if asked.shots else FEW_SHOT}, "
-            f"zero-shot {_figure(asked.zero_shot)}, this adapter {_figure(asked.adapter)}."
+            f"zero-shot {figure(asked.zero_shot)}, this adapter {figure(asked.adapter)}."
         )
-    if forgotten := evaluation.forgetting:
-        lines.append(
-            f"Perplexity of general text: base {_figure(forgotten.base)}, adapter {_figure(forgotten.adapter)}."
-        )
+    kind, tested = recipe.task.makes, evaluation.scores["test"].adapter
+    judged = (forgotten(evaluation, kind), breaks(evaluation, kind), labels(tested.per_class or {}))
+    lines += [f"{finding.question} {finding.answer}" for finding in judged if finding]
     for column, apart in evaluation.slices.items():
         if apart.gap is not None:
-            lines.append(f"By {column} the scores of the test rows differ by up to {_figure(apart.gap)}.")
+            lines.append(f"By {column} the scores of the test rows differ by up to {figure(apart.gap)}.")
     return ["", *(f"- {line}" for line in lines)] if lines else []
 
 
@@ -174,7 +175,7 @@ def _conversion_lines(run: RunRecord) -> list[str]:
     """What was lost where vLLM cannot load what was trained; the table's scores are those of what is served."""
     if (made := run.converted) is None:
         return []
-    scores = [f"{name} {_figure(v)}" for name, v in made.as_trained.values.items() if isinstance(v, float)]
+    scores = [f"{name} {figure(v)}" for name, v in made.as_trained.values.items() if isinstance(v, float)]
     return [
         "",
         f"The change was made into a LoRA of rank {made.rank}, which loses {made.error:.2%} of its squared size. "
@@ -186,32 +187,27 @@ def _simple_name(evaluation: Evaluation) -> str:
     return evaluation.baseline.name if evaluation.baseline else "simple baseline"
 
 
-def worth_it(evaluation: Evaluation) -> str:
-    """Say in one line whether fine-tuning was worth it. Empty where nothing was there to compare with."""
-    if (by := evaluation.baseline) is None:
-        return ""
-    told = f"this adapter {by.candidate:.3f}, {by.name} {by.baseline:.3f} (p = {by.p_value:.2g})"
-    if by.p_value >= SIGNIFICANT:
-        return f"not shown to be better than a simple model: {told}; serve the simpler, or give it more rows"
-    verdict = "worth it" if by.candidate > by.baseline else "not worth it, a simple model is better"
-    return f"{verdict}: {told}"
-
-
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """Return a number as tables show it: counts in full, else four digits."""
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _confusion_lines(scores: dict[str, Both]) -> list[str]:
+    """The whole table where it can be read; of many labels the pairs that are taken for each other most often."""
     lines = []
     for test, both in scores.items():
-        if confusion := both.adapter.confusion:
-            labels = confusion.labels
-            lines += ["", f"Confusion on {test} (rows: truth):", "", "| | " + " | ".join(labels) + " |"]
-            lines += ["|---" * (len(labels) + 1) + "|"]
-            lines += [
-                f"| **{label}** | " + " | ".join(map(str, counts)) + " |"
-                for label, counts in zip(labels, confusion.counts, strict=True)
-            ]
+        if (confusion := both.adapter.confusion) is None:
+            continue
+        if len(confusion.labels) > READABLE_LABELS:
+            lines += ["", f"Most often confused on {test}:", "", "| truth | answer | rows |", "|---|---|---|"]
+            lines += [f"| {pair.truth} | {pair.told} | {pair.rows} |" for pair in confused(confusion)[:CONFUSED]]
+            continue
+        lines += ["", f"Confusion on {test} (rows: truth):", "", "| | " + " | ".join(confusion.labels) + " |"]
+        lines += ["|---" * (len(confusion.labels) + 1) + "|"]
+        lines += [
+            f"| **{label}** | " + " | ".join(map(str, counts)) + " |"
+            for label, counts in zip(confusion.labels, confusion.counts, strict=True)
+        ]
     return lines

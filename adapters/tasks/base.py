@@ -96,6 +96,7 @@ class BaseTask(BaseModel):
     answer_key: ClassVar[str]  # where :meth:`read` puts the answer, and the column that rows have it in
     gate_metrics: ClassVar[tuple[str, ...]]  # more of it is better, and 1 is the most there can be
     merit_name: ClassVar[str]  # what :meth:`merits` measures
+    merit_metric: ClassVar[str]  # what :meth:`score` calls the mean of it
     pipeline_tag: ClassVar[str]  # the kind as Hugging Face calls it
     headings: ClassVar[tuple[str, str]]  # over the worst answers, and over the best
 

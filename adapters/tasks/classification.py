@@ -39,6 +39,7 @@ class ClassificationTask(BaseTask):
     answer_key: ClassVar[str] = "label"
     gate_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "weighted_f1")
     merit_name: ClassVar[str] = "accuracy"
+    merit_metric: ClassVar[str] = "accuracy"
     pipeline_tag: ClassVar[str] = "text-classification"
     headings: ClassVar[tuple[str, str]] = ("Where it is wrong, the surest first", "Where it is right, the surest first")
 

@@ -31,6 +31,7 @@ class SummarizationTask(BaseTask):
     answer_key: ClassVar[str] = "summary"
     gate_metrics: ClassVar[tuple[str, ...]] = ("rouge1", "rouge2", "rougeL", "similarity")
     merit_name: ClassVar[str] = "ROUGE-L"
+    merit_metric: ClassVar[str] = "rougeL"
     pipeline_tag: ClassVar[str] = "summarization"
     headings: ClassVar[tuple[str, str]] = ("The worst by ROUGE-L", "The best by ROUGE-L")
 

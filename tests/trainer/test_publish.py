@@ -251,6 +251,8 @@ class TestEvaluating:
         ]
         assert rows[1].split()[4] == "1.000", "one word decides; a two-layer model learns it"
         assert following == "next: python -m trainer publish mood.yaml"
+        for judged in ("What was forgotten? ", "What breaks it? ", "Which labels does it not know? "):
+            assert judged in result.err
 
     def test_writes_one_page_that_needs_nothing_else_and_escapes_the_data(self, place: Workplace) -> None:
         rows = (place.folder / "rows.jsonl").read_text().replace("is dull", "is <b>dull</b>")
@@ -290,6 +292,7 @@ class TestEvaluating:
         scores = json.loads(place.run("evaluate", "mood.yaml", "--json").out)
         assert scores == json.loads((place.run_folder / "evaluation.json").read_text())["scores"]
         assert set(scores["test"]) == {"base", "baseline", "adapter"}
+        assert all("accuracy" in each["intervals"] for each in scores["test"].values())
 
     def test_scores_extra_rows_too(self, place: Workplace) -> None:
         shutil.rmtree(place.folder / "runs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from typing import Any
 
 from adapters import cli
@@ -17,10 +16,9 @@ from trainer.commands.common import add_recipe_command, add_store_option, next_c
 from trainer.evaluation import Baselines, Evaluation
 from trainer.loading import general_text
 from trainer.recipe import Recipe
-from trainer.report import FEW_SHOT, score_rows, worth_it
+from trainer.report import FEW_SHOT, score_rows
 from trainer.runs import EVALUATION, Run
-
-FEW_ROWS = 100
+from trainer.verdict import breaks, enough_rows, forgotten, labels, worth_it
 
 
 def add(commands: Any) -> None:
@@ -53,12 +51,11 @@ def evaluate(options: argparse.Namespace) -> None:
         )
     if untrained := evaluation.baselines:
         _say_baselines(untrained)
-    if forgotten := evaluation.forgetting:
-        say(f"perplexity of general text: base {forgotten.base:.1f}, adapter {forgotten.adapter:.1f}")
-    if (rows_tested := len(run.splits.tests["test"])) < FEW_ROWS:
-        say(
-            f"{rows_tested} test rows tell little: differences below about {1 / math.sqrt(rows_tested):.2f} do not show"
-        )
+    kind = run.recipe.task.makes
+    per_class = evaluation.scores["test"].adapter.per_class or {}
+    judged = (forgotten(evaluation, kind), breaks(evaluation, kind), labels(per_class), enough_rows(evaluation))
+    for finding in filter(None, judged):
+        say(f"{finding.question} {finding.answer}")
     say(f"report: {run.folder / REPORT}")
     print(next_command("publish", options))
 

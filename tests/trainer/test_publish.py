@@ -296,7 +296,7 @@ class TestEvaluating:
 
     def test_scores_extra_rows_too(self, place: Workplace) -> None:
         shutil.rmtree(place.folder / "runs")
-        (place.folder / "far.csv").write_text("text,label\nso moving,positive\nso dull,positive\n")
+        (place.folder / "far.csv").write_text("text,label\nfilm 200 is moving,positive\nfilm 201 is dull,positive\n")
         data = settings()["data"] | {"extra_tests": {"far": {"path": "far.csv"}}}
         place.write_recipe(data=data, gate={"extra_tests": {"far": {"accuracy": 1}}})
         place.run("train", "mood.yaml")
@@ -697,8 +697,8 @@ class TestTheCard:
         run = RunRecord.model_validate_json((place.run_folder / "run.json").read_text())
         found = {"scores": {"test": {"base": both, "adapter": both}}, "profile": {"rows": 1}}
         text = card(load_recipe(place.folder / "mood.yaml"), tiny, run, Evaluation.model_validate(found))
-        assert "| test | rows | 123456 | 123456 |" in text
-        assert "| test | accuracy | 0.9877 | 0.9877 |" in text
+        assert "| test | rows | 123456 |  | 123456 |" in text
+        assert "| test | accuracy | 0.9877 |  | 0.9877 |" in text
 
 
 def with_adapter(place: Workplace) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -48,7 +49,7 @@ def _word_model(train: list[Row], validation: list[Row], task: BaseTask) -> Base
     labels = [row.answer for row in train]
     if len(set(labels)) < 2:
         return None
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype="float32")
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
     try:
         seen = words.fit_transform(row.text for row in train)
     except ValueError:  # no words at all

@@ -156,10 +156,8 @@ async def test_threads_do_not_pile_up(hanging: Hanging, store: Store) -> None:
     assert refused == MOST_ABANDONED + 50
     assert calls() - before <= MOST_ABANDONED
     hanging.end()
-    await until(lambda: calls() <= before)
-    await asyncio.sleep(0)
+    await until(lambda: calls() <= before and not offload._places)
     assert await Offload(5, 32)("x", store.names) == []
-    assert not offload._places
 
 
 async def test_a_bucket_that_accepts_and_never_answers_is_given_up_and_used_again(

@@ -14,8 +14,8 @@ from trainer.batches import IGNORED, LengthGrouped
 from trainer.recipe import Recipe
 from trainer.soft_prompts import spelled
 
-# What it weighs that a label's score is not among the others' alone, but in the whole vocabulary. With its full weight
-# 1 many labels learn slowly: to leave 49,000 other tokens has by far the largest gradient, and the step is clipped.
+# What it weighs that an answer is one of the labels at all; which of them it is weighs 1. With 1 here too it would be the
+# loss over the whole vocabulary, most of whose first gradients are about leaving the other 49,000 tokens.
 OTHERS = 0.1
 
 

@@ -14,8 +14,8 @@ from trainer.batches import IGNORED, LengthGrouped
 from trainer.recipe import Recipe
 from trainer.soft_prompts import spelled
 
-# What it weighs that an answer is one of the labels at all; which of them it is weighs 1. With 1 here too it would be the
-# loss over the whole vocabulary, most of whose first gradients are about leaving the other 49,000 tokens.
+# What it weighs that an answer is one of the labels at all; which of them it is weighs 1. With 1 here too it would be
+# the loss over the whole vocabulary, most of whose first gradients are about leaving the other 49,000 tokens.
 OTHERS = 0.1
 
 

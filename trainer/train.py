@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from adapters.errors import HotswapError
+from adapters.progress import bar
 from adapters.store import WEIGHTS
 from trainer import methods, statistics
 from trainer.batches import Encoded
@@ -60,6 +61,7 @@ def train(
         with processes().main_process_first():
             identity = recipe.run_identity(job.splits.fingerprint, job.base.digest)
             checkpoint = running.enter_context(occupied(recipe.run_folder, identity, processes().is_main_process))
+        running.enter_context(bar(None, "training", events=False))
         return _trained(job, callbacks, start, checkpoint)
 
 

@@ -31,6 +31,7 @@ from trainer.progress import Progress, StopAtNaN
 from trainer.recipe import PROMPTS, Recipe
 from trainer.reward import reward_model
 from trainer.speed import tokens_per_second
+from trainer.stopping import Stopping
 
 
 def processes() -> PartialState:
@@ -95,11 +96,13 @@ def fit(
                 steps = _within_budget(model, recipe, rows, steps, micro, base)
             trainer = make_trainer(job, model, _arguments(recipe, steps, micro), rows)
             lengths = Encoded(rows, base).lengths
-            with Progress(a_step * sum(lengths) / len(lengths)) as progress:
-                for callback in (progress, StopAtNaN(), *stopping, *callbacks):
+            with Progress(a_step * sum(lengths) / len(lengths)) as progress, Stopping(recipe.run_folder) as asked:
+                for callback in (progress, StopAtNaN(), *stopping, *callbacks, asked):
                     trainer.add_callback(callback)
                 trainer.remove_callback(PrinterCallback)
-                return trainer, trainer.train(resume_from_checkpoint=checkpoint)
+                result = trainer.train(resume_from_checkpoint=checkpoint)
+                asked.end()
+                return trainer, result
         except (RuntimeError, OSError, SafetensorError) as error:
             if _disk_is_full(error):
                 raise HotswapError(

@@ -15,7 +15,9 @@ from adapters.errors import HotswapError
 from adapters.progress import say
 from trainer.progress import Diverged
 from trainer.recipe import IDENTITY
-from trainer.runs import aside_of, identity_of
+from trainer.runs import aside_of, identity_of, lock_of
+
+GLANCE = 0.2  # seconds that it takes another process to look whether the folder is taken
 
 
 @contextmanager
@@ -30,9 +32,9 @@ def occupied(folder: Path, identity: str, first: bool = True) -> Iterator[str | 
         yield get_last_checkpoint(str(folder))
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    place, aside = folder.absolute(), aside_of(folder)
+    aside = aside_of(folder)
     try:
-        with FileLock(place.with_name(f".{place.name}.lock"), timeout=0):
+        with FileLock(lock_of(folder), timeout=GLANCE):
             _make_room(folder, aside, identity)
             try:
                 yield get_last_checkpoint(str(folder))

@@ -34,7 +34,11 @@ def add(commands: Any) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    run = Run(recipe_of(options))
+    complete(Run(recipe_of(options)), options)
+
+
+def complete(run: Run, options: argparse.Namespace) -> None:
+    """Train what is not trained yet, and say what came of it."""
     with bar(None, "reading the rows"):
         recipe, splits, base = run.recipe, run.splits, run.base  # bad data is refused before a model is fetched
     from trainer.mixture import make_task  # torch and transformers take seconds to import

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 EVERY = 5.0  # seconds: nothing is silent for longer
 BEAT = 0.5  # seconds between two looks whether it is time to say something
+NARROW = 80  # columns of a terminal that does not say how many it has
 EVENTS = 1.0  # seconds between two JSON lines of one bar
 Item = TypeVar("Item")
 
@@ -119,7 +120,8 @@ class Bar:
                 unit=f" {self.unit}",
                 leave=counted,
                 bar_format=None if counted else "{desc}: {elapsed}",
-                dynamic_ncols=True,
+                ncols=None if (width := _width()) else NARROW,
+                dynamic_ncols=width > 0,
             )
             self._drawn.start_t = self._drawn.last_print_t - (time.monotonic() - self._began)
         self._drawn.refresh()
@@ -202,6 +204,14 @@ def _write(line: str) -> None:
     with suppress(ValueError):  # stderr is closed
         tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()
+
+
+def _width() -> int:
+    """Return the terminal's columns; 0 where it does not know them, as in a container."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def _speaks() -> bool:

@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder, fetch_package, move_into_place
+from adapters.progress import counted
 from adapters.tensors import BadTensors, Tensor, read_header
 from adapters.tokens import FileTokenizer
 
@@ -142,7 +141,7 @@ def base_digest(folder: Path) -> str:
     """Return ``sha256:…`` over every tensor (name, dtype, shape, bytes, by name) and the vocabulary."""
     digest = hashlib.sha256()
     tensors = {name: (path, tensor) for path in sorted(folder.glob("*.safetensors")) for name, tensor in _tensors(path)}
-    for name in tqdm(sorted(tensors), desc="Hashing the base model", unit="tensor", leave=False, disable=None):
+    for name in counted(sorted(tensors), len(tensors), "hashing the base model", "tensors"):
         path, tensor = tensors[name]
         digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
         with path.open("rb") as file:

@@ -12,8 +12,8 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from tqdm import tqdm
 
+from adapters.progress import counted
 from adapters.tasks.base import BaseTask
 from adapters.tasks.chunks import sentences
 from trainer.data import Splits
@@ -59,7 +59,7 @@ def _word_model(train: list[Row], validation: list[Row], task: BaseTask) -> Base
     best, coefficients = -1.0, (model, 0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for inverse in tqdm(INVERSE_PENALTIES, desc="TF-IDF", unit="penalty", disable=None):
+        for inverse in counted(INVERSE_PENALTIES, len(INVERSE_PENALTIES), "TF-IDF", "penalties"):
             model.set_params(C=inverse).fit(seen, labels)
             if (reached := float(model.score(held_out, wanted))) > best:
                 best, coefficients = reached, (_copied(model), inverse)

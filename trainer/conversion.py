@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
+from adapters.progress import counted
 from adapters.store import CONFIG, WEIGHTS
 from trainer.progress import Diverged
 from trainer.recipe import Conversion
@@ -49,7 +49,7 @@ def to_lora(changes: Changes, how: Conversion, folder: Path, base: Base) -> tupl
     """
     parts = {
         name: torch.linalg.svd(change, full_matrices=False)
-        for name, change in tqdm(changes.items(), desc="converting to LoRA", unit="matrix", disable=None)
+        for name, change in counted(changes.items(), len(changes), "converting to LoRA", "matrices")
     }
     rank, error = _rank([values for _, values, _ in parts.values()], how)
     weights = {}

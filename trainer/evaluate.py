@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -18,6 +17,7 @@ from adapters import probes
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS, Profile, Reference
+from adapters.progress import bar
 from adapters.tasks import Completion
 from adapters.tasks.base import BaseTask
 from trainer import likelihood, statistics
@@ -325,13 +325,13 @@ def _predicted(model: Any, texts: list[str], codec: Codec, what: str) -> list[Ou
     order = sorted(range(len(texts)), key=lambda i: -len(prompts[i]))
     outputs: list[Output] = [{} for _ in texts]
     answer = _scored if codec.task.closed else _generated
-    with tqdm(total=len(texts), desc=what, unit="row", disable=None) as bar:
+    with bar(len(texts), what, "rows") as shown:
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
             ids, mask = _left_padded([prompts[i] for i in part], codec.base.end_id, model.device)
             for index, completion in zip(part, answer(model, ids, mask, codec), strict=True):
                 outputs[index] = codec.task.read(completion, {})
-            bar.update(len(part))
+            shown.update(len(part))
     return outputs
 
 

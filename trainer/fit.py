@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,18 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
+from adapters.progress import say, spoken
 from trainer import methods
 from trainer.batches import Encoded
 from trainer.job import Job
 from trainer.mixture import Asked
 from trainer.objectives import make_trainer
 from trainer.precision import in_bfloat16, settle_attention
-from trainer.progress import Progress, StopAtNaN, spoken
+from trainer.progress import Progress, StopAtNaN
 from trainer.recipe import PROMPTS, Recipe
 from trainer.reward import reward_model
 from trainer.speed import tokens_per_second
+from trainer.stopping import Stopping
 
 BACKWARD = 2  # a step takes at least so many times as long as scoring the same rows
 
@@ -96,10 +97,14 @@ def fit(
             if recipe.objective == "supervised" and checkpoint is None and processes().num_processes == 1:
                 steps = _within_budget(model, job, rows, steps, micro)
             trainer = make_trainer(job, model, _arguments(recipe, steps, micro), rows)
-            for callback in (Progress(), StopAtNaN(), *stopping, *callbacks):
-                trainer.add_callback(callback)
-            trainer.remove_callback(PrinterCallback)
-            return trainer, trainer.train(resume_from_checkpoint=checkpoint)
+            lengths = Encoded(rows, base).lengths
+            with Progress(a_step * sum(lengths) / len(lengths)) as progress, Stopping(recipe.run_folder) as asked:
+                for callback in (progress, StopAtNaN(), *stopping, *callbacks, asked):
+                    trainer.add_callback(callback)
+                trainer.remove_callback(PrinterCallback)
+                result = trainer.train(resume_from_checkpoint=checkpoint)
+                asked.end()
+                return trainer, result
         except (RuntimeError, OSError, SafetensorError) as error:
             if _disk_is_full(error):
                 raise HotswapError(
@@ -114,7 +119,7 @@ def fit(
                     f"{micro} rows at a time do not fit into memory; lower training.batch_size (and raise accumulate), "
                     "or set training.gradient_checkpointing or a smaller task.max_input_tokens."
                 ) from error
-            print(f"out of memory with {micro} rows at a time; going on with {smaller}", file=sys.stderr)
+            say(f"out of memory with {micro} rows at a time; going on with {smaller}")
         micro = smaller
         trainer = model = None
         clear_device_cache(garbage_collection=True)
@@ -132,10 +137,9 @@ def _within_budget(model: Any, job: Job, rows: list[Asked], steps: int, micro: i
     if training.minutes is not None:
         steps = max(1, min(steps, int((60 * training.minutes - validating) / a_step_seconds)))
     passes, seconds = steps / math.ceil(len(rows) / a_step), steps * a_step_seconds + validating
-    print(
+    say(
         f"training: at most {steps} steps, {passes:.2g} passes of {len(rows)} rows; about {spoken(seconds)} at "
-        f"{speed:.0f} tokens/s",
-        file=sys.stderr,
+        f"{speed:.0f} tokens/s"
     )
     return steps
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from adapters.base_model import Base
+from adapters.progress import bar
 from trainer.batches import IGNORED, collate
 from trainer.codec import Codec
 from trainer.rows import Row
@@ -28,7 +28,7 @@ def logprobs(model: Any, pairs: Sequence[Continued], base: Base, what: str = "li
     found = [0.0] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][1]))
     batch, model = collate(base.end_id), model.eval()
-    with tqdm(total=len(pairs), desc=what, unit="row", disable=None) as bar:
+    with bar(len(pairs), what, "rows") as shown:
         while order:
             count = max(1, POSITIONS // (len(pairs[order[0]][1]) + 1))
             part, order = order[:count], order[count:]
@@ -36,7 +36,7 @@ def logprobs(model: Any, pairs: Sequence[Continued], base: Base, what: str = "li
             inputs = {key: tensor.to(model.device) for key, tensor in batch(rows).items()}
             for index, value in zip(part, _summed(model, inputs), strict=True):
                 found[index] = value
-            bar.update(len(part))
+            shown.update(len(part))
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from adapters.errors import HotswapError
+from adapters.progress import say
 from trainer.progress import Diverged
 from trainer.recipe import IDENTITY
-from trainer.runs import aside_of, identity_of
+from trainer.runs import aside_of, identity_of, lock_of
+
+GLANCE = 0.2  # seconds that it takes another process to look whether the folder is taken
 
 
 @contextmanager
@@ -30,9 +32,9 @@ def occupied(folder: Path, identity: str, first: bool = True) -> Iterator[str | 
         yield get_last_checkpoint(str(folder))
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    place, aside = folder.absolute(), aside_of(folder)
+    aside = aside_of(folder)
     try:
-        with FileLock(place.with_name(f".{place.name}.lock"), timeout=0):
+        with FileLock(lock_of(folder), timeout=GLANCE):
             _make_room(folder, aside, identity)
             try:
                 yield get_last_checkpoint(str(folder))
@@ -40,7 +42,7 @@ def occupied(folder: Path, identity: str, first: bool = True) -> Iterator[str | 
                 if aside.exists() and (isinstance(error, Diverged) or not get_last_checkpoint(str(folder))):
                     shutil.rmtree(folder)
                     aside.rename(folder)
-                    print(f"the earlier run in {folder} is as it was", file=sys.stderr)
+                    say(f"the earlier run in {folder} is as it was")
                 raise
             shutil.rmtree(aside, ignore_errors=True)
     except Timeout:
@@ -61,7 +63,7 @@ def _make_room(folder: Path, aside: Path, identity: str) -> None:
             shutil.rmtree(folder)
         else:
             folder.rename(aside)
-            print(f"the earlier run in {folder} is kept until this one is trained", file=sys.stderr)
+            say(f"the earlier run in {folder} is kept until this one is trained")
     elif folder.exists() and any(folder.iterdir()):
         raise HotswapError(f"{folder} is not empty and not a run of this trainer; set output to another folder.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,43 +5,62 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
-from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from adapters.errors import HotswapError
+from adapters.progress import Bar, bar, say, tell
 
 
 class Progress(TrainerCallback):
-    """A bar where there is a terminal, and a line per report. On stderr: transformers' own go to stdout, which
-    is for results."""
+    """One live view of a training where there is a terminal, else a line per report and now and then; events for
+    machines. ``tokens`` is how many a step learns from, on average."""
+
+    def __init__(self, tokens: float) -> None:
+        self._tokens, self._best = tokens, math.inf
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        quiet = None if state.is_world_process_zero else True
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=quiet)
+        self._began, self._before = time.monotonic(), state.global_step
+        self._bar = bar(state.max_steps, "training", "steps", state.global_step, events=False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self._bar is not None
+        self._bar.figures["tokens/s"] = f"{self._speed(state):.0f}"
         self._bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        losses = {name: logs[key] for key, name in (("loss", "loss"), ("eval_loss", "validation loss")) if key in logs}
-        for name, loss in losses.items():
-            tqdm.write(f"step {state.global_step} of {state.max_steps}: {name} {loss:.4f}", file=sys.stderr)
+        for key, name, event in (("loss", "loss", "step"), ("eval_loss", "validation loss", "validation")):
+            if key in logs and self._bar is not None:
+                self._report(state, name, event, logs[key])
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._bar.close()
+    def _report(self, state: Any, name: str, event: str, loss: float) -> None:
+        assert self._bar is not None
+        about = {"step": state.global_step, "of": state.max_steps, "loss": loss if math.isfinite(loss) else None}
+        if event == "validation":
+            self._best = min(self._best, loss, state.best_metric or loss)
+            self._bar.figures |= {"validation": f"{loss:.4f}", "best": f"{self._best:.4f}"}
+            about["best"] = self._best if math.isfinite(self._best) else None
+        else:
+            self._bar.figures["loss"] = f"{loss:.4f}"
+            left = self._bar.seconds_left()
+            about |= {"tokens_per_second": round(self._speed(state), 1), "seconds_left": left and round(left, 1)}
+        if not tell(event, **about) and not sys.stderr.isatty():  # where there is a terminal, the bar says it
+            say(f"step {state.global_step} of {state.max_steps}: {name} {loss:.4f}")
 
-
-def spoken(seconds: float) -> str:
-    """Return a length of time as it is said: 40 s, 12 min, 1 h 5 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    def _speed(self, state: Any) -> float:
+        """Return tokens a second, validation included."""
+        steps: int = state.global_step - self._before
+        return self._tokens * steps / max(1e-9, time.monotonic() - self._began)
 
 
 class Clock(TrainerCallback, ExportableState):

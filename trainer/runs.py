@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from adapters.base_model import Base, resolve_base
@@ -26,6 +27,7 @@ from trainer.recipe import IDENTITY, Recipe
 from trainer.run_record import RunRecord
 
 RUN, EVALUATION, TASK, CHECKED = "run.json", "evaluation.json", "adapter/task.json", "data-check.json"
+STOP = "stop"  # whoever makes this file in a run's folder ends its training after the next step
 Shape = TypeVar("Shape")
 
 
@@ -127,6 +129,24 @@ def digests(adapter: Path) -> dict[str, str]:
 def aside_of(folder: Path) -> Path:
     """Return where a run is kept while another one is trained in its folder; training it again brings it back."""
     return folder.absolute().with_name(f".{folder.absolute().name}.before")
+
+
+def lock_of(folder: Path) -> Path:
+    """Return the file that is locked while a training is at work in a folder."""
+    return folder.absolute().with_name(f".{folder.absolute().name}.lock")
+
+
+def is_taken(folder: Path) -> bool:
+    """Return whether a living process is training there."""
+    if not lock_of(folder).is_file():
+        return False
+    try:
+        with FileLock(lock_of(folder), timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's
+        return False
 
 
 def identity_of(folder: Path) -> str | None:

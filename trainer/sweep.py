@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import TrainerCallback
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
+from adapters.progress import say
 from trainer.data import Splits
 from trainer.mixture import make_job
 from trainer.progress import Diverged
@@ -101,7 +101,7 @@ def _run_trials(
         # By the trial's number: what goes on, or runs beside another process, proposes nothing twice.
         study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + trial.number, constant_liar=True)
         settings = {key: _proposed(trial, key, space) for key, space in recipe.sweep.items()}
-        print(f"trial {trial.number}: {shown(settings)}", file=sys.stderr)
+        say(f"trial {trial.number}: {shown(settings)}")
         tried = changed(settings)
         folder = folder_of(recipe) / str(trial.number) / "run"
         tried = tried.model_copy(update={"output": folder})

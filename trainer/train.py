@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from adapters.errors import HotswapError
+from adapters.progress import bar
 from adapters.store import WEIGHTS
 from trainer import methods, statistics
 from trainer.batches import Encoded
@@ -32,6 +33,7 @@ from trainer.objectives import without_reference
 from trainer.occupancy import occupied
 from trainer.progress import Clock, Diverged, seconds_of
 from trainer.recipe import CONVERTED
+from trainer.resumption import keep
 from trainer.rows import Row
 from trainer.run_record import Converted, HistoryEntry, RunRecord
 from trainer.runs import digests
@@ -60,6 +62,9 @@ def train(
         with processes().main_process_first():
             identity = recipe.run_identity(job.splits.fingerprint, job.base.digest)
             checkpoint = running.enter_context(occupied(recipe.run_folder, identity, processes().is_main_process))
+        if processes().is_main_process:
+            keep(recipe)
+        running.enter_context(bar(None, "training", events=False))
         return _trained(job, callbacks, start, checkpoint)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from adapters.cli import Command
 from adapters.errors import HotswapError
 from adapters.manifest import Manifest
+from adapters.progress import json_lines
 from adapters.reference import Reference
 from adapters.seed import open_store
 from adapters.store import Store
@@ -26,7 +27,12 @@ def add_recipe_command(commands: Any, name: str, run: Command, text: str) -> arg
     """Declare a command that takes a recipe, and changes to it."""
     example = f"example: python -m trainer {name} trainer/recipes/sentiment.yaml"
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=example)
-    parser.set_defaults(command=run)
+
+    def command(options: argparse.Namespace) -> int | None:
+        with json_lines(options.json):
+            return run(options)
+
+    parser.set_defaults(command=command)
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     add_set_option(parser, "e.g. training.epochs=2")
     add_json_option(parser)
@@ -38,7 +44,7 @@ def add_set_option(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON; progress too, as lines of JSON on stderr")
 
 
 def add_store_option(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +65,6 @@ def manifest_of(store: Store, reference: str) -> Manifest:
         raise HotswapError(f"'{reference}' is no version; write NAME@VERSION, for example sentiment@2.")
     wanted = Reference.parse(reference)
     return store.manifest(wanted.name, wanted.version or 0)[0]
-
-
-def say(text: str) -> None:
-    """Tell who watches; of several processes, one speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr)
 
 
 def next_command(command: str, options: argparse.Namespace) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
 from adapters.packages import cache_folder
+from adapters.progress import say
 from adapters.tasks import KINDS
 from adapters.validation import explained
 from trainer.checks import SHOWN, Finding, as_records, check_data
-from trainer.commands.common import add_json_option, add_set_option, say, write_rows
+from trainer.commands.common import add_json_option, add_set_option, write_rows
 from trainer.data import load_splits
 from trainer.feedback import read_log, rows_for
 from trainer.files import READ

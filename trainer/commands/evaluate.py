@@ -11,8 +11,9 @@ from adapters.errors import HotswapError
 from adapters.lint import REPORT
 from adapters.manifest import Manifest
 from adapters.packages import cache_folder
+from adapters.progress import bar, say
 from adapters.store import Store
-from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of, say, store_at
+from trainer.commands.common import add_recipe_command, add_store_option, next_command, recipe_of, store_at
 from trainer.evaluation import Baselines, Evaluation
 from trainer.loading import general_text
 from trainer.recipe import Recipe
@@ -72,6 +73,11 @@ def _say_baselines(untrained: Baselines) -> None:
 
 def score(run: Run, store: Store) -> Evaluation:
     """Return the evaluation, and leave it and its page in the run's folder."""
+    with bar(None, "evaluation"):
+        return _scored(run, store)
+
+
+def _scored(run: Run, store: Store) -> Evaluation:
     job, recipe = run.job(), run.recipe
     from trainer import evaluate as evaluation
     from trainer.page import page
@@ -90,10 +96,11 @@ def score(run: Run, store: Store) -> Evaluation:
 
 def _judge(run: Run, options: argparse.Namespace) -> None:
     """Evaluate a reward model: how often it prefers what people preferred."""
-    job = run.job()
-    from trainer.reward import judged
+    with bar(None, "evaluation"):
+        job = run.job()
+        from trainer.reward import judged
 
-    found = judged(run.folder, job.splits.test, job.codec)
+        found = judged(run.folder, job.splits.test, job.codec)
     run.write(EVALUATION, found)
     if options.json:
         print(json.dumps(found))

@@ -9,9 +9,10 @@ from typing import Any
 from adapters import cli
 from adapters.errors import GenerationConflict, HotswapError
 from adapters.manifest import Manifest
+from adapters.progress import say
 from adapters.releases import NewRelease
 from adapters.store import Store
-from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, say, store_at
+from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, store_at
 from trainer.commands.evaluate import comparable, score
 from trainer.evaluation import Evaluation
 from trainer.runs import EVALUATION, Run

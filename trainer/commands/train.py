@@ -10,6 +10,7 @@ from typing import Any
 from adapters.errors import HotswapError
 from adapters.manifest import Manifest
 from adapters.packages import cache_folder
+from adapters.progress import bar, say
 from adapters.tasks import AnyTask
 from trainer.checks import Finding, as_records
 from trainer.commands.common import (
@@ -18,7 +19,6 @@ from trainer.commands.common import (
     manifest_of,
     next_command,
     recipe_of,
-    say,
     store_at,
 )
 from trainer.commands.data import findings_of
@@ -34,8 +34,13 @@ def add(commands: Any) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    run = Run(recipe_of(options))
-    recipe, splits, base = run.recipe, run.splits, run.base  # bad data is refused before a model is fetched
+    complete(Run(recipe_of(options)), options)
+
+
+def complete(run: Run, options: argparse.Namespace) -> None:
+    """Train what is not trained yet, and say what came of it."""
+    with bar(None, "reading the rows"):
+        recipe, splits, base = run.recipe, run.splits, run.base  # bad data is refused before a model is fetched
     from trainer.mixture import make_task  # torch and transformers take seconds to import
 
     task = make_task(recipe, splits, base)
@@ -115,7 +120,8 @@ def _check_task(recipe: Recipe, task: AnyTask, started: Manifest) -> None:
 
 def _checked(run: Run) -> list[Finding]:
     """Say what is doubtful about the data before the time for training is spent."""
-    findings = findings_of(run.recipe, run.base)
+    with bar(None, "checking the data"):
+        findings = findings_of(run.recipe, run.base)
     for finding in findings:
         if finding.level == "warning" or finding.check == "read":
             say(f"data: {finding.message}")

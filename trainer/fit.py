@@ -24,7 +24,7 @@ from adapters.progress import say, spoken
 from trainer import methods
 from trainer.batches import Encoded
 from trainer.job import Job
-from trainer.mixture import Asked
+from trainer.long_documents import in_parts
 from trainer.objectives import make_trainer
 from trainer.precision import in_bfloat16, settle_attention
 from trainer.progress import Progress, StopAtNaN
@@ -33,6 +33,9 @@ from trainer.reward import reward_model
 from trainer.speed import tokens_per_second
 from trainer.stopping import Stopping
 
+# Tokens of one forward and backward pass on a CPU: 1.2 MB each are kept of them for a base of 135M. A machine without
+# the memory for more kills the process, where a GPU raises an error that can be answered.
+TOKENS_AT_A_TIME = 4096
 BACKWARD = 2  # a step takes at least so many times as long as scoring the same rows
 
 
@@ -68,7 +71,7 @@ def whole(trainer: Trainer, recipe: Recipe, base: Base, start: Path | None) -> A
 
 def fit(
     job: Job,
-    rows: list[Asked],
+    learnt: Encoded,
     callbacks: Sequence[TrainerCallback],
     start: Path | None,
     checkpoint: str | None,
@@ -78,13 +81,18 @@ def fit(
     Where memory runs out, go on from the last checkpoint with fewer rows at a time and as many to
     an optimizer step, which gives the same adapter but for rounding."""
     recipe, base = job.recipe, job.base
-    answers = len(rows) * (recipe.reinforce.generations if recipe.objective == "grpo" else 1)
+    answers = len(learnt) * (recipe.reinforce.generations if recipe.objective == "grpo" else 1)
     a_step = recipe.training.batch_size * recipe.training.accumulate
     passes = recipe.training.passes(answers, len(job.task.answers))
     steps = max(1, round(math.ceil(answers / a_step) * passes))
     if checkpoint is not None:  # what fits into the minutes was settled when it began
         steps = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_bytes())["max_steps"]
     micro = recipe.training.batch_size // processes().num_processes
+    held_out = None
+    if recipe.objective == "supervised":
+        held_out = Encoded([(row, job.task) for row in in_parts(job.splits.validation, job.codec)], base)
+        if not torch.cuda.is_available():
+            micro = _at_a_time(micro, max(learnt.lengths))
     while True:
         set_seed(recipe.seed)
         if recipe.objective == "reward":
@@ -94,11 +102,10 @@ def fit(
         settle_attention(model, bfloat16=in_bfloat16(recipe.training.precision))
         stopping = () if recipe.method == "adalora" else (EarlyStoppingCallback(recipe.training.patience),)
         try:
-            if recipe.objective == "supervised" and checkpoint is None and processes().num_processes == 1:
-                steps = _within_budget(model, job, rows, steps, micro)
-            trainer = make_trainer(job, model, _arguments(recipe, steps, micro), rows)
-            lengths = Encoded(rows, base).lengths
-            with Progress(a_step * sum(lengths) / len(lengths)) as progress, Stopping(recipe.run_folder) as asked:
+            if held_out is not None and checkpoint is None and processes().num_processes == 1:
+                steps = _within_budget(model, job, learnt, held_out, steps, micro)
+            trainer = make_trainer(job, model, _arguments(recipe, steps, micro), learnt, held_out)
+            with Progress(a_step * sum(learnt.lengths) / len(learnt)) as progress, Stopping(recipe.run_folder) as asked:
                 for callback in (progress, StopAtNaN(), *stopping, *callbacks, asked):
                     trainer.add_callback(callback)
                 trainer.remove_callback(PrinterCallback)
@@ -126,19 +133,24 @@ def fit(
         checkpoint = get_last_checkpoint(str(recipe.run_folder))
 
 
-def _within_budget(model: Any, job: Job, rows: list[Asked], steps: int, micro: int) -> int:
+def _at_a_time(rows: int, longest: int) -> int:
+    """Return the largest part of a batch of ``rows`` that stays below TOKENS_AT_A_TIME where all are the longest."""
+    parts = (part for part in range(rows, 0, -1) if rows % part == 0)
+    return next((part for part in parts if part * longest <= TOKENS_AT_A_TIME), 1)
+
+
+def _within_budget(model: Any, job: Job, learnt: Encoded, held_out: Encoded, steps: int, micro: int) -> int:
     """Return how many of the steps fit into the recipe's minutes, and say how long they will take."""
-    training, learnt = job.recipe.training, Encoded(rows, job.base)
-    held_out = Encoded([(row, job.task) for row in job.splits.validation], job.base)
+    training = job.recipe.training
     speed = tokens_per_second(model, learnt, micro, job.base, bfloat16=in_bfloat16(training.precision))
     a_step = training.batch_size * training.accumulate
     a_step_seconds = a_step * sum(learnt.lengths) / len(learnt) / speed
     validating = training.evaluations * sum(held_out.lengths) / (BACKWARD * speed)
     if training.minutes is not None:
         steps = max(1, min(steps, int((60 * training.minutes - validating) / a_step_seconds)))
-    passes, seconds = steps / math.ceil(len(rows) / a_step), steps * a_step_seconds + validating
+    passes, seconds = steps / math.ceil(len(learnt) / a_step), steps * a_step_seconds + validating
     say(
-        f"training: at most {steps} steps, {passes:.2g} passes of {len(rows)} rows; about {spoken(seconds)} at "
+        f"training: at most {steps} steps, {passes:.2g} passes of {len(learnt)} rows; about {spoken(seconds)} at "
         f"{speed:.0f} tokens/s"
     )
     return steps

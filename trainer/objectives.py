@@ -12,17 +12,15 @@ from transformers import Trainer, TrainingArguments
 from trainer.batches import Encoded, collate
 from trainer.frozen_layers import HiddenStates, SkipFrozenLayers, frozen_below
 from trainer.job import Job
-from trainer.long_documents import in_parts
-from trainer.mixture import Asked
 from trainer.precision import in_bfloat16
 from trainer.supervised import AnswerTrainer
 
 
-def make_trainer(job: Job, model: Any, arguments: dict[str, Any], rows: list[Asked]) -> Trainer:
-    """Return what trains ``model`` for the recipe's objective; ``arguments`` are those of transformers' Trainer, and
-    ``rows`` what :func:`~trainer.mixture.mixture` makes of the splits."""
-    if job.recipe.objective == "supervised":
-        return _answer_trainer(job, model, arguments, rows)
+def make_trainer(job: Job, model: Any, arguments: dict[str, Any], learnt: Encoded, held_out: Encoded | None) -> Trainer:
+    """Return what trains ``model`` for the recipe's objective; ``arguments`` are those of transformers' Trainer. The
+    rows that are ``learnt`` and ``held_out`` are for the supervised one; others read the splits."""
+    if held_out is not None:
+        return _answer_trainer(job, model, arguments, learnt, held_out)
     from trainer import preference, reinforce, reward  # TRL takes seconds to import
 
     makers = {
@@ -34,9 +32,9 @@ def make_trainer(job: Job, model: Any, arguments: dict[str, Any], rows: list[Ask
     return makers[job.recipe.objective](job, model, arguments)
 
 
-def _answer_trainer(job: Job, model: Any, arguments: dict[str, Any], rows: list[Asked]) -> Trainer:
-    train: Any = Encoded(rows, job.base)
-    validation: Any = Encoded([(row, job.task) for row in in_parts(job.splits.validation, job.codec)], job.base)
+def _answer_trainer(job: Job, model: Any, arguments: dict[str, Any], learnt: Encoded, held_out: Encoded) -> Trainer:
+    train: Any = learnt
+    validation: Any = held_out
     layers = frozen_below(model) if PartialState().num_processes == 1 else 0
     files = [job.recipe.run_folder / f"{name}.hidden" for name in ("train", "validation")]
     if layers:

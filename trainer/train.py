@@ -71,8 +71,9 @@ def train(
 def _trained(
     job: Job, callbacks: Sequence[TrainerCallback], start: Path | None, checkpoint: str | None
 ) -> RunRecord | None:
-    recipe, splits, base, rows = job.recipe, job.splits, job.base, mixture(job)
-    trainer, result = fit(job, rows, [Clock(), *callbacks], start, checkpoint)
+    recipe, splits, base = job.recipe, job.splits, job.base
+    learnt = Encoded(mixture(job), base)
+    trainer, result = fit(job, learnt, [Clock(), *callbacks], start, checkpoint)
     seconds = seconds_of(trainer)
     model = without_reference(whole(trainer, recipe, base, start))
     if not processes().is_main_process:
@@ -83,7 +84,6 @@ def _trained(
     if best is None or not math.isfinite(best) or not all(w.half().isfinite().all() for w in weights):
         raise Diverged
     weights_count = sum(w.numel() for w in weights)
-    lengths = Encoded(rows, base).lengths
     shrunk = shrink(model, recipe.training.shrink, splits.validation, job.codec)
     folder = recipe.run_folder / "adapter"
     converted = _save(model, job, folder)
@@ -101,7 +101,7 @@ def _trained(
         if not torch.cuda.is_available()
         else torch.cuda.get_device_name(),
         seconds=round(seconds, 1),
-        tokens_per_second=round(sum(lengths) * (trainer.state.epoch or 0.0) / seconds, 1),
+        tokens_per_second=round(sum(learnt.lengths) * (trainer.state.epoch or 0.0) / seconds, 1),
         peak_memory_mib=_peak_memory_mib(),
         steps=trainer.state.global_step,
         train_loss=result.training_loss,

@@ -119,7 +119,7 @@ def test_a_summary_is_one_line_about_the_text(server: Server) -> None:
 
 def test_a_long_document_is_read_by_the_service_as_by_evaluation(server: Server, store: Store, base: Base) -> None:
     from trainer.codec import Codec
-    from trainer.evaluate import answers
+    from trainer.prediction import answers
 
     document = " ".join(f"Chapter {n} is about {snippet} {TEXT}" for n, snippet in enumerate(SNIPPETS))
     task = store.manifest("one-line-summary", 1)[0].task.model_copy(update={"long": "chunks", "max_input_tokens": 200})

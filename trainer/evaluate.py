@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 from adapters import probes
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS, Profile, Reference
-from adapters.progress import bar
-from adapters.tasks import Completion
 from adapters.tasks.base import BaseTask
 from trainer import likelihood, statistics
 from trainer.baselines import Baseline, baseline_of
@@ -43,15 +38,14 @@ from trainer.evaluation import (
 from trainer.faithfulness import faithfulness
 from trainer.few_shot import with_examples
 from trainer.job import Job
-from trainer.long_documents import condensed
 from trainer.mixture import mixed_jobs
+from trainer.prediction import predict, with_adapter
 from trainer.robustness import AS_WRITTEN, DISTURBANCES
 from trainer.rows import Row
 from trainer.slices import slices_of
 from trainer.soft_prompts import spelled
 from trainer.statistics import Output
 
-BATCH = 16
 ROBUST_LABELS, ROBUST_SUMMARIES = 200, 40
 GENERAL_WINDOWS = 16
 EXAMPLES, EXAMPLE_CHARS = 8, 600
@@ -262,20 +256,6 @@ def examples_of(outputs: Sequence[Output], rows: list[Row], task: BaseTask) -> E
     return Examples(wrong=tuple(shown[i] for i in worst[:most]), right=tuple(shown[i] for i in best[:most]))
 
 
-def with_adapter(adapter: Path, base: Base) -> Any:
-    """Return the base with an adapter's files, as they will be served."""
-    disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device)
-    return PeftModel.from_pretrained(model, adapter).eval()
-
-
-def answers(adapter: Path, rows: list[Row], codec: Codec, what: str) -> list[str]:
-    """Return the label or the summary that an adapter gives to each row."""
-    outputs = predict(with_adapter(adapter, codec.base), rows, codec, what)
-    return [codec.task.answer(output) for output in outputs]
-
-
 def _against(released: Released, tested: list[Output], rows: list[Row], job: Job) -> ByReleased:
     model = with_adapter(released.folder, job.base)
     theirs = predict(model, rows, Codec(released.task, job.base), f"test: version {released.version}")
@@ -309,61 +289,3 @@ def profile_of(outputs: Sequence[Output], input_tokens: Sequence[int]) -> Profil
         confidence={bound: sum(c <= bound for c in confidence) / rows for bound in CONFIDENCE_BOUNDS if confidence},
         input_tokens={bound: sum(n <= bound for n in input_tokens) / rows for bound in TOKEN_BOUNDS},
     )
-
-
-def predict(model: Any, rows: list[Row], codec: Codec, what: str = "rows") -> list[Output]:
-    """Return the task's reading of the model's answer to every row, in order. Greedy."""
-
-    def summaries(parts: list[str]) -> list[str]:
-        return [codec.task.answer(output) for output in _predicted(model, parts, codec, f"{what}: parts")]
-
-    return _predicted(model, condensed([row.text for row in rows], codec, summaries), codec, what)
-
-
-def _predicted(model: Any, texts: list[str], codec: Codec, what: str) -> list[Output]:
-    prompts = [codec.prompt(text) for text in texts]
-    order = sorted(range(len(texts)), key=lambda i: -len(prompts[i]))
-    outputs: list[Output] = [{} for _ in texts]
-    answer = _scored if codec.task.closed else _generated
-    with bar(len(texts), what, "rows") as shown:
-        for start in range(0, len(order), BATCH):
-            part = order[start : start + BATCH]
-            ids, mask = _left_padded([prompts[i] for i in part], codec.base.end_id, model.device)
-            for index, completion in zip(part, answer(model, ids, mask, codec), strict=True):
-                outputs[index] = codec.task.read(completion, {})
-            shown.update(len(part))
-    return outputs
-
-
-def _left_padded(prompts: list[list[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    return ids, mask
-
-
-@torch.inference_mode()
-def _scored(model: Any, ids: torch.Tensor, mask: torch.Tensor, codec: Codec) -> Iterator[Completion]:
-    called, inputs = spelled(model, {"input_ids": ids, "attention_mask": mask})
-    logits = called(**inputs, logits_to_keep=1).logits[:, -1].float()
-    choices = codec.task.sampling({}).choices
-    for row in logits.log_softmax(-1)[:, list(choices)].tolist():
-        yield Completion(logprobs=dict(zip(choices, row, strict=True)))
-
-
-@torch.inference_mode()
-def _generated(model: Any, ids: torch.Tensor, mask: torch.Tensor, codec: Codec) -> Iterator[Completion]:
-    base = codec.base
-    called, inputs = spelled(model, {"input_ids": ids, "attention_mask": mask})
-    out = called.generate(
-        **inputs,
-        max_new_tokens=codec.task.sampling({}).max_tokens,
-        do_sample=False,
-        eos_token_id=base.end_id,
-        pad_token_id=base.end_id,
-    )
-    begun = ids.shape[1] if "input_ids" in inputs else 0  # of vectors, transformers gives back the new ids alone
-    for row in out[:, begun:].tolist():
-        ended = base.end_id in row
-        kept = row[: row.index(base.end_id)] if ended else row
-        yield Completion(text=base.tokenizer.decode(kept), finish_reason="stop" if ended else "length")

@@ -23,7 +23,6 @@ from trainer import methods, statistics
 from trainer.batches import Encoded
 from trainer.codec import Codec
 from trainer.conversion import changes_of, to_lora
-from trainer.evaluate import predict, with_adapter
 from trainer.evaluation import Scores
 from trainer.fit import check_processes, fit, processes, whole
 from trainer.job import Job
@@ -31,6 +30,7 @@ from trainer.lineage import made_with
 from trainer.mixture import mixture
 from trainer.objectives import without_reference
 from trainer.occupancy import occupied
+from trainer.prediction import predict, with_adapter
 from trainer.progress import Clock, Diverged, seconds_of
 from trainer.recipe import CONVERTED
 from trainer.resumption import keep

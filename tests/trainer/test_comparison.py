@@ -236,7 +236,7 @@ def test_where_nothing_differs_there_is_no_page(place: Workplace) -> None:
 def test_what_cannot_be_compared_is_refused_before_a_model_is_loaded(
     place: Workplace, make_adapter: MakeAdapter, tiny: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.evaluate.answers", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("trainer.prediction.answers", lambda *_: pytest.fail("a model was loaded"))
     more = ClassificationTask.of("Review: {text}\nSentiment:", ["positive", "negative", "bug"], tiny.tokenizer)
     add_version(place.store, "mood", make_adapter(seed=9), more, tiny)
     assert "mood@1 and brief@1 do classification and summarization" in refused(

@@ -19,9 +19,10 @@ from tests.trainer.conftest import MakeRecipe, reviews
 from trainer.codec import Codec
 from trainer.conversion import changes_of, to_lora
 from trainer.data import Splits
-from trainer.evaluate import evaluate, predict, with_adapter
+from trainer.evaluate import evaluate
 from trainer.job import Job
 from trainer.mixture import make_job, make_task
+from trainer.prediction import predict, with_adapter
 from trainer.recipe import CONVERTED, LOW_RANK, PROMPTS, Conversion, Recipe
 from trainer.rows import Row
 from trainer.soft_prompts import spelled

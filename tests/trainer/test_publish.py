@@ -28,9 +28,10 @@ from tests.trainer.conftest import reviews, settings
 from tests.trainer.workplace import Result, Workplace, furnish
 from trainer.codec import Codec
 from trainer.data import Splits, load_splits
-from trainer.evaluate import predict, profile_of
+from trainer.evaluate import profile_of
 from trainer.evaluation import Evaluation
 from trainer.loading import load_recipe
+from trainer.prediction import predict
 from trainer.report import card
 from trainer.robustness import DISTURBANCES
 from trainer.rows import Row

@@ -101,7 +101,7 @@ def _answers_of_both(options: argparse.Namespace) -> tuple[list[Row], list[str],
         if manifest.base.digest != run.base.digest:
             raise HotswapError(f"{side} is for another base than {run.base.name}; set HOTSWAP_BASE_MODEL to it.")
     rows = run.splits.tests["test"][: options.rows]
-    from trainer.evaluate import answers
+    from trainer.prediction import answers
 
     def said(manifest: Manifest, side: str) -> list[str]:
         folder = store.fetch(manifest.name, manifest.version, cache_folder())

@@ -35,7 +35,7 @@ from trainer.stopping import Stopping
 
 # Tokens of one forward and backward pass on a CPU: 1.2 MB each are kept of them for a base of 135M. A machine without
 # the memory for more kills the process, where a GPU raises an error that can be answered.
-TOKENS_AT_A_TIME = 4096
+TOKENS_AT_A_TIME = 2048
 BACKWARD = 2  # a step takes at least so many times as long as scoring the same rows
 
 

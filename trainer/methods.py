@@ -126,25 +126,20 @@ def _adalora(model: Any, recipe: Recipe, layers: list[int] | None, steps: int) -
 
 def low_rank(model: Any, recipe: Recipe, layers: list[int] | None) -> dict[str, Any]:
     lora = recipe.lora
-    targets = lora.target_modules
-    if targets is None:
-        return {**_low_rank(recipe, layers), "target_modules": "all-linear"}
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if (targets := lora.target_modules) is None:  # PEFT's "all-linear" cannot be had of some layers only
+        targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in linear if LAYER.search(f".{name}.")}))
     unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linear)]
     if unknown or not targets:
         names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
         what = f"this base has no {', '.join(unknown)}" if unknown else "name one at least"
         raise HotswapError(f"lora.target_modules: {what}; it has: {names}.")
-    return {**_low_rank(recipe, layers), "target_modules": list(targets)}
-
-
-def _low_rank(recipe: Recipe, layers: list[int] | None) -> dict[str, Any]:
-    lora = recipe.lora
     return {
         "task_type": "CAUSAL_LM",
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "layers_to_transform": layers,
+        "target_modules": list(targets),
     }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from adapters import probes
 from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS, Profile, Reference
+from adapters.progress import say, spoken
 from adapters.tasks.base import BaseTask
 from trainer import likelihood, statistics
 from trainer.baselines import Baseline, baseline_of
@@ -46,7 +50,10 @@ from trainer.slices import slices_of
 from trainer.soft_prompts import spelled
 from trainer.statistics import Output
 
-ROBUST_LABELS, ROBUST_SUMMARIES = 200, 40
+# How many of the first test rows are also tried in other ways: of summaries, which take longer, so many that all the
+# disturbances together cost what the test does.
+ROBUST_LABELS, ROBUST_SUMMARIES = 200, (16, 40)
+FEW_SHOT_ROWS = 20  # at least
 GENERAL_WINDOWS = 16
 EXAMPLES, EXAMPLE_CHARS = 8, 600
 
@@ -71,19 +78,21 @@ def evaluate(
     ``general_text`` what was forgotten."""
     if not (adapter / "adapter_config.json").is_file():
         raise HotswapError(f"{adapter} holds no adapter; run train first.")
-    task, codec, base = job.task, job.codec, job.base
+    task, codec, base, costs = job.task, job.codec, job.base, Costs()
     model = with_adapter(adapter, base)
     tests = job.splits.tests["test"]
     scores: dict[str, Both] = {}
-    baseline = baseline_of(job.splits, task)
+    with costs.of("the simple baseline"):
+        baseline = baseline_of(job.splits, task)
     for name, rows in job.splits.tests.items():
         answers = [row.answer for row in rows]
-        zero_shot, adapted = _of_both(model, rows, codec, name)
-        with model.disable_adapter():
+        zero_shot, adapted = _of_both(model, job.splits.tests, codec, name, costs)
+        with model.disable_adapter(), costs.of("likelihoods"):
             likely = _likelihoods(model, rows, codec, f"{name}: base")
         spans = statistics.intervals(task, zero_shot, answers, groups := [row.group for row in rows], merit_only=True)
         without = Scores(**_score(task, zero_shot, rows, embed), **likely, intervals=spans)
-        likely = _likelihoods(model, rows, codec, f"{name}: adapter")
+        with costs.of("likelihoods"):
+            likely = _likelihoods(model, rows, codec, f"{name}: adapter")
         intervals = statistics.intervals(task, adapted, answers, groups)
         reached = Scores(**_score(task, adapted, rows, embed), **likely, intervals=intervals)
         simple = baseline.answer(rows) if baseline else None
@@ -95,15 +104,20 @@ def evaluate(
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
     for name, other in mixed_jobs(job).items():
         rows = other.splits.tests["test"]
-        zero_shot, adapted = _of_both(model, rows, other.codec, name)
+        zero_shot, adapted = _of_both(model, {name: rows}, other.codec, name, costs)
         of_both = (Scores.model_validate(_score(other.task, outputs, rows)) for outputs in (zero_shot, adapted))
         scores[name] = Both(base=next(of_both), adapter=next(of_both))
-    references = references_of(model, codec)
-    forgotten = forgetting_of(model, general_text, base) if general_text else None
-    disturbed = robustness_of(model, tested, tests, codec)
-    baselines = baselines_of(model, untrained, job, disturbed.merits[AS_WRITTEN])
+    with costs.of("general text"):
+        references = references_of(model, codec)
+        forgotten = forgetting_of(model, general_text, base) if general_text else None
+    with costs.of("disturbed rows"):
+        disturbed = robustness_of(model, tested, tests, codec)
+    with costs.of("few-shot prompts"):
+        baselines = baselines_of(model, untrained, tested, job)
     del model
-    against = _against(released, tested, tests, job) if released else None
+    with costs.of("the released version"):
+        against = _against(released, tested, tests, job) if released else None
+    say(str(costs))
     return Evaluation(
         scores=scores,
         profile=profile,
@@ -117,14 +131,47 @@ def evaluate(
         slices=slices_of(tested, tests, codec),
         reliability=reliability_of(tested, tests, task),
         examples=examples_of(tested, tests, task),
+        seconds=costs.seconds,
     )
 
 
-def _of_both(model: Any, rows: list[Row], codec: Codec, name: str) -> tuple[list[Output], list[Output]]:
-    """Return what the base answers without the adapter, and with it."""
-    with model.disable_adapter():
+class Costs:
+    """How many ``seconds`` each part has taken."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[part] = round(self.seconds.get(part, 0.0) + time.monotonic() - began, 1)
+
+    def __str__(self) -> str:
+        parts = sorted(self.seconds.items(), key=lambda part: -part[1])
+        told = ", ".join(f"{name} {spoken(taken)}" for name, taken in parts if taken >= 1)
+        return f"evaluated in {spoken(sum(self.seconds.values()))}{f': {told}' if told else ''}"
+
+
+def _of_both(
+    model: Any, tests: dict[str, list[Row]], codec: Codec, name: str, costs: Costs
+) -> tuple[list[Output], list[Output]]:
+    """Return what the base answers to a test without the adapter, and with it."""
+    rows = tests[name]
+    with model.disable_adapter(), costs.of("the base"):
         untrained = predict(model, rows, codec, f"{name}: base")
-    return untrained, predict(model, rows, codec, f"{name}: adapter")
+    if name == "test":  # the first of all
+        say(f"evaluation: at most about {spoken(costs.seconds['the base'] * _passes(codec.task, tests))} more")
+    with costs.of("the adapter"):
+        return untrained, predict(model, rows, codec, f"{name}: adapter")
+
+
+def _passes(task: BaseTask, tests: dict[str, list[Row]]) -> float:
+    """Return how many times what the base took for the first test the rest will take: the adapter on it, both on
+    others, the first rows in other ways, with examples, and by the released version."""
+    test = tests["test"]
+    others = sum(map(len, tests.values())) - len(test)
+    return 2 + (2 * others + (len(DISTURBANCES) + 1) * len(_first(test, task))) / len(test)
 
 
 def _score(task: BaseTask, outputs: list[Output], rows: list[Row], embed: Embed | None = None) -> dict[str, Any]:
@@ -176,11 +223,12 @@ def robustness_of(model: Any, outputs: list[Output], rows: list[Row], codec: Cod
     """Return the mean merit (accuracy, ROUGE-L) of the first test rows as written, whose ``outputs`` are known, and
     disturbed in each way."""
     task, rows = codec.task, _first(rows, codec.task)
-    found = {AS_WRITTEN: _mean_merit(task, outputs[: len(rows)], rows)}
-    for name, disturb in DISTURBANCES.items():
-        disturbed = [replace(row, text=disturb(row.text)) for row in rows]
-        found[name] = _mean_merit(task, predict(model, disturbed, codec, f"test: {name}"), rows)
-    return Robustness.model_validate({"rows": len(rows), **found})
+    disturbed = [replace(row, text=disturb(row.text)) for disturb in DISTURBANCES.values() for row in rows]
+    answered = predict(model, disturbed, codec, "test: disturbed")
+    parts = (answered[start : start + len(rows)] for start in range(0, len(answered), len(rows)))
+    found = {name: _mean_merit(task, part, rows) for name, part in zip(DISTURBANCES, parts, strict=True)}
+    as_written = _mean_merit(task, outputs[: len(rows)], rows)
+    return Robustness.model_validate({"rows": len(rows), AS_WRITTEN: as_written, **found})
 
 
 def _mean_merit(task: BaseTask, outputs: list[Output], rows: list[Row]) -> float:
@@ -188,16 +236,24 @@ def _mean_merit(task: BaseTask, outputs: list[Output], rows: list[Row]) -> float
 
 
 def _first(rows: list[Row], task: BaseTask) -> list[Row]:
-    return rows[: ROBUST_LABELS if task.closed else ROBUST_SUMMARIES]
+    if task.closed:
+        return rows[:ROBUST_LABELS]
+    least, most = ROBUST_SUMMARIES
+    return rows[: max(least, min(most, len(rows) // len(DISTURBANCES)))]
 
 
-def baselines_of(model: Any, zero_shot: list[Output], job: Job, adapted: float) -> Baselines:
-    """Return the mean merit of the first test rows without training: of the ``zero_shot`` answers, and with examples in
-    the prompt; beside ``adapter``, that of the trained on the same rows. Did it need to be trained at all?"""
+def baselines_of(model: Any, zero_shot: list[Output], adapted: list[Output], job: Job) -> Baselines:
+    """Return the mean merit of the first test rows without training, beside that of the adapter: of the ``zero_shot``
+    answers, and with examples in the prompt. Did it need to be trained at all?
+
+    Examples make prompts several times as long: of the rows there are as many as cost what they all do without."""
     task, rows = job.task, _first(job.splits.tests["test"], job.task)
     asked, shots = with_examples(job.codec, [row for row in job.splits.train if row.good])
     few_shot = None
     if shots:
+        plain = sum(len(job.codec.prompt(row.text)) for row in rows)
+        costs = accumulate(len(asked.prompt(row.text)) for row in rows)
+        rows = rows[: max(FEW_SHOT_ROWS, sum(cost <= plain for cost in costs))]
         with model.disable_adapter():
             few_shot = _mean_merit(task, predict(model, rows, asked, "test: few-shot"), rows)
     return Baselines(
@@ -206,7 +262,7 @@ def baselines_of(model: Any, zero_shot: list[Output], job: Job, adapted: float) 
         shots=shots,
         zero_shot=_mean_merit(task, zero_shot[: len(rows)], rows),
         few_shot=few_shot,
-        adapter=adapted,
+        adapter=_mean_merit(task, adapted[: len(rows)], rows),
     )
 
 

@@ -159,7 +159,7 @@ class Evaluation(Kept):
     """``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter; ``references``:
     what it answers to the texts that the service asks it before it is served; ``base``, ``baseline`` and
     ``released``: how it compares with the base untrained, with what does without a language model and with what is
-    served now, on the test rows."""
+    served now, on the test rows; ``seconds``: what each part took."""
 
     scores: dict[str, Both]
     profile: Profile
@@ -173,3 +173,4 @@ class Evaluation(Kept):
     slices: dict[str, Slice] = Field(default_factory=dict)
     reliability: tuple[ReliabilityBin, ...] = ()
     examples: Examples = Examples()
+    seconds: dict[str, float] = Field(default_factory=dict)

@@ -96,12 +96,12 @@ def _measured(side: str, rows: int, epochs: int) -> dict[str, float]:
 
 
 def _ours(side: str, recipe: Recipe, splits: Splits, base: Base) -> tuple[float, float]:
-    from trainer import objectives
+    from trainer import frozen_layers
     from trainer.mixture import make_job
     from trainer.train import train
 
     if side.endswith("each time"):
-        objectives.frozen_below = lambda model: 0
+        frozen_layers.frozen_below = lambda model: 0
     run = train(make_job(recipe, splits, base))
     assert run is not None
     return run.tokens_per_second * run.seconds, run.seconds

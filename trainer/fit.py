@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from adapters.errors import HotswapError
 from adapters.progress import say, spoken
 from trainer import methods
 from trainer.batches import Encoded
+from trainer.frozen_layers import Rows, lower_layers_once
 from trainer.job import Job
 from trainer.long_documents import in_parts
 from trainer.objectives import make_trainer
@@ -88,11 +90,8 @@ def fit(
     if checkpoint is not None:  # what fits into the minutes was settled when it began
         steps = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_bytes())["max_steps"]
     micro = recipe.training.batch_size // processes().num_processes
-    held_out = None
-    if recipe.objective == "supervised":
-        held_out = Encoded([(row, job.task) for row in in_parts(job.splits.validation, job.codec)], base)
-        if not torch.cuda.is_available():
-            micro = _at_a_time(micro, max(learnt.lengths))
+    if recipe.objective == "supervised" and not torch.cuda.is_available():
+        micro = _at_a_time(micro, max(learnt.lengths))
     while True:
         set_seed(recipe.seed)
         if recipe.objective == "reward":
@@ -102,16 +101,11 @@ def fit(
         settle_attention(model, bfloat16=in_bfloat16(recipe.training.precision))
         stopping = () if recipe.method == "adalora" else (EarlyStoppingCallback(recipe.training.patience),)
         try:
-            if held_out is not None and checkpoint is None and processes().num_processes == 1:
-                steps = _within_budget(model, job, learnt, held_out, steps, micro)
-            trainer = make_trainer(job, model, _arguments(recipe, steps, micro), learnt, held_out)
-            with Progress(a_step * sum(learnt.lengths) / len(learnt)) as progress, Stopping(recipe.run_folder) as asked:
-                for callback in (progress, StopAtNaN(), *stopping, *callbacks, asked):
-                    trainer.add_callback(callback)
-                trainer.remove_callback(PrinterCallback)
-                result = trainer.train(resume_from_checkpoint=checkpoint)
-                asked.end()
-                return trainer, result
+            with _rows(model, job, learnt) as (entering, held_out):
+                if held_out is not None and checkpoint is None and processes().num_processes == 1:
+                    steps = _within_budget(model, job, entering, held_out, steps, micro)
+                trainer = make_trainer(job, model, _arguments(recipe, steps, micro), entering, held_out)
+                return trainer, _run(trainer, (*stopping, *callbacks), learnt, job, checkpoint)
         except (RuntimeError, OSError, SafetensorError) as error:
             if _disk_is_full(error):
                 raise HotswapError(
@@ -133,13 +127,42 @@ def fit(
         checkpoint = get_last_checkpoint(str(recipe.run_folder))
 
 
+@contextmanager
+def _rows(model: Any, job: Job, learnt: Encoded) -> Iterator[tuple[Rows, Rows | None]]:
+    """Give what is learnt and what is held out, as the supervised objective takes them."""
+    if job.recipe.objective != "supervised":
+        yield learnt, None
+        return
+    held_out = Encoded([(row, job.task) for row in in_parts(job.splits.validation, job.codec)], job.base)
+    precise = in_bfloat16(job.recipe.training.precision)
+    with lower_layers_once(model, (learnt, held_out), job.recipe.run_folder, bfloat16=precise) as (
+        entering,
+        validating,
+    ):
+        yield entering, validating
+
+
+def _run(
+    trainer: Trainer, callbacks: Sequence[TrainerCallback], learnt: Encoded, job: Job, checkpoint: str | None
+) -> TrainOutput:
+    training = job.recipe.training
+    a_step = training.batch_size * training.accumulate * sum(learnt.lengths) / len(learnt)
+    with Progress(a_step) as progress, Stopping(job.recipe.run_folder) as asked:
+        for callback in (progress, StopAtNaN(), *callbacks, asked):
+            trainer.add_callback(callback)
+        trainer.remove_callback(PrinterCallback)
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        asked.end()
+        return result
+
+
 def _at_a_time(rows: int, longest: int) -> int:
     """Return the largest part of a batch of ``rows`` that stays below TOKENS_AT_A_TIME where all are the longest."""
     parts = (part for part in range(rows, 0, -1) if rows % part == 0)
     return next((part for part in parts if part * longest <= TOKENS_AT_A_TIME), 1)
 
 
-def _within_budget(model: Any, job: Job, learnt: Encoded, held_out: Encoded, steps: int, micro: int) -> int:
+def _within_budget(model: Any, job: Job, learnt: Rows, held_out: Rows, steps: int, micro: int) -> int:
     """Return how many of the steps fit into the recipe's minutes, and say how long they will take."""
     training = job.recipe.training
     speed = tokens_per_second(model, learnt, micro, job.base, bfloat16=in_bfloat16(training.precision))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from peft import PeftModel
-from transformers import TrainerCallback
 
+from adapters.progress import bar, say
 from trainer.batches import Encoded, collate
 
 # Decoders that put ``inputs_embeds`` before their first layer as they are; others scale them, or add positions.
@@ -40,7 +44,7 @@ class HiddenStates(torch.utils.data.Dataset):
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         width = model.config.hidden_size
         order = sorted(range(len(encoded)), key=lambda i: self.lengths[i])
-        with path.open("wb") as file:
+        with path.open("wb") as file, bar(len(order), "lower layers", "rows") as shown:
             file.truncate(int(self._starts[-1]) * width * 4)
             for start in range(0, len(order), BATCH):
                 part = order[start : start + BATCH]
@@ -50,6 +54,7 @@ class HiddenStates(torch.utils.data.Dataset):
                 for i, row in zip(part, entering, strict=True):
                     file.seek(int(self._starts[i]) * width * 4)
                     file.write(row[-self.lengths[i] :].float().cpu().numpy().tobytes())
+                shown.update(len(part))
         self._rows = np.memmap(path, np.float32, mode="r").reshape(-1, width)
 
     def __len__(self) -> int:
@@ -83,25 +88,6 @@ def _entering(model: PeftModel, layers: int, batch: dict[str, torch.Tensor]) -> 
     return caught[0]
 
 
-class SkipFrozenLayers(TrainerCallback):
-    """While the training lasts, nothing is done in the layers whose result is in :class:`HiddenStates`."""
-
-    def __init__(self, model: PeftModel, layers: int, files: list[Path]) -> None:
-        self._decoder, self._count, self._files = _decoder(model), layers, files
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        layers = self._decoder.layers
-        self._kept = list(layers)
-        for number in range(self._count):
-            layers[number] = _Skipped(layers[number])
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for number in range(self._count):
-            self._decoder.layers[number] = self._kept[number]
-        for file in self._files:
-            file.unlink(missing_ok=True)
-
-
 class _Skipped(torch.nn.Module):
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
@@ -112,3 +98,42 @@ class _Skipped(torch.nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return hidden_states
+
+
+Rows = Encoded | HiddenStates
+
+
+@contextmanager
+def lower_layers_once(model: Any, parts: Sequence[Encoded], folder: Path, *, bfloat16: bool) -> Iterator[list[Rows]]:
+    """Give the rows as the layers take them that are trained, and skip those below meanwhile; give them as they are
+    where nothing can be skipped. What is kept of them lies in ``folder`` until then."""
+    layers = frozen_below(model) if PartialState().num_processes == 1 else 0
+    if not layers or not _room_for(parts, model, folder):
+        yield list(parts)
+        return
+    if torch.cuda.is_available():
+        model.cuda()
+    files = [folder / f"{number}.hidden" for number in range(len(parts))]
+    decoder = _decoder(model)
+    own = list(decoder.layers)
+    try:
+        kept: list[Rows] = [
+            HiddenStates(part, model, layers, file, bfloat16=bfloat16) for part, file in zip(parts, files, strict=True)
+        ]
+        for number in range(layers):
+            decoder.layers[number] = _Skipped(own[number])
+        yield kept
+    finally:
+        for number in range(layers):
+            decoder.layers[number] = own[number]
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def _room_for(parts: Sequence[Encoded], model: Any, folder: Path) -> bool:
+    """Whether what enters a layer may be kept for all rows: a quarter of the disk's free space is theirs at most."""
+    needed = sum(sum(part.lengths) for part in parts) * model.config.hidden_size * 4
+    if 4 * needed <= (free := shutil.disk_usage(folder).free):
+        return True
+    say(f"the lower layers are computed at every pass: to keep them takes {needed >> 20} MiB, of {free >> 20} MiB free")
+    return False

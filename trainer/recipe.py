@@ -28,7 +28,7 @@ from adapters.tasks.base import checked_template
 from adapters.tasks.summarization import Long
 
 VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]{0,8}$"
-DEFAULTS = 2  # counts the changes of what a recipe does that says nothing: an older run is another run
+DEFAULTS = 3  # counts the changes of what a recipe does that says nothing: an older run is another run
 IDENTITY = "run-identity"  # the file in a run's folder that holds :meth:`Recipe.run_identity`
 
 
@@ -421,7 +421,9 @@ class Recipe(Strict):
     method: Method = "lora"
     objective: Objective = "supervised"
     start_from: str | None = Field(default=None, description="NAME@VERSION in the store, whose LoRA is trained further")
-    last_layers: int | None = Field(default=None, ge=1, description="adapt so many of the last layers; default: all")
+    last_layers: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
+        default=None, description="adapt so many of the last layers; default: half for LoRA and its kin, of 12 or more"
+    )
     lora: Lora = Lora()
     soft_prompt: SoftPrompt = SoftPrompt()
     preference: Preference = Preference()

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from adapters.base_model import Base
-from trainer.batches import Encoded, collate
+from trainer.batches import collate
+from trainer.frozen_layers import Rows
 from trainer.supervised import answer_loss
 
 
-def tokens_per_second(model: Any, rows: Encoded, batch_size: int, base: Base, *, bfloat16: bool) -> float:
+def tokens_per_second(model: Any, rows: Rows, batch_size: int, base: Base, *, bfloat16: bool) -> float:
     """Return how many tokens a second are learnt from, by a step on rows of middling length; the weights stay."""
     if torch.cuda.is_available():
         model.cuda()

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from adapters.base_model import Base
 from tests.trainer.conftest import MakeRecipe
-from trainer import objectives
+from trainer import frozen_layers
 from trainer.data import Splits
 from trainer.job import Job
 from trainer.mixture import make_task
@@ -28,7 +28,7 @@ def test_the_adapter_is_the_one_of_computing_them_at_every_pass(
     once = train(Job(recipe, splits, task, tiny))
     weights = load_file(recipe.run_folder / "adapter" / "adapter_model.safetensors")
     other = make_recipe(method=method, output=recipe.run_folder.with_name("other"), **LAST)
-    monkeypatch.setattr(objectives, "frozen_below", lambda model: 0)
+    monkeypatch.setattr(frozen_layers, "frozen_below", lambda model: 0)
     always = train(Job(other, splits, task, tiny))
     assert once.best_validation_loss == pytest.approx(always.best_validation_loss, rel=1e-3)
     for name, value in load_file(other.run_folder / "adapter" / "adapter_model.safetensors").items():

@@ -37,6 +37,9 @@ def _constant(text: str) -> str | None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=_constant)
 
 
+LIST = "begins a list, and JSON Lines hold an object each; give a file with a list the name .json"
+
+
 def json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Record | None, str]]:
     """Yield for each line that is not blank its number and its object, or none and what is wrong with it."""
     for number, line in enumerate(lines, start=1):
@@ -47,9 +50,9 @@ def json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Record | None, str]]
                 yield number, None, "is nested too deeply"
                 continue
             except ValueError:
-                yield number, None, "is not a JSON object"
+                yield number, None, LIST if line.lstrip().startswith("[") else "is not a JSON object"
                 continue
-            problem = _problem(found)
+            problem = LIST if isinstance(found, list) else _problem(found)
             yield number, None if problem else found, problem
 
 

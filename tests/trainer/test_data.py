@@ -180,6 +180,8 @@ class TestReading:
             ("rows.jsonl", "[" * 100_000, "line 1 is nested too deeply"),
             ("rows.jsonl", '{"text": "a", "label": "b", "text": "c"}', "line 1 has the key 'text' twice"),
             ("rows.jsonl", r'{"text": "\ud800", "label": "b"}', "line 1 has half a character"),
+            ("rows.jsonl", '[{"text": "a", "label": "b"}]', "line 1 begins a list"),
+            ("rows.jsonl", '[\n{"text": "a", "label": "b"},\n]', "line 1 begins a list"),
             ("rows.json", "null", "it is no list of objects"),
             ("rows.json", '[{"text": "a", "label": "b"}, null]', "row 2 is not a JSON object"),
             ("rows.json", '[\n{"text": "a"\n"label": "b"}]', "line 3: "),

@@ -14,6 +14,7 @@ from trainer.data import Splits, labels_of
 from trainer.job import Job
 from trainer.long_documents import in_parts
 from trainer.recipe import PROMPTS, ClassificationRecipe, Recipe
+from trainer.robustness import disturbed
 from trainer.rows import Row
 
 Asked = tuple[Row, BaseTask]
@@ -57,12 +58,16 @@ def mixed_jobs(job: Job) -> dict[str, Job]:
 def mixture(job: Job) -> list[Asked]:
     """Return the rows to train on, each with its task: all of the recipe's own, and of the others as many to one of
     these as their weights say, repeated where they are too few."""
-    own = in_parts(job.splits.train, job.codec)
+    own = _learnt(job)
     rows: list[Asked] = [(row, job.task) for row in own]
     for name, other in mixed_jobs(job).items():
-        theirs = in_parts(other.splits.train, other.codec)
+        theirs = _learnt(other)
         count = max(1, round(len(own) * job.recipe.mix[name].weight))
         rows += [(row, other.task) for row in islice(chain.from_iterable(repeat(theirs)), count)]
     if job.splits.mixed:
         random.Random(job.recipe.seed).shuffle(rows)  # noqa: S311  # reproducible, not secret
     return rows
+
+
+def _learnt(job: Job) -> list[Row]:
+    return disturbed(in_parts(job.splits.train, job.codec), job.recipe.data.disturb, job.recipe.seed)

@@ -106,6 +106,9 @@ class Keep(Strict):
     by: Literal["random", "hard", "easy", "middle"] = "random"
 
 
+Disturbance = Literal["typos", "lower case", "upper case", "distractor"]
+
+
 class Data(Origin):
     """Rows and how they are split. Shares are of groups, and stay stable when rows are added."""
 
@@ -125,11 +128,21 @@ class Data(Origin):
         default=False, description="give every split the same shares of the labels; a new row may then move others"
     )
     keep: Keep | None = Field(default=None, description="train on a part of the rows, chosen")
+    disturb: dict[Disturbance, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict, description="shares of the training rows to write otherwise, as {typos: 0.2}"
+    )
     fold_labels: bool = Field(
         default=True,
         description="take labels for one that differ in case, blanks or Unicode form only, or as 1 and 1.0",
     )
     extra_tests: dict[str, Origin] = Field(default_factory=dict, description="further rows only ever tested on")
+
+    @field_validator("disturb")
+    @classmethod
+    def _at_most_all(cls, disturb: dict[Disturbance, float]) -> dict[Disturbance, float]:
+        if sum(disturb.values()) > 1:
+            raise ValueError("the shares of all together are above 1")
+        return disturb
 
     @field_validator("slices")
     @classmethod
@@ -506,8 +519,8 @@ class Recipe(Strict):
     def _settings_of_the_objective(self) -> Self:
         if self.objective == "supervised":
             return self
-        if self.mix:
-            raise ValueError(f"mix: objective {self.objective} learns one task")
+        if self.mix or self.data.disturb:
+            raise ValueError(f"mix and data.disturb: objective {self.objective} learns one task, and rows as they are")
         if self.method not in LOW_RANK:
             raise ValueError(f"objective {self.objective} trains {' and '.join(LOW_RANK)}, not {self.method}")
         if self.lora.plus or self.training.shrink:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from trainer.faithfulness import faithfulness, unsupported
-from trainer.robustness import DISTURBANCES, INJECTION, typos
 
 SOURCE = "the council decided to build the new bridge in 2024 , said mayor Ann Lee after a long debate"
 
@@ -34,12 +33,3 @@ def test_numbers_and_names_that_the_source_has_not_are_named() -> None:
 
 def test_an_empty_summary_is_no_error() -> None:
     assert faithfulness([SOURCE], [""])["coverage"] == 0
-
-
-def test_disturbances_change_the_text_the_same_way_every_time() -> None:
-    text = "A surprisingly tender comedy about people who never learned to listen " * 3
-    for disturb in DISTURBANCES.values():
-        assert disturb(text) != text
-        assert disturb(text) == disturb(text)
-    assert sorted(typos(text)) == sorted(text), "letters are swapped, none is lost"
-    assert DISTURBANCES["injection"](text).endswith(INJECTION)

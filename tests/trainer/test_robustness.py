@@ -31,7 +31,8 @@ def test_the_shares_of_the_training_rows_are_written_otherwise_with_their_answer
     distracted = sum(len(new.text) > len(old.text) for new, old in zip(found, ROWS, strict=True))
     as_written = sum(new == old for new, old in zip(found, ROWS, strict=True))
     assert upper + distracted + as_written == 200
-    assert 30 < upper < 70 and 30 < distracted < 70
+    assert 30 < upper < 70
+    assert 30 < distracted < 70
     assert found == disturbed(ROWS, {"upper case": 0.25, "distractor": 0.25}, seed=1)
     assert disturbed(ROWS, {}, seed=1) == ROWS
 
@@ -39,9 +40,9 @@ def test_the_shares_of_the_training_rows_are_written_otherwise_with_their_answer
 def test_what_is_tested_with_is_not_what_was_learnt() -> None:
     text = ROWS[0].text
     assert DISTRACTOR not in LEARNT["distractor"](text)
-    assert all(
-        LEARNT["typos"](row.text) != DISTURBANCES["typos"](row.text) or row.text == typos(row.text) for row in ROWS
-    )
+    changed = [row.text for row in ROWS if typos(row.text) != row.text]
+    alike = sum(LEARNT["typos"](text) == typos(text) for text in changed)
+    assert alike < len(changed) / 10
 
 
 def test_a_recipe_trains_on_them_and_tests_on_rows_as_they_are(

@@ -201,7 +201,7 @@ class _Voice:
 
 
 def _write(line: str) -> None:
-    with suppress(ValueError):  # stderr is closed
+    with suppress(OSError, ValueError):  # nobody hears it
         tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()
 

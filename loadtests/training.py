@@ -24,13 +24,14 @@ from trainer.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 RECIPE = Path(__file__).parent.parent / "trainer" / "recipes" / "sentiment.yaml"
-DEFAULTS = ("lora.target_modules=null", "last_layers=null")
-BEFORE = ("lora.target_modules=[q_proj,k_proj,v_proj,o_proj]", "last_layers=all", "training.precision=float32")
-AGAIN = "ours, lower layers computed at every pass"
+DEFAULTS = ("lora.target_modules=null",)
+BEFORE = ("lora.target_modules=[q_proj,k_proj,v_proj,o_proj]", "training.precision=float32")
+HALF = "ours, last 15 layers"
+AGAIN = f"{HALF}, the lower ones computed at every pass"
 SIDES = {
     "ours": DEFAULTS,
-    AGAIN: DEFAULTS,
-    "ours, every layer": (*DEFAULTS, "last_layers=all"),
+    HALF: (*DEFAULTS, "last_layers=15"),
+    AGAIN: (*DEFAULTS, "last_layers=15"),
     "ours, in float32": (*DEFAULTS, "training.precision=float32"),
     "attention of every layer in float32": BEFORE,
     "peft": DEFAULTS,
@@ -38,9 +39,9 @@ SIDES = {
 PAIRS = {
     "tokens a second over a plain PEFT loop": ("ours", "peft"),
     "over what the defaults were before": ("ours", "attention of every layer in float32"),
-    "the upper half over every layer": ("ours", "ours, every layer"),
+    "the last 15 layers over all 30": (HALF, "ours"),
     "as the precision is by default, over float32": ("ours", "ours, in float32"),
-    "with the lower layers computed once, over each time": ("ours", AGAIN),
+    "with the lower layers computed once, over each time": (HALF, AGAIN),
 }
 
 

@@ -86,7 +86,7 @@ def evaluate(
         baseline = baseline_of(job.splits, task)
     for name, rows in job.splits.tests.items():
         answers = [row.answer for row in rows]
-        zero_shot, adapted = _of_both(model, job.splits.tests, codec, name, costs)
+        zero_shot, adapted = _of_both(model, job, name, name, costs)
         with model.disable_adapter(), costs.of("likelihoods"):
             likely = _likelihoods(model, rows, codec, f"{name}: base")
         spans = statistics.intervals(task, zero_shot, answers, groups := [row.group for row in rows], merit_only=True)
@@ -104,7 +104,7 @@ def evaluate(
             profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
     for name, other in mixed_jobs(job).items():
         rows = other.splits.tests["test"]
-        zero_shot, adapted = _of_both(model, {name: rows}, other.codec, name, costs)
+        zero_shot, adapted = _of_both(model, other, "test", name, costs)
         of_both = (Scores.model_validate(_score(other.task, outputs, rows)) for outputs in (zero_shot, adapted))
         scores[name] = Both(base=next(of_both), adapter=next(of_both))
     with costs.of("general text"):
@@ -153,25 +153,24 @@ class Costs:
         return f"evaluated in {spoken(sum(self.seconds.values()))}{f': {told}' if told else ''}"
 
 
-def _of_both(
-    model: Any, tests: dict[str, list[Row]], codec: Codec, name: str, costs: Costs
-) -> tuple[list[Output], list[Output]]:
+def _of_both(model: Any, job: Job, test: str, name: str, costs: Costs) -> tuple[list[Output], list[Output]]:
     """Return what the base answers to a test without the adapter, and with it."""
-    rows = tests[name]
+    rows, codec = job.splits.tests[test], job.codec
     with model.disable_adapter(), costs.of("the base"):
         untrained = predict(model, rows, codec, f"{name}: base")
     if name == "test":  # the first of all
-        say(f"evaluation: at most about {spoken(costs.seconds['the base'] * _passes(codec.task, tests))} more")
+        say(f"evaluation: about {spoken(costs.seconds['the base'] * _passes(job))} more")
     with costs.of("the adapter"):
         return untrained, predict(model, rows, codec, f"{name}: adapter")
 
 
-def _passes(task: BaseTask, tests: dict[str, list[Row]]) -> float:
+def _passes(job: Job) -> float:
     """Return how many times what the base took for the first test the rest will take: the adapter on it, both on
     others, the first rows in other ways, with examples, and by the released version."""
-    test = tests["test"]
-    others = sum(map(len, tests.values())) - len(test)
-    return 2 + (2 * others + (len(DISTURBANCES) + 1) * len(_first(test, task))) / len(test)
+    test = job.splits.tests["test"]
+    others = sum(map(len, job.splits.tests.values())) - len(test)
+    others += sum(len(mixed.tests["test"]) for mixed in job.splits.mixed.values())
+    return 2 + (2 * others + (len(DISTURBANCES) + 1) * len(_first(test, job.task))) / len(test)
 
 
 def _score(task: BaseTask, outputs: list[Output], rows: list[Row], embed: Embed | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,8 @@ def fit(
     callbacks: Sequence[TrainerCallback],
     start: Path | None,
     checkpoint: str | None,
+    *,
+    resumable: bool = True,
 ) -> tuple[Trainer, TrainOutput]:
     """Train to the end, from ``checkpoint`` on if there is one; return the trainer and how it went.
 
@@ -92,6 +95,7 @@ def fit(
     micro = recipe.training.batch_size // processes().num_processes
     if recipe.objective == "supervised" and not torch.cuda.is_available():
         micro = _at_a_time(micro, max(learnt.lengths))
+    asked = Stopping(recipe.run_folder, resumable=resumable)
     while True:
         set_seed(recipe.seed)
         if recipe.objective == "reward":
@@ -101,11 +105,7 @@ def fit(
         settle_attention(model, bfloat16=in_bfloat16(recipe.training.precision))
         stopping = () if recipe.method == "adalora" else (EarlyStoppingCallback(recipe.training.patience),)
         try:
-            with _rows(model, job, learnt) as (entering, held_out):
-                if held_out is not None and checkpoint is None and processes().num_processes == 1:
-                    steps = _within_budget(model, job, entering, held_out, steps, micro)
-                trainer = make_trainer(job, model, _arguments(recipe, steps, micro), entering, held_out)
-                return trainer, _run(trainer, (*stopping, *callbacks), learnt, job, checkpoint)
+            return _attempt(job, model, learnt, (*stopping, *callbacks), steps, micro, checkpoint, asked)
         except (RuntimeError, OSError, SafetensorError) as error:
             if _disk_is_full(error):
                 raise HotswapError(
@@ -122,38 +122,57 @@ def fit(
                 ) from error
             say(f"out of memory with {micro} rows at a time; going on with {smaller}")
         micro = smaller
-        trainer = model = None
+        model = None
         clear_device_cache(garbage_collection=True)
         checkpoint = get_last_checkpoint(str(recipe.run_folder))
 
 
+def _attempt(
+    job: Job,
+    model: Any,
+    learnt: Encoded,
+    callbacks: Sequence[TrainerCallback],
+    steps: int,
+    micro: int,
+    checkpoint: str | None,
+    asked: Stopping,
+) -> tuple[Trainer, TrainOutput]:
+    training = job.recipe.training
+    with _rows(model, job, learnt, steps, micro) as (entering, held_out, spent):
+        if held_out is not None and checkpoint is None and processes().num_processes == 1:
+            steps, told = _within_budget(model, job, entering, held_out, steps, micro, spent)
+            say(told)
+        trainer = make_trainer(job, model, _arguments(job.recipe, steps, micro), entering, held_out)
+        a_step = training.batch_size * training.accumulate * sum(learnt.lengths) / len(learnt)
+        with Progress(a_step) as progress, asked:
+            for callback in (progress, StopAtNaN(), *callbacks, asked):
+                trainer.add_callback(callback)
+            trainer.remove_callback(PrinterCallback)
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+            asked.end()
+            return trainer, result
+
+
 @contextmanager
-def _rows(model: Any, job: Job, learnt: Encoded) -> Iterator[tuple[Rows, Rows | None]]:
-    """Give what is learnt and what is held out, as the supervised objective takes them."""
-    if job.recipe.objective != "supervised":
-        yield learnt, None
+def _rows(model: Any, job: Job, learnt: Encoded, steps: int, micro: int) -> Iterator[tuple[Rows, Rows | None, float]]:
+    """Give what is learnt and what is held out, as the supervised objective takes them, and the seconds that it took to
+    compute the lower layers: not done where the steps are too few for each row to be met."""
+    recipe = job.recipe
+    if recipe.objective != "supervised":
+        yield learnt, None, 0.0
         return
     held_out = Encoded([(row, job.task) for row in in_parts(job.splits.validation, job.codec)], job.base)
-    precise = in_bfloat16(job.recipe.training.precision)
-    with lower_layers_once(model, (learnt, held_out), job.recipe.run_folder, bfloat16=precise) as (
+    if recipe.training.minutes is not None:
+        steps, _ = _within_budget(model, job, learnt, held_out, steps, micro, 0.0)
+    if steps * recipe.training.batch_size * recipe.training.accumulate < len(learnt):
+        yield learnt, held_out, 0.0
+        return
+    began, precise = time.monotonic(), in_bfloat16(recipe.training.precision)
+    with lower_layers_once(model, (learnt, held_out), recipe.run_folder, micro, bfloat16=precise) as (
         entering,
-        validating,
+        checked,
     ):
-        yield entering, validating
-
-
-def _run(
-    trainer: Trainer, callbacks: Sequence[TrainerCallback], learnt: Encoded, job: Job, checkpoint: str | None
-) -> TrainOutput:
-    training = job.recipe.training
-    a_step = training.batch_size * training.accumulate * sum(learnt.lengths) / len(learnt)
-    with Progress(a_step) as progress, Stopping(job.recipe.run_folder) as asked:
-        for callback in (progress, StopAtNaN(), *callbacks, asked):
-            trainer.add_callback(callback)
-        trainer.remove_callback(PrinterCallback)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        asked.end()
-        return result
+        yield entering, checked, time.monotonic() - began
 
 
 def _at_a_time(rows: int, longest: int) -> int:
@@ -162,21 +181,23 @@ def _at_a_time(rows: int, longest: int) -> int:
     return next((part for part in parts if part * longest <= TOKENS_AT_A_TIME), 1)
 
 
-def _within_budget(model: Any, job: Job, learnt: Rows, held_out: Rows, steps: int, micro: int) -> int:
-    """Return how many of the steps fit into the recipe's minutes, and say how long they will take."""
+def _within_budget(
+    model: Any, job: Job, learnt: Rows, held_out: Rows, steps: int, micro: int, spent: float
+) -> tuple[int, str]:
+    """Return how many of the steps fit into the recipe's minutes, of which so many seconds are ``spent``, and how long
+    they will take, in words."""
     training = job.recipe.training
     speed = tokens_per_second(model, learnt, micro, job.base, bfloat16=in_bfloat16(training.precision))
     a_step = training.batch_size * training.accumulate
     a_step_seconds = a_step * sum(learnt.lengths) / len(learnt) / speed
     validating = training.evaluations * sum(held_out.lengths) / (BACKWARD * speed)
     if training.minutes is not None:
-        steps = max(1, min(steps, int((60 * training.minutes - validating) / a_step_seconds)))
+        steps = max(1, min(steps, int((60 * training.minutes - spent - validating) / a_step_seconds)))
     passes, seconds = steps / math.ceil(len(learnt) / a_step), steps * a_step_seconds + validating
-    say(
+    return steps, (
         f"training: at most {steps} steps, {passes:.2g} passes of {len(learnt)} rows; about {spoken(seconds)} at "
         f"{speed:.0f} tokens/s"
     )
-    return steps
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -18,7 +18,6 @@ from trainer.batches import Encoded, collate
 
 # Decoders that put ``inputs_embeds`` before their first layer as they are; others scale them, or add positions.
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-BATCH = 16
 
 
 def frozen_below(model: Any) -> int:
@@ -36,9 +35,12 @@ def _decoder(model: PeftModel) -> Any:
 class HiddenStates(torch.utils.data.Dataset):
     """What enters the first trained layer, for each row: (tokens, hidden size), in a file that is read as needed."""
 
-    def __init__(self, encoded: Encoded, model: PeftModel, layers: int, path: Path, *, bfloat16: bool = False) -> None:
-        """Compute them in the precision of the rest. The file holds rows one after the other, in float32; raises
-        :class:`OSError` where the disk is full."""
+    def __init__(
+        self, encoded: Encoded, model: PeftModel, layers: int, path: Path, batch_size: int, *, bfloat16: bool = False
+    ) -> None:
+        """Compute them in the precision of the rest. The file holds rows one after the other, in float32, and lasts as
+        long as this object: nothing is left of a training that is killed. Raises :class:`OSError` where the disk is
+        full."""
         self.lengths = encoded.lengths
         self._wanted = [{key: example[key] for key in ("labels", "choices")} for example in encoded]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -46,8 +48,8 @@ class HiddenStates(torch.utils.data.Dataset):
         order = sorted(range(len(encoded)), key=lambda i: self.lengths[i])
         with path.open("wb") as file, bar(len(order), "lower layers", "rows") as shown:
             file.truncate(int(self._starts[-1]) * width * 4)
-            for start in range(0, len(order), BATCH):
-                part = order[start : start + BATCH]
+            for start in range(0, len(order), batch_size):
+                part = order[start : start + batch_size]
                 batch = collate(0)([encoded[i] for i in part])
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
                     entering = _entering(model, layers, batch)
@@ -56,6 +58,7 @@ class HiddenStates(torch.utils.data.Dataset):
                     file.write(row[-self.lengths[i] :].float().cpu().numpy().tobytes())
                 shown.update(len(part))
         self._rows = np.memmap(path, np.float32, mode="r").reshape(-1, width)
+        path.unlink()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -104,30 +107,32 @@ Rows = Encoded | HiddenStates
 
 
 @contextmanager
-def lower_layers_once(model: Any, parts: Sequence[Encoded], folder: Path, *, bfloat16: bool) -> Iterator[list[Rows]]:
+def lower_layers_once(
+    model: Any, parts: Sequence[Encoded], folder: Path, batch_size: int, *, bfloat16: bool
+) -> Iterator[list[Rows]]:
     """Give the rows as the layers take them that are trained, and skip those below meanwhile; give them as they are
-    where nothing can be skipped. What is kept of them lies in ``folder`` until then."""
+    where nothing can be skipped. What is kept of them lies in ``folder``."""
     layers = frozen_below(model) if PartialState().num_processes == 1 else 0
+    for left in folder.glob("*.hidden"):  # by a training that was killed while it computed them
+        left.unlink()
     if not layers or not _room_for(parts, model, folder):
         yield list(parts)
         return
     if torch.cuda.is_available():
         model.cuda()
-    files = [folder / f"{number}.hidden" for number in range(len(parts))]
+    kept: list[Rows] = [
+        HiddenStates(part, model, layers, folder / f"{number}.hidden", batch_size, bfloat16=bfloat16)
+        for number, part in enumerate(parts)
+    ]
     decoder = _decoder(model)
     own = list(decoder.layers)
+    for number in range(layers):
+        decoder.layers[number] = _Skipped(own[number])
     try:
-        kept: list[Rows] = [
-            HiddenStates(part, model, layers, file, bfloat16=bfloat16) for part, file in zip(parts, files, strict=True)
-        ]
-        for number in range(layers):
-            decoder.layers[number] = _Skipped(own[number])
         yield kept
     finally:
         for number in range(layers):
             decoder.layers[number] = own[number]
-        for file in files:
-            file.unlink(missing_ok=True)
 
 
 def _room_for(parts: Sequence[Encoded], model: Any, folder: Path) -> bool:

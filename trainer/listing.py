@@ -31,6 +31,9 @@ def runs_in(folder: Path) -> list[dict[str, Any]]:
     return [row_of(place) for place in places if (place / IDENTITY).is_file() or (place / RUN).is_file()]
 
 
+MENDED = {RUN: "delete the folder and train again", EVALUATION: "evaluate again"}
+
+
 def row_of(folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"run": folder.name, "state": "begun"}
     for name, read in ((RUN, _trained), (EVALUATION, _evaluated)):
@@ -38,7 +41,7 @@ def row_of(folder: Path) -> dict[str, Any]:
             try:
                 row |= read(json.loads((folder / name).read_bytes()))
             except DAMAGED:
-                row |= {"state": "damaged", "problem": f"{folder / name} cannot be read"}
+                row |= {"state": "damaged", "problem": f"{folder / name} cannot be read; {MENDED[name]}"}
                 break
     if row["state"] == "begun":
         row |= _unfinished(folder)

@@ -25,12 +25,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
+from adapters.progress import say
 from adapters.tasks.base import SLOT
 from trainer.recipe import PROMPTS, Recipe
 
-# These are as good in the upper half of a deep base, and learn nearly twice as fast there: what the lower half makes of
-# a row is computed once (docs/methods.md).
-UPPER_HALF, DEEP = ("lora", "qlora", "dora", "adalora"), 12
 LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
@@ -69,6 +67,8 @@ def adapt(model: Any, recipe: Recipe, base: Base, steps: int, start: Path | None
     if recipe.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if start is not None:
+        if recipe.last_layers is not None or recipe.lora.model_fields_set - {"plus"}:
+            say(f"note: rank, matrices and layers are those of {recipe.start_from}: it goes on with its LoRA")
         return PeftModel.from_pretrained(model, start, is_trainable=True)
     adapted = get_peft_model(model, CONFIGS[recipe.method](model, recipe, layers, steps))
     if recipe.method == "prompt_tuning":
@@ -87,14 +87,12 @@ def _begin_with_words(model: Any, recipe: Recipe, base: Base) -> None:
 
 def layers_of(model: Any, recipe: Recipe) -> list[int] | None:
     """Return the numbers of the layers to adapt; None for all."""
-    count, wanted = model.config.num_hidden_layers, recipe.last_layers
-    if wanted is None and recipe.method in UPPER_HALF and count >= DEEP:
-        wanted = (count + 1) // 2
-    if wanted is None or wanted == "all":
+    if recipe.last_layers is None:
         return None
-    if wanted > count:
-        raise HotswapError(f"last_layers is {wanted}; this base has {count} layers.")
-    return list(range(count - wanted, count))
+    count = model.config.num_hidden_layers
+    if recipe.last_layers > count:
+        raise HotswapError(f"last_layers is {recipe.last_layers}; this base has {count} layers.")
+    return list(range(count - recipe.last_layers, count))
 
 
 def _unfrozen(model: Any, layers: list[int] | None) -> Any:

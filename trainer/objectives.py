@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
 from trainer.batches import collate
@@ -34,10 +33,3 @@ def make_trainer(job: Job, model: Any, arguments: dict[str, Any], learnt: Rows, 
         "grpo": reinforce.reinforce_trainer,
     }
     return makers[job.recipe.objective](job, model, arguments)
-
-
-def without_reference(model: Any) -> Any:
-    """Take away the copy of the adapter as it began, which TRL compares with."""
-    if isinstance(model, PeftModel) and "ref" in model.peft_config:
-        model.delete_adapter("ref")
-    return model

@@ -15,9 +15,7 @@ from adapters.errors import HotswapError
 from adapters.progress import say
 from trainer.progress import Diverged
 from trainer.recipe import IDENTITY
-from trainer.runs import aside_of, identity_of, lock_of
-
-GLANCE = 0.2  # seconds that it takes another process to look whether the folder is taken
+from trainer.runs import GLANCE, STOP, aside_of, identity_of, lock_of
 
 
 @contextmanager
@@ -36,6 +34,7 @@ def occupied(folder: Path, identity: str, first: bool = True) -> Iterator[str | 
     try:
         with FileLock(lock_of(folder), timeout=GLANCE):
             _make_room(folder, aside, identity)
+            (folder / STOP).unlink(missing_ok=True)  # meant for an earlier training
             try:
                 yield get_last_checkpoint(str(folder))
             except BaseException as error:
@@ -44,6 +43,8 @@ def occupied(folder: Path, identity: str, first: bool = True) -> Iterator[str | 
                     aside.rename(folder)
                     say(f"the earlier run in {folder} is as it was")
                 raise
+            finally:
+                (folder / STOP).unlink(missing_ok=True)
             shutil.rmtree(aside, ignore_errors=True)
     except Timeout:
         raise HotswapError(f"another training is at work in {folder}; wait for it, or set output.") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import LoraModel, PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
@@ -70,12 +71,21 @@ def _predicted(model: Any, texts: list[str], codec: Codec, what: str) -> list[Ou
     outputs: list[Output] = [{} for _ in texts]
     answer = _scored if codec.task.closed else _generated
     with bar(len(texts), what, "rows") as shown:
+        tokens = TOKENS
         while order:
-            count = max(1, min(ROWS, TOKENS // max(1, len(prompts[order[0]]))))
-            part, order = order[:count], order[count:]
+            part = order[: max(1, min(ROWS, tokens // max(1, len(prompts[order[0]]))))]
             ids, mask = _left_padded([prompts[i] for i in part], codec.base.end_id, model.device)
-            for index, completion in zip(part, answer(model, ids, mask, codec), strict=True):
+            try:
+                completions = list(answer(model, ids, mask, codec))
+            except RuntimeError as error:
+                if len(part) == 1 or not should_reduce_batch_size(error):
+                    raise
+                tokens = len(prompts[order[0]]) * (len(part) // 2)
+                clear_device_cache(garbage_collection=True)
+                continue
+            for index, completion in zip(part, completions, strict=True):
                 outputs[index] = codec.task.read(completion, {})
+            order = order[len(part) :]
             shown.update(len(part))
     return outputs
 

@@ -10,6 +10,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from trainer.codec import Codec
 from trainer.job import Job
+from trainer.reference import BesideReference
 from trainer.rows import Row
 
 
@@ -85,11 +86,11 @@ def _with_strangers(dataset: Dataset, batch_size: int) -> Dataset:
     return dataset.map(rotate, batched=True, batch_size=batch_size)
 
 
-class _Pairs(DPOTrainer):
+class _Pairs(BesideReference, DPOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # it has ids already
 
 
-class _Thumbs(KTOTrainer):
+class _Thumbs(BesideReference, KTOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset

@@ -41,13 +41,14 @@ class Progress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         for key, name, event in (("loss", "loss", "step"), ("eval_loss", "validation loss", "validation")):
             if key in logs and self._bar is not None:
-                self._report(state, name, event, logs[key])
+                self._report(args, state, name, event, logs[key])
 
-    def _report(self, state: Any, name: str, event: str, loss: float) -> None:
+    def _report(self, args: Any, state: Any, name: str, event: str, loss: float) -> None:
         assert self._bar is not None
         about = {"step": state.global_step, "of": state.max_steps, "loss": loss if math.isfinite(loss) else None}
         if event == "validation":
-            self._best = min(self._best, loss, state.best_metric or loss)
+            before = None if args.greater_is_better else state.best_metric  # a reward is no loss
+            self._best = min(self._best, loss, before or loss)
             self._bar.figures |= {"validation": f"{loss:.4f}", "best": f"{self._best:.4f}"}
             about["best"] = self._best if math.isfinite(self._best) else None
         else:

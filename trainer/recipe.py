@@ -140,7 +140,7 @@ class Data(Origin):
     @field_validator("disturb")
     @classmethod
     def _at_most_all(cls, disturb: dict[Disturbance, float]) -> dict[Disturbance, float]:
-        if sum(disturb.values()) > 1:
+        if sum(disturb.values()) > 1 + 1e-9:
             raise ValueError("the shares of all together are above 1")
         return disturb
 
@@ -434,9 +434,7 @@ class Recipe(Strict):
     method: Method = "lora"
     objective: Objective = "supervised"
     start_from: str | None = Field(default=None, description="NAME@VERSION in the store, whose LoRA is trained further")
-    last_layers: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
-        default=None, description="adapt so many of the last layers; default: half for LoRA and its kin, of 12 or more"
-    )
+    last_layers: int | None = Field(default=None, ge=1, description="adapt so many of the last layers; default: all")
     lora: Lora = Lora()
     soft_prompt: SoftPrompt = SoftPrompt()
     preference: Preference = Preference()
@@ -513,6 +511,8 @@ class Recipe(Strict):
         ):
             if given and self.method not in methods:
                 raise ValueError(f"{setting}: method {self.method} does not use it; {', '.join(methods)} would")
+        if self.method == "adalora" and self.training.minutes is not None:
+            raise ValueError("training.budget: adalora shares its ranks out over all steps; say how many passes")
         return self
 
     @model_validator(mode="after")
@@ -578,10 +578,13 @@ class Recipe(Strict):
             "card": True,
             "output": True,
             "description": True,
+            "base": True,  # its digest is below
             "sweep": True,
             "training": {"report_to"},
         }
         recipe = self.model_dump(mode="json", exclude=aside, exclude_defaults=True)  # a later version has more keys
+        if judge := recipe.get("reinforce", {}).get("reward_model"):
+            recipe["reinforce"]["reward_model"] = Path(judge).name
         parts = [recipe["data"], *(mixed["data"] for mixed in recipe.get("mix", {}).values())]
         for origin in (*parts, *(test for data in parts for test in data.get("extra_tests", {}).values())):
             if "path" in origin:

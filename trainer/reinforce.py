@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trainer.codec import Codec
 from trainer.faithfulness import unsupported
 from trainer.job import Job
+from trainer.reference import BesideReference
 from trainer.reward import Judge
 from trainer.rows import Row
 
@@ -74,7 +75,7 @@ def rewards_of(job: Job) -> list[tuple[Reward, float]]:
     return rewards
 
 
-class _Reinforced(GRPOTrainer):
+class _Reinforced(BesideReference, GRPOTrainer):
     def __init__(self, codec: Codec, **options: Any) -> None:
         self._codec = codec
         super().__init__(**options)

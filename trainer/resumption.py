@@ -13,7 +13,7 @@ from adapters.base_model import resolve_base
 from adapters.errors import HotswapError
 from trainer.loading import load_recipe
 from trainer.recipe import Recipe
-from trainer.runs import Run, identity_of
+from trainer.runs import Run, identity_of, write_whole
 
 RECIPE, BASE = "recipe.yaml", "base.json"
 
@@ -23,8 +23,8 @@ def keep(recipe: Recipe) -> None:
     base = recipe.base or os.environ.get("HOTSWAP_BASE_MODEL")
     if base is not None and Path(base).is_dir():
         base = str(Path(base).absolute())
-    (recipe.run_folder / RECIPE).write_text(as_yaml(recipe), encoding="utf-8")
-    (recipe.run_folder / BASE).write_text(json.dumps(base), encoding="utf-8")
+    for name, content in ((RECIPE, as_yaml(recipe)), (BASE, json.dumps(base))):
+        write_whole(recipe.run_folder / name, content)
 
 
 def as_yaml(recipe: Recipe) -> str:
@@ -35,11 +35,14 @@ def as_yaml(recipe: Recipe) -> str:
     for origin in (*parts, *(test for part in parts for test in part.get("extra_tests", {}).values())):
         _absolute(origin, "path")
     _absolute(content.get("evaluation", {}), "general_text")
+    _absolute(content.get("reinforce", {}), "reward_model")
+    if Path(content.get("base") or "").is_dir():
+        _absolute(content, "base")
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _absolute(content: dict[str, Any], key: str) -> None:
-    if key in content:
+    if content.get(key) is not None:
         content[key] = str(Path(content[key]).absolute())
 
 

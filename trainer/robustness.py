@@ -63,7 +63,7 @@ LEARNT: dict[Disturbance, Callable[[str], str]] = {
 def disturbed(rows: Sequence[Row], shares: Mapping[Disturbance, float], seed: int) -> list[Row]:
     """Return the rows with so large a share of them written in each way, drawn by chance."""
     kinds: list[Disturbance | None] = [*shares, None]
-    weights = [*shares.values(), 1 - sum(shares.values())]
+    weights = [*shares.values(), max(0.0, 1 - sum(shares.values()))]
     drawn = random.Random(seed).choices(kinds, weights, k=len(rows))  # noqa: S311  # reproducible, not secret
     pairs = zip(rows, drawn, strict=True)
     return [row if kind is None else replace(row, text=LEARNT[kind](row.text)) for row, kind in pairs]

@@ -27,6 +27,7 @@ from trainer.recipe import IDENTITY, Recipe
 from trainer.run_record import RunRecord
 
 RUN, EVALUATION, TASK, CHECKED = "run.json", "evaluation.json", "adapter/task.json", "data-check.json"
+GLANCE = 0.2  # seconds that it takes another process to look whether a folder is taken
 STOP = "stop"  # whoever makes this file in a run's folder ends its training after the next step
 Shape = TypeVar("Shape")
 
@@ -98,7 +99,8 @@ class Run:
         try:
             return shaped(json.loads(path.read_bytes()))
         except (ValueError, RecursionError):
-            raise HotswapError(f"{path} is damaged; delete {self.folder} and train again.") from None
+            remedy = "evaluate again" if name == EVALUATION else f"delete {self.folder} and train again"
+            raise HotswapError(f"{path} is damaged; {remedy}.") from None
 
     def write_mixed(self, name: str, task: BaseTask) -> None:
         """Leave the adapter with one of the tasks of ``mix``, as ``python -m adapters add`` takes it in."""
@@ -110,10 +112,14 @@ class Run:
 
     def write(self, name: str, content: Any) -> None:
         """Write all or nothing: a full disk, or a kill, leaves what was there."""
-        path = self.folder / name
-        scratch = path.with_suffix(".part")
-        scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        scratch.replace(path)
+        write_whole(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Write all or nothing: a full disk, or a kill, leaves what was there."""
+    scratch = path.with_suffix(".part")
+    scratch.write_text(content, encoding="utf-8")
+    scratch.replace(path)
 
 
 def base_for(recipe: Recipe) -> Base:
@@ -141,7 +147,7 @@ def is_taken(folder: Path) -> bool:
     if not lock_of(folder).is_file():
         return False
     try:
-        with FileLock(lock_of(folder), timeout=0):
+        with FileLock(lock_of(folder), timeout=GLANCE):
             return False
     except Timeout:
         return True

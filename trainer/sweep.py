@@ -106,7 +106,7 @@ def _run_trials(
         folder = folder_of(recipe) / str(trial.number) / "run"
         tried = tried.model_copy(update={"output": folder})
         try:
-            done = train(make_job(tried, load(tried), base), [_Pruning(trial)], start)
+            done = train(make_job(tried, load(tried), base), [_Pruning(trial)], start, resumable=False)
         except Diverged as error:
             raise optuna.TrialPruned(str(error)) from error
         finally:

@@ -28,11 +28,11 @@ from trainer.fit import check_processes, fit, processes, whole
 from trainer.job import Job
 from trainer.lineage import made_with
 from trainer.mixture import mixture
-from trainer.objectives import without_reference
 from trainer.occupancy import occupied
 from trainer.prediction import predict, with_adapter
 from trainer.progress import Clock, Diverged, seconds_of
 from trainer.recipe import CONVERTED
+from trainer.reference import without_reference
 from trainer.resumption import keep
 from trainer.rows import Row
 from trainer.run_record import Converted, HistoryEntry, RunRecord
@@ -43,11 +43,15 @@ def train(
     job: Job,
     callbacks: Sequence[TrainerCallback] = (),
     start: Path | None = None,
+    *,
+    resumable: bool = True,
 ) -> RunRecord | None:
     """Train and leave the adapter in the recipe's ``run_folder / "adapter"``; return what the run was like (of several
     processes, which torchrun or accelerate have started, in the first; in others None).
 
     ``start`` is the folder of the LoRA to go on from, which the recipe's ``start_from`` names.
+
+    ``resumable``: whether what it leaves where it is stopped will be gone on from.
 
     A run that was interrupted goes on from its last checkpoint, with the result it would have had; the run of
     another recipe, data or base in the same folder is given up once this one is done, and not before. Raises
@@ -65,15 +69,15 @@ def train(
         if processes().is_main_process:
             keep(recipe)
         running.enter_context(bar(None, "training", events=False))
-        return _trained(job, callbacks, start, checkpoint)
+        return _trained(job, callbacks, start, checkpoint, resumable=resumable)
 
 
 def _trained(
-    job: Job, callbacks: Sequence[TrainerCallback], start: Path | None, checkpoint: str | None
+    job: Job, callbacks: Sequence[TrainerCallback], start: Path | None, checkpoint: str | None, *, resumable: bool
 ) -> RunRecord | None:
     recipe, splits, base = job.recipe, job.splits, job.base
     learnt = Encoded(mixture(job), base)
-    trainer, result = fit(job, learnt, [Clock(), *callbacks], start, checkpoint)
+    trainer, result = fit(job, learnt, [Clock(), *callbacks], start, checkpoint, resumable=resumable)
     seconds = seconds_of(trainer)
     model = without_reference(whole(trainer, recipe, base, start))
     if not processes().is_main_process:

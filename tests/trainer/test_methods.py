@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from adapters.base_model import Base
 from adapters.errors import HotswapError
 from adapters.lint import base_shapes, lint
 from tests.trainer.conftest import MakeRecipe, reviews
-from trainer import methods
 from trainer.codec import Codec
 from trainer.conversion import changes_of, to_lora
 from trainer.data import Splits
@@ -79,24 +77,6 @@ def test_what_vllm_cannot_load_becomes_a_lora_that_it_can(
     assert facts.rank == run.converted.rank <= 16
     assert 0 <= run.converted.error < 1
     assert run.converted.as_trained.values["rows"] == len(splits.test)
-
-
-@pytest.mark.parametrize(
-    ("layers", "settings", "adapted"),
-    [
-        (30, {}, list(range(15, 30))),
-        (13, {"method": "dora"}, list(range(6, 13))),
-        (30, {"last_layers": "all"}, None),
-        (30, {"last_layers": 8}, list(range(22, 30))),
-        (30, {"method": "full"}, None),
-        (2, {}, None),
-    ],
-)
-def test_lora_is_in_the_upper_half_of_a_deep_base(
-    make_recipe: MakeRecipe, layers: int, settings: dict[str, Any], adapted: list[int] | None
-) -> None:
-    base = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=layers))
-    assert methods.layers_of(base, make_recipe(**settings)) == adapted
 
 
 def test_only_the_last_layers_are_adapted(make_recipe: MakeRecipe, splits: Splits, tiny: Base) -> None:

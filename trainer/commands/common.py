@@ -27,12 +27,7 @@ def add_recipe_command(commands: Any, name: str, run: Command, text: str) -> arg
     """Declare a command that takes a recipe, and changes to it."""
     example = f"example: python -m trainer {name} trainer/recipes/sentiment.yaml"
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=example)
-
-    def command(options: argparse.Namespace) -> int | None:
-        with json_lines(options.json):
-            return run(options)
-
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=run)
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     add_set_option(parser, "e.g. training.epochs=2")
     add_json_option(parser)
@@ -44,7 +39,15 @@ def add_set_option(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command, which is declared with what it runs, its ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON; progress too, as lines of JSON on stderr")
+    run: Command = parser.get_default("command")
+
+    def command(options: argparse.Namespace) -> int | None:
+        with json_lines(options.json):
+            return run(options)
+
+    parser.set_defaults(command=command)
 
 
 def add_store_option(parser: argparse.ArgumentParser) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 from adapters import cli
 from adapters.errors import HotswapError
-from adapters.progress import json_lines
 from trainer.commands.common import add_json_option, add_store_option
 from trainer.commands.train import complete
 from trainer.listing import runs_in
+from trainer.loading import load_recipe
 from trainer.resumption import RECIPE, kept
 from trainer.runs import STOP, identity_of, is_taken
 
@@ -44,7 +46,7 @@ def add(commands: Any) -> None:
 def runs(options: argparse.Namespace) -> None:
     match options.words:
         case ["stop", name]:
-            stop(_folder(name))
+            stop(_folder(name), as_json=options.json)
         case ["resume", name]:
             resume(_folder(name), options)
         case ["stop" | "resume" as what]:
@@ -63,7 +65,7 @@ def show(folder: Path, *, as_json: bool) -> None:
     cli.show(rows, as_json=as_json, columns=COLUMNS)
     for row in found:
         if not as_json and "problem" in row:
-            print(f"{row['run']}: {row['problem']}; delete the folder and train again")
+            print(f"{row['run']}: {row['problem']}")
 
 
 def _steps(row: dict[str, Any]) -> str | None:
@@ -83,16 +85,20 @@ def _folder(name: str) -> Path:
     return folder
 
 
-def stop(folder: Path) -> None:
+def stop(folder: Path, *, as_json: bool) -> None:
     if not is_taken(folder):
         raise HotswapError(f"no training is at work in {folder}.")
+    lost = (folder / RECIPE).is_file() and load_recipe(folder / RECIPE).method == "adalora"
     (folder / STOP).touch()
-    print(f"asked: {folder} stops after its next step; python -m trainer runs resume {folder} goes on")
+    after = "its work is lost: adalora cannot go on" if lost else f"python -m trainer runs resume {folder} goes on"
+    if as_json:
+        print(json.dumps({"run": str(folder), "asked": "stop", "resumable": not lost}))
+    else:
+        print(f"asked: {folder} stops after its next step; {after}")
 
 
 def resume(folder: Path, options: argparse.Namespace) -> None:
-    with json_lines(options.json):
-        asked = {"recipe": folder / RECIPE, "set": [], "store": options.store, "json": options.json}
-        if is_taken(folder):
-            raise HotswapError(f"another training is at work in {folder}.")
-        complete(kept(folder), argparse.Namespace(**asked))
+    asked = {"recipe": folder / RECIPE, "set": [], "store": options.store, "json": options.json}
+    if os.environ.get("RANK", "0") == "0" and is_taken(folder):
+        raise HotswapError(f"another training is at work in {folder}.")
+    complete(kept(folder), argparse.Namespace(**asked))

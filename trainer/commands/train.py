@@ -24,6 +24,7 @@ from trainer.commands.common import (
 from trainer.commands.data import findings_of
 from trainer.job import Job
 from trainer.recipe import Recipe
+from trainer.resumption import keep
 from trainer.run_record import RunRecord
 from trainer.runs import CHECKED, RUN, TASK, Run
 
@@ -50,6 +51,7 @@ def complete(run: Run, options: argparse.Namespace) -> None:
         say(f"note: {recipe.unserved}")
     if run.is_finished():
         say(f"already trained; delete {run.folder} to train it again")
+        keep(recipe)  # its gate or card may be another now
         done: RunRecord | None = run.record()
     else:
         done = _train(run, task, start_of(run, options.store, task))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -66,3 +68,31 @@ def test_the_lower_layer_is_passed_once_for_each_row_and_is_there_again_afterwar
     assert lower == len(splits.train) + len(splits.validation)
     assert upper >= 3 * len(splits.train) + 3 * len(splits.validation)
     assert list(recipe.run_folder.glob("*.hidden")) == []
+
+
+def test_what_a_killed_training_left_is_taken_away(make_recipe: MakeRecipe, splits: Splits, tiny: Base) -> None:
+    recipe = make_recipe(**LAST)
+    recipe.run_folder.mkdir(parents=True)
+    identity = recipe.run_identity(splits.fingerprint, tiny.digest)
+    (recipe.run_folder / "run-identity").write_text(identity)
+    (recipe.run_folder / "0.hidden").write_bytes(b"half of it")
+    train(Job(recipe, splits, make_task(recipe, splits, tiny), tiny))
+    assert list(recipe.run_folder.glob("*.hidden")) == []
+
+
+def test_rows_that_the_steps_do_not_reach_are_not_computed(
+    make_recipe: MakeRecipe, splits: Splits, tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen_layers, "HiddenStates", lambda *_, **__: pytest.fail("they were"))
+    recipe = make_recipe(last_layers=1, training=TRAINING | {"epochs": 0.5})
+    run = train(Job(recipe, splits, make_task(recipe, splits, tiny), tiny))
+    assert run.steps == 4
+
+
+def test_no_room_on_the_disk_is_no_reason_not_to_train(
+    make_recipe: MakeRecipe, splits: Splits, tiny: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    recipe = make_recipe(**LAST)
+    assert train(Job(recipe, splits, make_task(recipe, splits, tiny), tiny)).best_validation_loss < 0.7
+    assert "the lower layers are computed at every pass" in capsys.readouterr().err

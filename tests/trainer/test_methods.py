@@ -148,6 +148,7 @@ def test_a_learnt_prompt_writes_the_same_text_alone_and_in_a_batch(make_recipe: 
         ({"method": "ia3", "training": {"shrink": [1.0, 0.5]}}, "training.shrink: method ia3 does not use it"),
         ({"method": "prompt_tuning", "last_layers": 1}, "last_layers: method prompt_tuning does not use it"),
         ({"method": "adalora", "lora": {"plus": 16}}, "lora.plus: method adalora does not use it"),
+        ({"method": "adalora", "training": {"budget": "5 min"}}, "adalora shares its ranks out over all steps"),
     ],
 )
 def test_a_setting_that_the_method_would_pass_over_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+import trainer.train
 from adapters.store import WEIGHTS
 from tests.trainer.conftest import MakeRecipe
 from tests.trainer.workplace import Result, Workplace, furnish
+from trainer.frozen_layers import HiddenStates
 from trainer.loading import load_recipe
 from trainer.occupancy import occupied
 from trainer.progress import Progress
@@ -184,6 +187,60 @@ class TestARunThatIsStopped:
             "what an earlier training was asked is no matter of this one"
         )
 
+    def test_while_it_prepares_ends_after_its_first_step(
+        self, empty: Workplace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        computed = HiddenStates.__init__
+
+        def asked(self: HiddenStates, *given: Any, **named: Any) -> None:
+            computed(self, *given, **named)
+            assert empty.run("runs", "stop", "mood").status == 0
+
+        monkeypatch.setattr(HiddenStates, "__init__", asked)
+        assert "stopped after step 1 of 20" in refused(empty.run("train", "mood.yaml", "--set", "last_layers=1"))
+
+    def test_after_its_last_step_leaves_nothing_behind(self, empty: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+        fitted = trainer.train._temperature
+
+        def asked(*given: Any) -> float:
+            assert empty.run("runs", "stop", "mood").status == 0
+            return fitted(*given)
+
+        monkeypatch.setattr(trainer.train, "_temperature", asked)
+        assert empty.run("train", "mood.yaml").status == 0
+        assert not (empty.run_folder / STOP).exists()
+
+    def test_says_that_the_work_is_lost_where_a_method_cannot_go_on(
+        self, empty: Workplace, at_step: Callable[..., None]
+    ) -> None:
+        asked: list[Result] = []
+        at_step(3, lambda: asked.append(empty.run("runs", "stop", "mood", "--json")))
+        told = refused(empty.run("train", "mood.yaml", "--set", "method=adalora"))
+        assert json.loads(asked[0].out) == {"run": "runs/mood", "asked": "stop", "resumable": False}
+        assert "without a checkpoint, which this method cannot go on from" in told
+
+    @pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
+    def test_of_another_objective_goes_on_to_the_same_adapter_too(
+        self, empty: Workplace, at_step: Callable[..., None], objective: str
+    ) -> None:
+        kinds = ("dull", "moving")
+        rows = [
+            {"text": f"film {n}", "summary": kinds[n % 2], "good": n % 3 > 0, "chosen": "dull", "rejected": "moving"}
+            for n in range(60)
+        ]
+        (empty.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        task = {"kind": "summarization", "template": "{text}:", "max_answer_tokens": 4}
+        paid = {"reinforce": {"rewards": {"brief": 1.0}, "max_words": 1}} if objective == "grpo" else {}
+        empty.write_recipe(objective=objective, task=task, data={"path": "rows.jsonl"}, gate={}, **paid)
+        assert empty.run("train", "mood.yaml", "--set", "output=runs/whole").status == 0
+        at_step(3, lambda: empty.run("runs", "stop", "mood"))
+        assert "stopped after step 3" in refused(empty.run("train", "mood.yaml"))
+        resumed = empty.run("runs", "resume", "mood")
+        assert resumed.status == 0, resumed.err
+        ours, theirs = (load_file(empty.folder / "runs" / name / "adapter" / WEIGHTS) for name in ("mood", "whole"))
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
+        assert any(weight.abs().max() > 0 for name, weight in ours.items() if "lora_B" in name)
+
     def test_has_to_be_at_work(self, place: Workplace) -> None:
         assert "no training is at work in runs/mood" in refused(place.run("runs", "stop", "mood"))
         assert not (place.run_folder / STOP).exists()
@@ -213,6 +270,21 @@ class TestARunThatIsResumed:
         assert "the rows or the base are not those" in refused(empty.run("runs", "resume", "mood"))
         assert states(empty) == {"mood": "trained"}
 
+    def test_has_its_recipe_where_writing_it_failed_once(
+        self, place: Workplace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = (place.run_folder / "recipe.yaml").read_text()
+
+        def full(self: Path, content: str, **_: Any) -> int:
+            with self.open("w") as file:
+                file.write(content[:3])
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", full)
+            assert "No space left" in refused(place.run("train", "mood.yaml"))
+        assert (place.run_folder / "recipe.yaml").read_text() == before
+
     def test_needs_its_recipe(self, place: Workplace) -> None:
         (place.run_folder / "recipe.yaml").unlink()
         assert "does not say its recipe" in refused(place.run("runs", "resume", "mood"))
@@ -231,6 +303,18 @@ class TestARunThatIsResumed:
         recipe = load_recipe(path)
         (tmp_path / "kept.yaml").write_text(as_yaml(recipe))
         assert load_recipe(tmp_path / "kept.yaml").run_identity("rows", "base") == recipe.run_identity("rows", "base")
+
+    def test_finds_what_its_recipe_names_from_anywhere(
+        self, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "base").mkdir()
+        task = {"kind": "summarization"}
+        recipe = make_recipe(objective="grpo", task=task, base="base", reinforce={"reward_model": "runs/judge"})
+        (tmp_path / "kept.yaml").write_text(as_yaml(recipe))
+        again = load_recipe(tmp_path / "kept.yaml")
+        assert (again.base, again.reinforce.reward_model) == (str(tmp_path / "base"), tmp_path / "runs/judge")
+        assert again.run_identity("rows", "base") == recipe.run_identity("rows", "base")
 
     def test_keeps_labels_that_yaml_would_read_otherwise(self, make_recipe: MakeRecipe, tmp_path: Path) -> None:
         task = {"kind": "classification", "labels": ["no", "yes", "1.0", "1:30", "null", "ä"]}

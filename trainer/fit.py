@@ -138,8 +138,9 @@ def _attempt(
     asked: Stopping,
 ) -> tuple[Trainer, TrainOutput]:
     training = job.recipe.training
-    with _rows(model, job, learnt, steps, micro) as (entering, held_out, spent):
-        if held_out is not None and checkpoint is None and processes().num_processes == 1:
+    measured = checkpoint is None and processes().num_processes == 1
+    with _rows(model, job, learnt, steps, micro, measured=measured) as (entering, held_out, spent):
+        if held_out is not None and measured:
             steps, told = _within_budget(model, job, entering, held_out, steps, micro, spent)
             say(told)
         trainer = make_trainer(job, model, _arguments(job.recipe, steps, micro), entering, held_out)
@@ -154,7 +155,9 @@ def _attempt(
 
 
 @contextmanager
-def _rows(model: Any, job: Job, learnt: Encoded, steps: int, micro: int) -> Iterator[tuple[Rows, Rows | None, float]]:
+def _rows(
+    model: Any, job: Job, learnt: Encoded, steps: int, micro: int, *, measured: bool
+) -> Iterator[tuple[Rows, Rows | None, float]]:
     """Give what is learnt and what is held out, as the supervised objective takes them, and the seconds that it took to
     compute the lower layers: not done where the steps are too few for each row to be met."""
     recipe = job.recipe
@@ -162,7 +165,7 @@ def _rows(model: Any, job: Job, learnt: Encoded, steps: int, micro: int) -> Iter
         yield learnt, None, 0.0
         return
     held_out = Encoded([(row, job.task) for row in in_parts(job.splits.validation, job.codec)], job.base)
-    if recipe.training.minutes is not None:
+    if measured and recipe.training.minutes is not None:  # else the steps are settled
         steps, _ = _within_budget(model, job, learnt, held_out, steps, micro, 0.0)
     if steps * recipe.training.batch_size * recipe.training.accumulate < len(learnt):
         yield learnt, held_out, 0.0

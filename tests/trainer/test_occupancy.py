@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
 import pytest
 
 from adapters.errors import HotswapError
-from tests.trainer.workplace import Workplace, furnish
+from tests.trainer.workplace import Workplace, trained
 from trainer.occupancy import occupied
 from trainer.recipe import IDENTITY
 from trainer.runs import identity_of
@@ -17,15 +16,12 @@ from trainer.runs import identity_of
 
 @pytest.fixture(scope="module")
 def finished(one_thread: None, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Workplace:
-    place = furnish(tmp_path_factory.mktemp("finished"), tiny_folder)
-    assert place.run("train", "mood.yaml").status == 0
-    return place
+    return trained(tmp_path_factory.mktemp("finished"), tiny_folder)
 
 
 @pytest.fixture
 def place(finished: Workplace, tmp_path: Path) -> Workplace:
-    shutil.copytree(finished.folder, tmp_path / "workplace")
-    return Workplace(tmp_path / "workplace", finished.base)
+    return finished.copied(tmp_path / "workplace")
 
 
 def files(folder: Path) -> dict[Path, bytes]:

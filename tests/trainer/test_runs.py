@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 import trainer.train
 from adapters.store import WEIGHTS
 from tests.trainer.conftest import MakeRecipe
-from tests.trainer.workplace import Result, Workplace, furnish
+from tests.trainer.workplace import Result, Workplace, furnish, trained
 from trainer.frozen_layers import HiddenStates
 from trainer.loading import load_recipe
 from trainer.occupancy import occupied
@@ -31,15 +30,12 @@ RECIPES = sorted(Path("trainer/recipes").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def finished(one_thread: None, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Workplace:
-    place = furnish(tmp_path_factory.mktemp("finished"), tiny_folder)
-    assert place.run("train", "mood.yaml").status == 0
-    return place
+    return trained(tmp_path_factory.mktemp("finished"), tiny_folder)
 
 
 @pytest.fixture
 def place(finished: Workplace, tmp_path: Path) -> Workplace:
-    shutil.copytree(finished.folder, tmp_path / "workplace")
-    return Workplace(tmp_path / "workplace", finished.base)
+    return finished.copied(tmp_path / "workplace")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,10 @@ class Workplace:
         (self.folder / "mood.yaml").write_text(yaml.safe_dump(settings(**changes)))
         return self.folder / "mood.yaml"
 
+    def copied(self, folder: Path) -> Workplace:
+        shutil.copytree(self.folder, folder)
+        return Workplace(folder, self.base)
+
     @property
     def store(self) -> Store:
         return Store(self.folder / "store")
@@ -66,4 +71,11 @@ def furnish(folder: Path, base: Path) -> Workplace:
     place = Workplace(folder, base)
     place.write_recipe(description="Moving or dull.", gate=GATE)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews(120)))
+    return place
+
+
+def trained(folder: Path, base: Path) -> Workplace:
+    """Return a workplace whose recipe has been trained."""
+    place = furnish(folder, base)
+    assert place.run("train", "mood.yaml").status == 0
     return place

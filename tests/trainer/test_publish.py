@@ -39,6 +39,9 @@ from trainer.run_record import RunRecord
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+ANEW = "delete runs/mood and train again"
+REMEDY = {"run.json": ANEW, "adapter/task.json": ANEW, "evaluation.json": "evaluate again"}
+
 
 @pytest.fixture(scope="module")
 def trained(
@@ -97,11 +100,16 @@ class TestTraining:
         result = place.run("train", "mood.yaml", "--json", "--set", "training.epochs=1")
         assert json.loads(result.out)["rows"] == json.loads((place.run_folder / "run.json").read_text())["rows"]
 
-    def test_of_a_finished_run_changes_nothing(self, place: Workplace) -> None:
-        before = {path: path.read_bytes() for path in place.run_folder.rglob("*") if path.is_file()}
-        result = place.run("train", "mood.yaml")
+    def test_of_a_finished_run_changes_no_more_than_the_kept_recipe(self, place: Workplace) -> None:
+        def kept() -> dict[Path, bytes]:
+            files = (path for path in place.run_folder.rglob("*") if path.is_file())
+            return {path: path.read_bytes() for path in files if path.name != "recipe.yaml"}
+
+        before = kept()
+        result = place.run("train", "mood.yaml", "--set", "gate.baseline=any")
         assert "already trained; delete runs/mood to train it again" in result.err
-        assert {path: path.read_bytes() for path in place.run_folder.rglob("*") if path.is_file()} == before
+        assert kept() == before
+        assert yaml.safe_load((place.run_folder / "recipe.yaml").read_text())["gate"]["baseline"] == "any"
 
     def test_again_with_another_recipe_forgets_the_old_scores(self, place: Workplace) -> None:
         assert (place.run_folder / "evaluation.json").is_file()
@@ -509,11 +517,11 @@ class TestPublishing:
 
     @pytest.mark.parametrize("name", ["run.json", "evaluation.json", "adapter/task.json"])
     @pytest.mark.parametrize("content", ["{", "[]", "null", "5", "{}", "[" * 100_000])
-    def test_of_a_damaged_run_says_what_to_delete(
+    def test_of_a_damaged_run_says_what_to_do(
         self, place: Workplace, refused: Callable[..., str], name: str, content: str
     ) -> None:
         (place.run_folder / name).write_text(content)
-        assert f"{name} is damaged; delete runs/mood and train again" in refused("publish", "mood.yaml")
+        assert f"{name} is damaged; {REMEDY[name]}" in refused("publish", "mood.yaml")
 
     @pytest.mark.parametrize(
         ("name", "key", "value"),
@@ -531,7 +539,7 @@ class TestPublishing:
     ) -> None:
         path = place.run_folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-        assert f"{name} is damaged; delete runs/mood and train again" in refused("publish", "mood.yaml")
+        assert f"{name} is damaged; {REMEDY[name]}" in refused("publish", "mood.yaml")
 
     def test_reads_what_other_versions_of_the_trainer_wrote(self, place: Workplace) -> None:
         """The first one wrote less, a later one will write more."""

@@ -242,7 +242,13 @@ class TestTheIdentityOfARun:
         assert absolute.run_identity("rows", "base") == relative.run_identity("rows", "base")
 
     @pytest.mark.parametrize(
-        "change", [{"gate": {"test": {"accuracy": 1}}}, {"description": "x"}, {"output": Path("elsewhere")}]
+        "change",
+        [
+            {"gate": {"test": {"accuracy": 1}}},
+            {"description": "x"},
+            {"output": Path("elsewhere")},
+            {"base": "by-digest"},
+        ],
     )
     def test_does_not_depend_on_what_decides_no_weight(self, make_recipe: MakeRecipe, change: dict) -> None:
         assert make_recipe(**change).run_identity("rows", "base") == make_recipe().run_identity("rows", "base")
@@ -254,7 +260,6 @@ class TestTheIdentityOfARun:
             {"lora": {"rank": 5}},
             {"training": {"epochs": 3}},
             {"task": {"kind": "classification", "template": "{text}:"}},
-            {"base": "another"},
         ],
     )
     def test_changes_with_what_decides_the_weights(self, make_recipe: MakeRecipe, change: dict) -> None:

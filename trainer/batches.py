@@ -58,6 +58,17 @@ def collate(pad_id: int) -> Any:
     return batch
 
 
+def parts_of(batch: dict[str, torch.Tensor], tokens: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Give a batch as :func:`collate` pads it in parts of at most so many tokens, padding counted, and one row at
+    least."""
+    lengths = batch["attention_mask"].sum(dim=1)
+    order = lengths.argsort(descending=True)
+    while len(order):
+        longest = int(lengths[order[0]])
+        rows, order = order.split([least := min(len(order), max(1, tokens // longest)), len(order) - least])
+        yield {key: value[rows] if key == "choices" else value[rows, -longest:] for key, value in batch.items()}
+
+
 class LengthGrouped(torch.utils.data.Sampler):
     """Batches of like length in an order that depends on seed and epoch alone, so that a resumed run sees
     the same batches. (transformers' own sampler draws from the global generator.)"""

@@ -35,10 +35,8 @@ from trainer.recipe import PROMPTS, Recipe
 from trainer.reward import reward_model
 from trainer.speed import tokens_per_second
 from trainer.stopping import Stopping
+from trainer.supervised import TOKENS_AT_A_TIME
 
-# Tokens of one forward and backward pass on a CPU: 1.2 MB each are kept of them for a base of 135M. A machine without
-# the memory for more kills the process, where a GPU raises an error that can be answered.
-TOKENS_AT_A_TIME = 2048
 BACKWARD = 2  # a step takes at least so many times as long as scoring the same rows
 
 
@@ -93,7 +91,7 @@ def fit(
     if checkpoint is not None:  # what fits into the minutes was settled when it began
         steps = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_bytes())["max_steps"]
     micro = recipe.training.batch_size // processes().num_processes
-    if recipe.objective == "supervised" and not torch.cuda.is_available():
+    if recipe.objective == "supervised" and processes().num_processes > 1 and not torch.cuda.is_available():
         micro = _at_a_time(micro, max(learnt.lengths))
     asked = Stopping(recipe.run_folder, resumable=resumable)
     while True:

@@ -104,7 +104,7 @@ def _trained(
         machine=f"{count} thread{'s' * (count > 1)} of a {platform.machine()} CPU"
         if not torch.cuda.is_available()
         else torch.cuda.get_device_name(),
-        seconds=round(seconds, 1),
+        seconds=round(seconds, 3),
         tokens_per_second=round(sum(learnt.lengths) * (trainer.state.epoch or 0.0) / seconds, 1),
         peak_memory_mib=_peak_memory_mib(),
         steps=trainer.state.global_step,

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BadRequest, BodyTooLarge, ServiceError
+from service.errors import BadRequest, BodyTooLarge, NotReady, ServiceError
 from service.http import problems
 from service.metrics import Metrics
 
@@ -53,6 +53,11 @@ class RequestId:
             if status != 499:
                 raise  # the answer has begun; the connection is closed, which says that it is not whole
             await problems.send(ServiceError(), tagged)
+        except asyncio.CancelledError:
+            # The time to drain is over. Left alone, uvicorn would blame the service's code (500) for it.
+            if status != 499:
+                raise
+            await problems.send(NotReady("The service stops; ask again."), tagged)
         finally:
             if scope["path"] not in ("/livez", "/readyz", "/metrics"):
                 # The route's pattern, not the path: whoever invents paths must not fill the monitoring's memory.

@@ -300,3 +300,15 @@ async def test_a_turn_is_given_back_however_the_text_ends() -> None:
 async def _turn(admission: Admission) -> None:
     async with admission.turn("a"):
         pass
+
+
+async def test_who_is_not_answered_before_the_service_goes_is_told_to_ask_again(serve: Serve) -> None:
+    async with serve(drain_seconds=1) as service:
+        service.engine.gate.clear()
+        asked = [asyncio.create_task(service.predict("mood", f"text {n}")) for n in range(3)]
+        await until(lambda: service.engine.active == 3)
+        service.server.should_exit = True
+        for answer in await asyncio.gather(*asked):
+            assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert service.engine.active == 0

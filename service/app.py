@@ -19,6 +19,7 @@ from service.http.keys import Keys, Scope
 from service.http.quota import Quota
 from service.http.routes import adapters, feedback, health, predict, releases
 from service.metrics import Metrics
+from service.monitoring.drift import Drift
 from service.monitoring.feedback import Feedback
 from service.offload import Offload
 from service.rollout.evidence import Tally
@@ -64,6 +65,9 @@ def create_app(
     judging = Feedback(metrics, tally, settings.feedback_log)
     shadow = Shadow(answering, routing, admission, metrics, tally)
     answering.listeners += [judging.remember, shadow.offer]
+    drift = Drift(metrics, base.tokenizer)
+    residency.arrivals.append(drift.begin)
+    answering.observers.append(drift.observe)
     heartbeat = Heartbeat(engine, settings.engine_seconds)
     supervisor = Supervisor(engine, residency, reconciler, promotion, answering, metrics, heartbeat)
 

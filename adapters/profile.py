@@ -18,7 +18,8 @@ from adapters.tasks.base import BaseTask, Prompt
 from adapters.tokens import Tokenizer
 from adapters.validation import Strict
 
-LABEL = "label"
+LABEL, FEEDBACK = "label", "feedback"
+RIGHT, WRONG = "right", "wrong"
 CONFIDENCE_BOUNDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 TOKEN_BOUNDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 # Upper bounds of a feature's bins; what is above the last one is in +Inf.
@@ -39,12 +40,13 @@ Values = dict[str, str | float]
 class Profile(Strict):
     """How the held-out rows looked to this version: what live traffic is compared with to see drift.
 
-    ``labels`` are shares of predictions; the others are the shares at or below each of ``BOUNDS``, and empty where a
-    version has no such feature, or was made before there was one. ``known_tokens`` are the token ids of the training
-    rows' prompts, as a compressed bit map in base64.
+    ``accuracy`` is the share of the predictions that are right, ``labels`` their shares by label. The others are the
+    shares at or below each of ``BOUNDS``, and empty where a version has no such feature, or was made before there was
+    one. ``known_tokens`` are the token ids of the training rows' prompts, as a compressed bit map in base64.
     """
 
     rows: int = Field(ge=1)
+    accuracy: float | None = Field(default=None, ge=0, le=1)
     labels: dict[str, float] = Field(default_factory=dict)
     confidence: dict[float, float] = Field(default_factory=dict)
     input_tokens: dict[int, float] = Field(default_factory=dict)
@@ -55,7 +57,7 @@ class Profile(Strict):
     known_tokens: str = Field(default="", max_length=200_000)
 
     @classmethod
-    def of(cls, rows: Sequence[Values], known: Iterable[int]) -> Profile:
+    def of(cls, rows: Sequence[Values], known: Iterable[int], accuracy: float | None = None) -> Profile:
         """Return how rows looked, each as :func:`values_of` gives it."""
         count, content = len(rows), {}
         for feature, bounds in BOUNDS.items():
@@ -63,13 +65,16 @@ class Profile(Strict):
                 content[feature] = {bound: sum(value <= bound for value in values) / len(values) for bound in bounds}
         labels = Counter(str(row[LABEL]) for row in rows if LABEL in row)
         shares = {label: many / count for label, many in sorted(labels.items())}
-        return cls.model_validate({"rows": count, "labels": shares, "known_tokens": packed(known), **content})
+        told = {"rows": count, "accuracy": accuracy, "labels": shares, "known_tokens": packed(known)}
+        return cls.model_validate({**told, **content})
 
     def shares(self, feature: str) -> dict[str, float]:
         """Return bin → share of the held-out rows in it; nothing where the profile lacks the feature, or was counted
         in other bins than these."""
         if feature == LABEL:
             return dict(self.labels)
+        if feature == FEEDBACK:
+            return {} if self.accuracy is None else {RIGHT: self.accuracy, WRONG: 1 - self.accuracy}
         below = getattr(self, feature)
         if tuple(map(float, below)) != tuple(map(float, BOUNDS[feature])):
             return {}

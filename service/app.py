@@ -62,10 +62,10 @@ def create_app(
     promotion = Promotion(routing, reconciler, store, offload, tally, settings.poll_seconds)
     admission = Admission(settings.max_concurrency, settings.max_queue, settings.max_wait_seconds, metrics)
     answering = Answering(engine, routing, residency, admission, base, settings, metrics, tally, find=reconciler.find)
-    judging = Feedback(metrics, tally, settings.feedback_log)
+    drift = Drift(metrics, base.tokenizer)
+    judging = Feedback(metrics, tally, drift, settings.feedback_log)
     shadow = Shadow(answering, routing, admission, metrics, tally)
     answering.listeners += [judging.remember, shadow.offer]
-    drift = Drift(metrics, base.tokenizer)
     residency.arrivals.append(drift.begin)
     answering.observers.append(drift.observe)
     heartbeat = Heartbeat(engine, settings.engine_seconds)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -344,4 +345,5 @@ def profile_of(job: Job, rows: Sequence[Row], outputs: Sequence[Output]) -> Prof
             for row, output in zip(rows, outputs, strict=True)
         ],
         known,
+        fmean(task.merits(outputs, [row.answer for row in rows])) if task.closed else None,
     )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from adapters.manifest import Manifest
-from adapters.profile import BOUNDS, LABEL, bin_of, bins_of, unpacked, values_of
+from adapters.profile import BOUNDS, FEEDBACK, LABEL, RIGHT, WRONG, bin_of, bins_of, unpacked, values_of
 from adapters.tasks import ClassificationTask
 from adapters.tasks.base import Prompt
 from adapters.tokens import Tokenizer
@@ -37,7 +37,12 @@ class Drift:
     def observe(self, held: Held, text: str, prompt: Prompt, output: dict[str, Any]) -> None:
         """Count one answered text."""
         if live := self._of(held.manifest):
-            live.observe(values_of(held.manifest.task, text, prompt, output, self._tokenizer, live.known))
+            live.count(values_of(held.manifest.task, text, prompt, output, self._tokenizer, live.known))
+
+    def judged(self, manifest: Manifest, *, right: bool) -> None:
+        """Count what somebody said of an answer."""
+        if live := self._of(manifest):
+            live.count({FEEDBACK: RIGHT if right else WRONG})
 
     def _of(self, manifest: Manifest) -> _Live | None:
         key = manifest.name, str(manifest.version)
@@ -78,7 +83,7 @@ class _Live:
         if profile is not None:
             metrics.drift_reference_rows.labels(*version).set(profile.rows)
 
-    def observe(self, values: dict[str, str | float]) -> None:
+    def count(self, values: dict[str, str | float]) -> None:
         for feature, value in values.items():
             if counts := self._counts.get(feature):
                 name = bin_of(feature, value)
@@ -95,6 +100,7 @@ def _features(manifest: Manifest) -> dict[str, tuple[str, ...]]:
         del features["unknown_tokens"]
     if isinstance(task, ClassificationTask):
         features[LABEL] = tuple(label.name for label in task.labels)
+        features[FEEDBACK] = (RIGHT, WRONG)
     return features
 
 

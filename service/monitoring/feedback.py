@@ -16,6 +16,7 @@ from service.errors import InvalidRequest, PredictionNotFound
 from service.http.keys import Caller
 from service.http.schemas import Classification, FeedbackRequest, ItemError, Summary
 from service.metrics import Metrics
+from service.monitoring.drift import Drift
 from service.rollout.evidence import Tally
 from service.serving.answering import Answered
 
@@ -42,8 +43,8 @@ class _Predicted:
 class Feedback:
     """Predictions by id, and what became known of them; ``log`` is the file that keeps it, to be trained on."""
 
-    def __init__(self, metrics: Metrics, tally: Tally, log: Path | None = None) -> None:
-        self._metrics, self._tally, self._log = metrics, tally, log
+    def __init__(self, metrics: Metrics, tally: Tally, drift: Drift, log: Path | None = None) -> None:
+        self._metrics, self._tally, self._drift, self._log = metrics, tally, drift, log
         self._predicted: OrderedDict[str, _Predicted] = OrderedDict()
         self._chars = 0
 
@@ -79,6 +80,7 @@ class Feedback:
             predicted.judged.add(judgement.index)
             labels = self._metrics.version(name, str(version))
             self._metrics.feedback.labels(*labels, "right" if right else "wrong").inc()
+            self._drift.judged(predicted.manifest, right=right)
             if predicted.routed and not predicted.counted and caller.may("feedback"):
                 predicted.counted = True
                 self._tally.judged(name, version, right=right)

@@ -27,7 +27,9 @@ def profiled(stocked: Store, make_adapter: MakeAdapter, sentiment_task, summary_
     calm = [{"label": "positive", "confidence": 0.97, "input_tokens": 5, "unknown_tokens": 0.0}] * 60
     grim = [{"label": "negative", "confidence": 0.72, "input_tokens": 12, "unknown_tokens": 0.1}] * 40
     short = [{"input_tokens": 20, "answer_tokens": 5, "unknown_tokens": 0.0, "coverage": 1.0, "compression": 3.0}] * 9
-    add_version(stocked, "mood", make_adapter(seed=5), sentiment_task, tiny, profile=Profile.of(calm + grim, known))
+    add_version(
+        stocked, "mood", make_adapter(seed=5), sentiment_task, tiny, profile=Profile.of(calm + grim, known, 0.9)
+    )
     add_version(stocked, "brief", make_adapter(seed=6), summary_task, tiny, profile=Profile.of(short, known))
     stocked.release("mood", NewRelease(stable=3))
     stocked.release("brief", NewRelease(stable=2))
@@ -81,6 +83,19 @@ async def test_answers_that_are_not_those_of_the_reference_become_evidence(serve
             await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": inputs})
         assert await service.metric("hotswap_drift_evidence", adapter="mood", feature="input_tokens") >= 1
         assert await service.metric("hotswap_drift_evidence", adapter="mood", feature="unknown_tokens") >= 1
+
+
+async def test_answers_that_people_find_wrong_more_often_than_the_held_out_ones_become_evidence(
+    serve: Serve, profiled: Store
+) -> None:
+    async with serve(profiled) as service:
+        of = {"adapter": "mood", "feature": "feedback"}
+        for _ in range(60):
+            answer = (await service.predict("mood")).json()
+            judged = await service.client.post("/v1/feedback", json={"id": answer["id"], "correct": False})
+            assert judged.status_code == 200
+        assert await service.metric("hotswap_drift_bin_total", **of, bin="wrong") == 60
+        assert await service.metric("hotswap_drift_evidence", **of) >= 1
 
 
 async def test_a_version_without_a_profile_is_counted_and_compared_with_nothing(serve: Serve) -> None:

@@ -370,9 +370,13 @@ class TestEvaluating:
             Row("film 2 is moving", "positive", "2"),
             Row("zebra", "negative", "3"),
         ]
-        outputs = [{"label": label, "score": score} for label, score in (("a", 0.55), ("a", 0.95), ("b", 1.0))]
+        outputs = [
+            {"label": label, "score": score}
+            for label, score in (("negative", 0.55), ("negative", 0.95), ("positive", 1.0))
+        ]
         profile = profile_of(job, rows, outputs)
-        assert (profile.rows, profile.labels) == (3, pytest.approx({"a": 2 / 3, "b": 1 / 3}))
+        assert (profile.rows, profile.labels) == (3, pytest.approx({"negative": 2 / 3, "positive": 1 / 3}))
+        assert profile.accuracy == pytest.approx(1 / 3)
         assert profile.shares("confidence") == pytest.approx(
             dict.fromkeys(bins_of("confidence"), 0) | {"0.6": 1 / 3, "0.95": 1 / 3, "1": 1 / 3}
         )

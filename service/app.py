@@ -20,6 +20,7 @@ from service.http.quota import Quota
 from service.http.routes import adapters, feedback, health, predict, releases
 from service.metrics import Metrics
 from service.monitoring.drift import Drift
+from service.monitoring.engine import EngineCollector
 from service.monitoring.feedback import Feedback
 from service.offload import Offload
 from service.rollout.evidence import Tally
@@ -68,6 +69,8 @@ def create_app(
     answering.listeners += [judging.remember, shadow.offer]
     residency.arrivals.append(drift.begin)
     answering.observers.append(drift.observe)
+    metrics.batch_occupancy.set_function(lambda: admission.occupancy)
+    metrics.registry.register(EngineCollector(residency.named, engine.limits.max_resident))
     heartbeat = Heartbeat(engine, settings.engine_seconds)
     supervisor = Supervisor(engine, residency, reconciler, promotion, answering, metrics, heartbeat)
 

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from adapters.profile import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
+from service.engine.base import Timing
 
 CAP = 200
 # Of two gauges each: what an operator must see is which one of all does not follow.
@@ -22,6 +23,7 @@ ADAPTERS_CAP = 5000
 # Prometheus has read what nobody used for so long.
 UNUSED_SECONDS = 600.0
 OTHER = "other"
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 VERSION = ("adapter", "version")
 DRIFT = (*VERSION, "feature", "bin")
@@ -60,6 +62,40 @@ class Metrics:
         )
         self.engine_seconds = Histogram(
             "hotswap_engine_seconds", "One text in the engine.", VERSION, buckets=SECONDS, registry=registry
+        )
+        self.prefill_seconds = Histogram(
+            "hotswap_prefill_seconds",
+            "From a text's first step in the engine to its first token.",
+            VERSION,
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.decode_seconds = Histogram(
+            "hotswap_decode_seconds",
+            "From a text's first token to its last one.",
+            VERSION,
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.first_token_seconds = Histogram(
+            "hotswap_first_token_seconds",
+            "From a text's turn to its first token.",
+            VERSION,
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.inter_token_seconds = Histogram(
+            "hotswap_inter_token_seconds",
+            "Mean time between the tokens of an answer of two or more.",
+            VERSION,
+            buckets=TOKEN_SECONDS,
+            registry=registry,
+        )
+        self.cached_tokens = Counter(
+            "hotswap_cached_prompt_tokens",
+            "Tokens in that were not computed again: the prompt's beginning was known.",
+            VERSION,
+            registry=registry,
         )
         self.prompt_tokens = Counter("hotswap_prompt_tokens", "Tokens in.", VERSION, registry=registry)
         self.completion_tokens = Counter("hotswap_completion_tokens", "Tokens out.", VERSION, registry=registry)
@@ -110,6 +146,7 @@ class Metrics:
         self.load_seconds = Histogram(
             "hotswap_adapter_load_seconds",
             "Fetch, verify, lint and load of a version.",
+            VERSION,
             buckets=SECONDS,
             registry=registry,
         )
@@ -119,8 +156,16 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self.loads = Counter("hotswap_adapter_loads", "Loads by outcome.", ("outcome",), registry=registry)
-        self.evictions = Counter("hotswap_adapter_evictions", "Versions unloaded to make room.", registry=registry)
+        self.loads = Counter("hotswap_adapter_loads", "Loads by outcome.", (*VERSION, "outcome"), registry=registry)
+        self.evictions = Counter(
+            "hotswap_adapter_evictions", "Times that it was unloaded to make room.", VERSION, registry=registry
+        )
+        self.resident = Gauge("hotswap_adapter_resident", "1 while it is in the engine.", VERSION, registry=registry)
+        self.batch_occupancy = Gauge(
+            "hotswap_batch_occupancy",
+            "Texts in the engine, of those that it takes at once (HOTSWAP_MAX_CONCURRENCY).",
+            registry=registry,
+        )
         self.swap_seconds = Histogram(
             "hotswap_swap_seconds",
             "From seeing a release to serving it.",
@@ -146,6 +191,19 @@ class Metrics:
         """Return the labels of an adapter's version: its own, or ``other`` while the last ``CAP`` are all in use."""
         return self._versions.take((name, version)) or (OTHER, OTHER)
 
+    def unasked(self, name: str, version: str) -> tuple[str, str]:
+        """Return the labels of a version that nobody asked for yet: half of the places are for those that answer."""
+        if (name, version) not in self._versions and len(self._versions) >= CAP // 2:
+            return OTHER, OTHER
+        return self.version(name, version)
+
+    def moved(self, name: str, version: str, *, resident: bool) -> None:
+        """Note that a version came into the engine, or left it; one that is forgotten already has left."""
+        if resident and self.unasked(name, version) == (OTHER, OTHER):
+            return  # one number cannot stand for many
+        if (name, version) in self._versions:
+            self.resident.labels(name, version).set(resident)
+
     def label(self, name: str, version: str, label: str) -> str:
         """Return the label value of a version's answer ``label``."""
         labels = self._labels.setdefault((name, version), set())
@@ -153,6 +211,15 @@ class Metrics:
             return OTHER
         labels.add(label)
         return label
+
+    def timed(self, labels: tuple[str, str], timing: Timing, tokens: int) -> None:
+        """Write what the engine measured of an answer of so many tokens."""
+        self.prefill_seconds.labels(*labels).observe(timing.prefill)
+        self.decode_seconds.labels(*labels).observe(timing.decode)
+        self.first_token_seconds.labels(*labels).observe(timing.queued + timing.prefill)
+        self.cached_tokens.labels(*labels).inc(timing.cached_tokens)
+        if tokens > 1:
+            self.inter_token_seconds.labels(*labels).observe(timing.decode / (tokens - 1))
 
     def generation(self, gauge: Gauge, name: str, generation: int) -> None:
         """Set one adapter's generation; those beyond the cap have none, for one number cannot stand for many."""
@@ -190,6 +257,12 @@ class _Bounded:
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         return iter(self._used)
+
+    def __len__(self) -> int:
+        return len(self._used)
+
+    def __contains__(self, values: tuple[str, ...]) -> bool:
+        return values in self._used
 
     def take(self, values: tuple[str, ...]) -> Any:
         """Return ``values``, or None where there is no room for them."""

@@ -104,6 +104,7 @@ class Settings(BaseModel):
     cpu_lora: Literal["grouped", "stock"] = Field(
         "grouped", description="how adapters are computed on a CPU: by us, or as vLLM comes"
     )
+    engine_metrics: bool = Field(True, description="vLLM's own metrics, and time to the first token by version")
     feedback_log: Path | None = Field(
         None, description="a file to add texts, answers and feedback to, to train on; none: texts are not kept"
     )

@@ -35,8 +35,20 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds that an answer took in the engine: until it was first in a batch, from then to its first token, and from
+    that to its last one. ``cached_tokens`` of the prompt were not computed again."""
+
+    queued: float
+    prefill: float
+    decode: float
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer; the last one has a ``finish_reason`` (``stop`` or ``length``).
+    """A piece of an answer; the last one has a ``finish_reason`` (``stop`` or ``length``), and a ``timing`` where the
+    engine measures.
 
     ``logprobs`` are natural logs over the whole vocabulary, for the ids in ``Sampling.choices``.
     """
@@ -45,6 +57,7 @@ class Chunk:
     tokens: int = 0
     finish_reason: str | None = None
     logprobs: Mapping[int, float] = field(default_factory=dict)
+    timing: Timing | None = None
 
 
 class Engine(Protocol):

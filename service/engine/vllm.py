@@ -22,7 +22,7 @@ from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
 from service.engine import launch
-from service.engine.base import FLOAT32_TOLERANCE, HALF_TOLERANCE, Chunk, EngineDown, EngineRefused, Limits
+from service.engine.base import FLOAT32_TOLERANCE, HALF_TOLERANCE, Chunk, EngineDown, EngineRefused, Limits, Timing
 from service.engine.plugin import is_cpu, why_stock
 from service.settings import Settings, rank_above
 
@@ -78,6 +78,8 @@ class VllmEngine:
         self._check_length()
         there = self._on_cpu() if is_cpu() else self._on_gpu()
         AsyncEngineArgs, AsyncLLM = _imported()
+        from vllm.v1.metrics.loggers import PrometheusStatLogger
+
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=str(self._base.folder),
@@ -92,11 +94,12 @@ class VllmEngine:
                 enable_prompt_embeds=True,  # from us, for learnt prompts: clients send text alone
                 max_lora_rank=self.limits.max_lora_rank,
                 max_logprobs=MAX_LABELS,
-                disable_log_stats=True,
+                disable_log_stats=True,  # but for the logger below: vLLM's own also writes lines
                 use_tqdm_on_load=False,
                 enable_log_requests=False,
                 **there,
-            )
+            ),
+            stat_loggers=[PrometheusStatLogger] if settings.engine_metrics else None,
         )
 
     def _on_gpu(self) -> dict[str, Any]:
@@ -296,6 +299,7 @@ class VllmEngine:
                         tokens=len(answer.token_ids),
                         finish_reason=answer.finish_reason,
                         logprobs={token: first[token].logprob for token in choices},
+                        timing=_timing(output) if output.finished else None,
                     )
         except VLLMClientError as error:
             raise EngineRefused(str(error)) from error
@@ -329,6 +333,19 @@ class VllmEngine:
 
         if isinstance(error, EngineDeadError) or not self.alive:
             raise EngineDown("the engine has died") from error
+
+
+def _timing(output: Any) -> Timing | None:
+    """Return what vLLM measured of an answer; nothing where it was told not to."""
+    stats = output.metrics
+    if stats is None or not stats.scheduled_ts:
+        return None
+    return Timing(
+        queued=stats.scheduled_ts - stats.queued_ts,
+        prefill=stats.first_token_ts - stats.scheduled_ts,
+        decode=stats.last_token_ts - stats.first_token_ts,
+        cached_tokens=output.num_cached_tokens or 0,
+    )
 
 
 def _imported() -> tuple[Any, Any]:

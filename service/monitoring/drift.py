@@ -17,8 +17,6 @@ from service.serving.residency import Held
 # Answers of one version, on one replica, between two false alarms of any of its detectors.
 FALSE_ALARM = 1e6
 CLOSED, FREE = ("confidence", "input_tokens", "unknown_tokens"), tuple(name for name in BOUNDS if name != "confidence")
-# Versions that have series before anyone asks for them: places of the metrics are for those that answer.
-MOST_UNASKED = 100
 
 
 class Drift:
@@ -31,7 +29,7 @@ class Drift:
 
     def begin(self, manifest: Manifest) -> None:
         """Export a version's reference, and zeros for what has not been counted yet."""
-        if len(self._live) < MOST_UNASKED:
+        if self._metrics.unasked(manifest.name, str(manifest.version)) != (OTHER, OTHER):
             self._of(manifest)
 
     def observe(self, held: Held, text: str, prompt: Prompt, output: dict[str, Any]) -> None:

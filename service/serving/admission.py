@@ -109,6 +109,11 @@ class Admission:
         return 2 * self._texts < self._concurrency
 
     @property
+    def occupancy(self) -> float:
+        """Texts in the engine, of those that it takes at once."""
+        return self._in_engine / self._concurrency
+
+    @property
     def _busy(self) -> bool:
         """Whether the engine is full: its rate says what it can do."""
         return self._in_engine >= self._concurrency

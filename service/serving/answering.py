@@ -342,12 +342,15 @@ class Answering:
         self._metrics.prompt_tokens.labels(name, version).inc(len(prompt.ids))
         sampling = work.task.sampling(inputs.parameters.model_dump())
         async with self._admission.turn(text):
-            started = time.monotonic()
+            started, tokens = time.monotonic(), 0
             async with aclosing(self._engine.generate(prompt.ids, sampling, work.engine_name, stream=stream)) as chunks:
                 async for chunk in chunks:
                     _check_finite(work, chunk)
                     usage.completion_tokens += chunk.tokens
+                    tokens += chunk.tokens
                     self._metrics.completion_tokens.labels(name, version).inc(chunk.tokens)
+                    if chunk.timing:
+                        self._metrics.timed((name, version), chunk.timing, tokens)
                     yield chunk, prompt
             self._metrics.engine_seconds.labels(name, version).observe(time.monotonic() - started)
 

@@ -119,6 +119,20 @@ class Residency:
         slot = self._slots.get((name, version))
         return slot is not None and slot.state == "resident"
 
+    def named(self) -> tuple[list[str], list[str]]:
+        """Return what clients call the versions that are in the engine, and those that they wait for."""
+        there: list[str] = []
+        coming: list[str] = []
+        for (name, version), slot in self._slots.items():
+            release = self._routing.served(name)
+            called = [f"{name}@{version}"]
+            if release is not None and release.stable == version:
+                called.append(name)
+            if release is not None and release.canary is not None and release.canary.version == version:
+                called.append(f"{name}@canary")
+            (there if slot.state == "resident" else coming).extend(called)
+        return there, coming
+
     def room(self) -> int:
         """How many more versions fit without unloading one."""
         return max(0, self._max_resident - len(self._slots))
@@ -168,7 +182,8 @@ class Residency:
 
     async def forget(self) -> None:
         """Take note that the engine is gone, with all that was resident. What is released stays released."""
-        for slot in self._slots.values():
+        for key, slot in self._slots.items():
+            self._metrics.moved(key[0], str(key[1]), resident=False)
             if not slot.ready.done():
                 slot.ready.set_exception(EngineDown("the engine died while the adapter was loaded"))
         await self.close()
@@ -202,7 +217,7 @@ class Residency:
         except BaseException as error:
             if self._slots.get(key) is slot:
                 del self._slots[key]
-            self._metrics.loads.labels("failed").inc()
+            self._metrics.loads.labels(*self._metrics.unasked(name, str(version)), "failed").inc()
             if not isinstance(error, Exception):
                 slot.ready.cancel()
                 raise
@@ -214,8 +229,10 @@ class Residency:
             slot.ready.set_result(loaded)
             for told in self.arrivals:
                 told(loaded.manifest)
-            self._metrics.loads.labels("ok").inc()
-            self._metrics.load_seconds.observe(time.monotonic() - started)
+            labels = self._metrics.unasked(name, str(version))
+            self._metrics.loads.labels(*labels, "ok").inc()
+            self._metrics.load_seconds.labels(*labels).observe(time.monotonic() - started)
+            self._metrics.moved(name, str(version), resident=True)
             logger.info("loaded %s@%d in %.0f ms", name, version, 1000 * (time.monotonic() - started))
             self._let_go(key)
         finally:
@@ -232,7 +249,8 @@ class Residency:
                 return
             free = [key for key in resident if not self._keep(key)] or resident
             victim = min(free, key=lambda key: (self._slots[key].holds, self._slots[key].last_used))
-            self._metrics.evictions.inc()
+            name, version = victim
+            self._metrics.evictions.labels(*self._metrics.unasked(name, str(version))).inc()
             await self._unload(victim)
 
     def _keep(self, key: Key) -> bool:
@@ -249,6 +267,7 @@ class Residency:
             if slot.holds:
                 await slot.idle.wait()
             await self._loader.unload(slot.ready.result())
+            self._metrics.moved(key[0], str(key[1]), resident=False)
         finally:
             self._leaving.pop(key, None)
             self._count_states()

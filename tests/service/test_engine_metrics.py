@@ -1,0 +1,89 @@
+"""What /metrics says of the engine: who is in it, how full it is, and vLLM's own names for routers in front."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+from prometheus_client import Gauge
+
+from adapters.releases import NewRelease, Share
+from adapters.store import Store
+from service.engine.base import Timing
+from service.metrics import Metrics
+from tests.service.conftest import Serve, until
+
+pytestmark = pytest.mark.anyio
+ADAPTERS = re.compile(
+    r'vllm:lora_requests_info\{max_lora="(\d+)",running_lora_adapters="([^"]*)",waiting_lora_adapters="([^"]*)"\}'
+)
+
+
+async def test_routers_find_resident_adapters_by_every_name_that_clients_send(serve: Serve, stocked: Store) -> None:
+    stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=10)))
+    async with serve(max_cpu_loras=5) as service:
+        for reference in ("mood@1", "mood@2", "brief"):
+            assert (await service.predict(reference)).status_code == 200
+        (found,) = ADAPTERS.findall((await service.client.get("/metrics")).text)
+        most, there, coming = found
+        assert (most, coming) == ("5", "")
+        assert sorted(there.split(",")) == ["brief", "brief@1", "mood", "mood@1", "mood@2", "mood@canary"]
+
+
+async def test_vllms_own_metrics_are_shown_under_their_own_names(serve: Serve) -> None:
+    ours = Gauge("vllm:num_requests_waiting", "As vLLM's stat logger declares it.", ["model_name", "engine"])
+    ours.labels("tiny", "0").set(3)
+    async with serve() as service:
+        text = (await service.client.get("/metrics")).text
+        assert 'vllm:num_requests_waiting{engine="0",model_name="tiny"} 3.0' in text
+        assert "process_cpu_seconds_total" not in text, "of the process's registry, only what is vLLM's"
+
+
+async def test_a_version_is_resident_until_it_is_unloaded(serve: Serve) -> None:
+    async with serve(max_loras=1, max_cpu_loras=1) as service:
+        await service.predict("mood@1")
+        assert await service.metric("hotswap_adapter_resident", adapter="mood", version="1") == 1
+        await service.predict("mood@2")
+        assert await service.metric("hotswap_adapter_resident", adapter="mood", version="1") == 0
+        assert await service.metric("hotswap_adapter_resident", adapter="mood", version="2") == 1
+        assert await service.metric("hotswap_adapter_evictions_total", adapter="mood", version="1") >= 1
+        assert await service.metric("hotswap_adapter_loads_total", adapter="mood", version="2", outcome="ok") == 1
+        assert await service.metric("hotswap_adapter_load_seconds_count", adapter="mood", version="2") == 1
+
+
+async def test_an_engine_that_dies_leaves_nothing_resident(serve: Serve) -> None:
+    async with serve() as service:
+        await service.predict("mood@2")
+        service.engine.die()
+        await until(lambda: service.state.supervisor.phase != "serving")
+        await until(lambda: service.state.supervisor.phase == "serving")
+        assert await service.metric("hotswap_adapter_resident", adapter="mood", version="2") == 0
+
+
+async def test_the_batch_is_as_full_as_there_are_texts_in_the_engine(serve: Serve) -> None:
+    async with serve(max_concurrency=4) as service:
+        service.engine.gate.clear()
+        body = {"adapter": "mood", "inputs": ["one", "two", "three"]}
+        asked = asyncio.create_task(service.client.post("/v1/predict", json=body))
+        await until(lambda: service.engine.active == 3)
+        assert await service.metric("hotswap_batch_occupancy") == 0.75
+        service.engine.gate.set()
+        assert (await asked).status_code == 200
+        assert await service.metric("hotswap_batch_occupancy") == 0
+
+
+def test_an_answers_time_in_the_engine_is_told_apart_by_version() -> None:
+    metrics = Metrics()
+    metrics.timed(("mood", "1"), Timing(queued=1.0, prefill=0.5, decode=0.2, cached_tokens=7), tokens=3)
+    metrics.timed(("mood", "1"), Timing(queued=0.0, prefill=0.5, decode=0.0), tokens=1)
+
+    def value(name: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"adapter": "mood", "version": "1"})
+
+    assert value("hotswap_first_token_seconds_sum") == 2.0
+    assert value("hotswap_prefill_seconds_sum") == 1.0
+    assert value("hotswap_decode_seconds_sum") == pytest.approx(0.2)
+    assert value("hotswap_inter_token_seconds_sum") == pytest.approx(0.1)
+    assert value("hotswap_inter_token_seconds_count") == 1, "one token has no time between tokens"
+    assert value("hotswap_cached_prompt_tokens_total") == 7

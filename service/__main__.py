@@ -21,7 +21,7 @@ from adapters.errors import HotswapError
 from adapters.seed import open_store
 from adapters.signing import TrustedKeys
 from adapters.store import Store
-from service import logs
+from service import logs, tracing
 from service.engine import launch
 from service.engine.base import Engine, Limits
 from service.settings import Settings, rank_above
@@ -64,7 +64,9 @@ def _serve(options: argparse.Namespace) -> int:
     settings = Settings.read()
     if options.relaunch and settings.engine == "vllm" and not options.prepare:
         launch.relaunch(settings)
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, settings.log_format)
+    if tracing.set_up():
+        logger.info("traces go to %s", next(filter(None, map(os.environ.get, tracing.ENDPOINTS))))
     if options.prepare:
         _base(settings)
         return 0

@@ -11,12 +11,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
 
 from adapters.profile import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
 from service.engine.base import Timing
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series for every series, which nobody reads
 CAP = 200
 # Of two gauges each: what an operator must see is which one of all does not follow.
 ADAPTERS_CAP = 5000

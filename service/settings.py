@@ -109,6 +109,7 @@ class Settings(BaseModel):
         None, description="a file to add texts, answers and feedback to, to train on; none: texts are not kept"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log verbosity")
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or objects for machines")
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

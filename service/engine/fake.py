@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from adapters.errors import InvalidAdapter
 from adapters.lint import lint
 from adapters.probes import TEXTS
 from adapters.tasks import Sampling
-from service.engine.base import Chunk, EngineDown, EngineRefused, Limits
+from service.engine.base import Chunk, EngineDown, EngineRefused, Limits, Timing
 
 
 class FakeEngine:
@@ -88,24 +89,26 @@ class FakeEngine:
         if len(prompt) >= self.limits.max_model_len:
             raise EngineRefused("the prompt is longer than the context")
         self.active += 1
-        life = self._life
+        life, began = self._life, time.monotonic()
         try:
             if not any(text in self._base.tokenizer.decode(prompt) for text in TEXTS):
                 await self.gate.wait()
             self._check_alive(life)
             if sampling.choices:
-                yield Chunk(tokens=1, finish_reason="length", logprobs=self._logprobs(prompt, sampling, adapter))
+                logprobs = self._logprobs(prompt, sampling, adapter)
+                yield Chunk(tokens=1, finish_reason="length", logprobs=logprobs, timing=_timing(began))
                 return
             words = self._words(prompt, adapter)
             kept, reason = words[: sampling.max_tokens], "stop" if len(words) < sampling.max_tokens else "length"
             if not stream:
-                yield Chunk(text=" ".join(kept), tokens=len(kept), finish_reason=reason)
+                yield Chunk(text=" ".join(kept), tokens=len(kept), finish_reason=reason, timing=_timing(began))
                 return
             for index, word in enumerate(kept):
                 await asyncio.sleep(0)
                 self._check_alive(life)
                 last = index == len(kept) - 1
-                yield Chunk(text=f" {word}", tokens=1, finish_reason=reason if last else None)
+                timing = _timing(began) if last else None
+                yield Chunk(text=f" {word}", tokens=1, finish_reason=reason if last else None, timing=timing)
         finally:
             self.active -= 1
 
@@ -124,6 +127,10 @@ class FakeEngine:
         """What was begun in an earlier life is never finished in the next."""
         if not self._alive or life not in (None, self._life):
             raise EngineDown("the engine is not running")
+
+
+def _timing(began: float) -> Timing:
+    return Timing(queued=0.0, prefill=time.monotonic() - began, decode=0.0)
 
 
 def _noise(prompt: list[int], adapter: str | None, salt: int) -> float:

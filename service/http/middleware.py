@@ -11,11 +11,13 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import tracing
 from service.errors import BadRequest, BodyTooLarge, NotReady, ServiceError
 from service.http import problems
 from service.metrics import Metrics
 
 logger = logging.getLogger("hotswap.access")
+PROBES = ("/livez", "/readyz", "/metrics")
 DISCARD_BYTES = 16 << 20
 # What a caller may name a request: nothing that could break a log line or a header.
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -31,14 +33,34 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "").encode("latin-1")
         request_id = given if REQUEST_ID.fullmatch(given) else problems.new_request_id()
-        started, status = time.monotonic(), 499
+        if scope["path"] in PROBES:
+            await self._answer(scope, receive, send, request_id, {})
+            return
+        with tracing.request(scope["method"], headers, request_id.decode()) as known:
+            started = time.monotonic()
+            try:
+                await self._answer(scope, receive, send, request_id, known)
+            finally:
+                # The route's pattern, not the path: whoever invents paths must not fill the monitoring's memory.
+                known["route"] = getattr(scope.get("route"), "path", "none")
+                self._metrics.responses.labels(known["route"], known["status"]).inc()
+                took = 1000 * (time.monotonic() - started)
+                path = quote(scope["path"])  # decoded, it may hold a new line
+                line = scope["method"], path, known["status"], took, request_id.decode()
+                logger.info("%s %s %s %.0f ms %s", *line, extra={"milliseconds": round(took, 1)})
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, request_id: bytes, known: dict[str, str]
+    ) -> None:
+        """Have the request answered, whatever fails; say in ``known`` with which status."""
+        known["status"] = "499"
 
         async def tagged(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                known["status"] = str(message["status"])
                 headers = [header for header in message["headers"] if header[0] != b"x-request-id"]
                 present = dict(headers)
                 missing = [header for header in problems.SECURITY if header[0] not in present]
@@ -50,22 +72,14 @@ class RequestId:
         except Exception:
             # Here and not in Starlette, whose own catch-all sits outside of this: its answers would bear no id.
             logger.exception("%s failed", request_id.decode())
-            if status != 499:
+            if known["status"] != "499":
                 raise  # the answer has begun; the connection is closed, which says that it is not whole
             await problems.send(ServiceError(), tagged)
         except asyncio.CancelledError:
             # The time to drain is over. Left alone, uvicorn would blame the service's code (500) for it.
-            if status != 499:
+            if known["status"] != "499":
                 raise
             await problems.send(NotReady("The service stops; ask again."), tagged)
-        finally:
-            if scope["path"] not in ("/livez", "/readyz", "/metrics"):
-                # The route's pattern, not the path: whoever invents paths must not fill the monitoring's memory.
-                route = getattr(scope.get("route"), "path", "none")
-                self._metrics.responses.labels(route, str(status)).inc()
-                took = 1000 * (time.monotonic() - started)
-                path = quote(scope["path"])  # decoded, it may hold a new line
-                logger.info("%s %s %d %.0f ms %s", scope["method"], path, status, took, request_id.decode())
 
 
 class BodyLimit:

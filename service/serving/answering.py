@@ -20,6 +20,7 @@ from adapters.reference import Reference
 from adapters.tasks import ClassificationTask, Completion, SummarizationTask
 from adapters.tasks.base import Prompt
 from adapters.tasks.summarization import ROUNDS
+from service import tracing
 from service.engine.base import Chunk, Engine
 from service.errors import (
     AdapterFailed,
@@ -51,6 +52,7 @@ from service.serving.admission import Admission
 from service.serving.residency import Held, Residency
 from service.serving.routing import Choice, Routing
 from service.settings import Settings
+from service.tracing import span
 
 logger = logging.getLogger("hotswap")
 # A request with more than this is made into tokens in a thread: it would keep the event loop, and the probes, waiting.
@@ -201,7 +203,7 @@ class Answering:
         labels = (choice.name, str(choice.version)) if choice else outcome.labels
         name, version = self._metrics.version(*labels)
         self._metrics.requests.labels(route, name, version, choice.channel if choice else "none", outcome.code).inc()
-        self._metrics.request_seconds.labels(route, name, version).observe(seconds)
+        self._metrics.request_seconds.labels(route, name, version).observe(seconds, tracing.exemplar())
         # A caller's own mistake, its leaving, or its own choice of a version says nothing about the version.
         if choice and choice.routed and (outcome.failed or outcome.code == "ok"):
             self._tally.answered(choice.name, choice.version, seconds, failed=outcome.failed)
@@ -210,13 +212,16 @@ class Answering:
     async def _work(
         self, outcome: _Outcome, reference: str, caller: Caller, inputs: Inputs, kind: Kind | None
     ) -> AsyncIterator[Work]:
-        choice = outcome.choice = await self._choose(Reference.parse(reference), caller, inputs.caller)
+        with span("choice"):
+            choice = outcome.choice = await self._choose(Reference.parse(reference), caller, inputs.caller)
+        tracing.note(adapter=choice.name, version=str(choice.version), channel=choice.channel)
         async with self._admission.admit(inputs.texts) as ticket, AsyncExitStack() as stack:
-            if self._residency.is_resident(*choice.key):
-                held = await stack.enter_async_context(self._residency.hold(choice))
-            else:  # who waits for a version is no work for the engine yet
-                with ticket.aside():
+            with span("hold"):
+                if self._residency.is_resident(*choice.key):
                     held = await stack.enter_async_context(self._residency.hold(choice))
+                else:  # who waits for a version is no work for the engine yet
+                    with ticket.aside():
+                        held = await stack.enter_async_context(self._residency.hold(choice))
             work = Work(held.manifest.task, held)
             if kind is not None and work.task.kind != kind:
                 raise TaskMismatch(f"'{choice.name}' does {work.task.kind}; use /v1/predict or its own route.")
@@ -341,7 +346,9 @@ class Answering:
         usage.prompt_tokens += len(prompt.ids)
         self._metrics.prompt_tokens.labels(name, version).inc(len(prompt.ids))
         sampling = work.task.sampling(inputs.parameters.model_dump())
-        async with self._admission.turn(text):
+        async with AsyncExitStack() as stack:
+            with span("queue"):
+                await stack.enter_async_context(self._admission.turn(text))
             started, tokens = time.monotonic(), 0
             async with aclosing(self._engine.generate(prompt.ids, sampling, work.engine_name, stream=stream)) as chunks:
                 async for chunk in chunks:
@@ -350,6 +357,7 @@ class Answering:
                     tokens += chunk.tokens
                     self._metrics.completion_tokens.labels(name, version).inc(chunk.tokens)
                     if chunk.timing:
+                        tracing.engine(chunk.timing)
                         self._metrics.timed((name, version), chunk.timing, tokens)
                     yield chunk, prompt
             self._metrics.engine_seconds.labels(name, version).observe(time.monotonic() - started)

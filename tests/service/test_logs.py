@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
-from service.logs import OneLine
+from service import tracing
+from service.logs import OneLine, as_json
 
 
 def formatted(message: str, *arguments: object, error: Exception | None = None) -> str:
@@ -30,3 +32,23 @@ def test_a_traceback_keeps_its_lines_and_loses_its_escapes() -> None:
         lines = formatted("failed", error=error).splitlines()
     assert lines[:2] == ["INFO failed", "Traceback (most recent call last):"]
     assert lines[-1] == r"ValueError: bad\x1b[31m"
+
+
+def test_as_json_a_failure_has_its_frames_without_the_values_of_variables_and_its_request() -> None:
+    def fail(text: str) -> None:
+        raise ValueError("bad")
+
+    try:
+        fail("what a user wrote")
+    except ValueError as error:
+        info = (type(error), error, error.__traceback__)
+    told = tracing.facts.set({"request": "req_1", "adapter": "mood"})
+    record = logging.LogRecord("hotswap", logging.ERROR, "", 0, "it %s", ("failed\nhere",), info)
+    line = as_json().format(record)
+    tracing.facts.reset(told)
+    assert "\n" not in line
+    content = json.loads(line)
+    assert (content["event"], content["level"], content["request"]) == ("it failed\nhere", "error", "req_1")
+    assert content["exception"][0]["exc_value"] == "bad"
+    assert content["exception"][0]["frames"][-1]["name"] == "fail"
+    assert "what a user wrote" not in line

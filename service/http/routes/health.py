@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 
 from service.errors import EngineUnavailable, NotReady, Unauthenticated
 from service.http.keys import STRANGER
@@ -51,4 +51,6 @@ def metrics(request: Request) -> Response:
     keys = request.app.state.keys
     if keys.required:
         keys.caller(request.headers).need("metrics")
-    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    # With OpenMetrics come exemplars; what a scraper asks for and we cannot (protobuf) is answered with text.
+    encode, kind = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(request.app.state.metrics.registry), media_type=kind)

@@ -114,8 +114,9 @@ def _folded(rows: _Rows, recipe: Recipe, cache: Path) -> tuple[_Rows, list[Findi
     """Return the rows with the labels they are trained on, and what is to be said about labels that look alike."""
     if recipe.task.kind != "classification":
         return rows, []
-    columns, tests = columns_of(recipe), recipe.data.extra_tests.values()
-    others = [row for test in tests for _, row, _ in open_table(test, columns, cache).rows() if row is not None]
+    columns, data = columns_of(recipe), recipe.data
+    further = (*data.extra_tests.values(), *data.extra_train.values())
+    others = [row for test in further for _, row, _ in open_table(test, columns, cache).rows() if row is not None]
     fold = folding_of(recipe, rows.rows, others)
     rows = _Rows(rows.numbers, fold_rows(rows.rows, fold))
     return rows, [
@@ -146,19 +147,19 @@ def _nearly_the_same(rows: _Rows, data: Data, seed: int, labelled: bool) -> Iter
 
 def _tested_elsewhere(rows: _Rows, data: Data, columns: Columns, cache: Path) -> Iterator[Finding]:
     known = {as_compared(text) for text in rows.texts}
-    for name, origin in data.extra_tests.items():
+    further = {f"extra_tests.{name}": origin for name, origin in data.extra_tests.items()}
+    further |= {f"extra_train.{name}": origin for name, origin in data.extra_train.items()}
+    for name, origin in further.items():
         table = open_table(origin, columns, cache)
         read = list(table.rows())
-        yield from (Finding("note", "read", f"extra_tests.{name}: {note}") for note in table.notes)
+        yield from (Finding("note", "read", f"{name}: {note}") for note in table.notes)
         unusable = [(number, problem) for number, row, problem in read if row is None]
         for number, problem in unusable[:SHOWN]:
-            yield Finding("error", "cells", f"extra_tests.{name}: row {number}: {problem}", (number,))
+            yield Finding("error", "cells", f"{name}: row {number}: {problem}", (number,))
         shared = [number for number, row, _ in read if row is not None and as_compared(row.text) in known]
-        if shared:
-            text = f"extra_tests.{name}: {len(shared)} rows are in the recipe's own data too, and its scores will be "
-            yield Finding(
-                "warning", "leakage", text + "too good: take them out of one of the two", tuple(shared[:SHOWN])
-            )
+        if shared and name.startswith("extra_tests."):
+            text = f"{name}: {len(shared)} rows are in the recipe's own data too, and its scores will be too good: "
+            yield Finding("warning", "leakage", text + "take them out of one of the two", tuple(shared[:SHOWN]))
 
 
 def _personal(rows: _Rows) -> Iterator[Finding]:

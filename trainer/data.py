@@ -63,7 +63,9 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
     data, columns = recipe.data, columns_of(recipe)
     rows = read_rows(data, columns, cache)
     extra = {name: read_rows(origin, columns, cache) for name, origin in data.extra_tests.items()}
-    rows, extra = _folded(rows, extra, recipe)
+    more = {f"train {name}": read_rows(origin, columns, cache) for name, origin in data.extra_train.items()}
+    rows, folded = _folded(rows, {**extra, **more}, recipe)
+    extra = {name: folded[name] for name in extra}
     if data.near_duplicates == "group":
         rows = _joined(rows, near_duplicates([row.text for row in rows]))
     labelled = recipe.task.kind == "classification"
@@ -71,6 +73,7 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
     if data.keep:
         chosen = kept(train, data.keep, recipe.task.kind, recipe.seed)
         train = _with_each_label(chosen, train) if labelled else chosen
+    train = _with_more(train, chain.from_iterable(folded[name] for name in more), (validation, test, *extra.values()))
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         if not part:
             raise HotswapError(
@@ -87,6 +90,14 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
     mixed = {name: _mixed(recipe, name, cache) for name in recipe.mix}
     splits = Splits(train, validation, test, extra, mixed)
     return _without_held_out(splits) if mixed else splits
+
+
+def _with_more(train: list[Row], more: Iterable[Row], held_out: Iterable[list[Row]]) -> list[Row]:
+    """Return the training rows, with further ones in the place of those with the same text; what is held out stays
+    so."""
+    known = {as_compared(row.text) for part in held_out for row in part}
+    further = {text: row for row in more if (text := as_compared(row.text)) not in known}
+    return [row for row in train if as_compared(row.text) not in further] + list(further.values()) if further else train
 
 
 def _mixed(recipe: Recipe, name: str, cache: Path) -> Splits:

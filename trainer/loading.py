@@ -101,8 +101,9 @@ def general_text(path: Path) -> str:
 
 
 def _all_beside(recipe: Path, data: Data) -> Data:
-    tests = {name: _beside(recipe, origin) for name, origin in data.extra_tests.items()}
-    return _beside(recipe, data).model_copy(update={"extra_tests": tests})
+    parts = {"extra_tests": data.extra_tests, "extra_train": data.extra_train}
+    found = {part: {name: _beside(recipe, o) for name, o in origins.items()} for part, origins in parts.items()}
+    return _beside(recipe, data).model_copy(update=found)
 
 
 def _beside(recipe: Path, origin: AnyOrigin) -> AnyOrigin:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -136,6 +136,11 @@ class Data(Origin):
         description="take labels for one that differ in case, blanks or Unicode form only, or as 1 and 1.0",
     )
     extra_tests: dict[str, Origin] = Field(default_factory=dict, description="further rows only ever tested on")
+    extra_train: dict[str, Origin] = Field(
+        default_factory=dict,
+        description="further rows only ever trained on, such as judged answers; where another row has the same text, "
+        "theirs counts",
+    )
 
     @field_validator("disturb")
     @classmethod
@@ -151,11 +156,19 @@ class Data(Origin):
             raise ValueError("the rows are scored apart by their length anyway; give the column another name")
         return slices
 
-    @field_validator("extra_tests")
+    @field_validator("extra_tests", "extra_train")
     @classmethod
     def _names_of_their_own(cls, extra: dict[str, Origin]) -> dict[str, Origin]:
         _check_names(extra)
         return extra
+
+
+def origins_in(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what says where rows come from, in a recipe as JSON has it."""
+    for data in (content["data"], *(mixed["data"] for mixed in content.get("mix", {}).values())):
+        yield data
+        for parts in ("extra_tests", "extra_train"):
+            yield from data.get(parts, {}).values()
 
 
 def _check_names(parts: Iterable[str]) -> None:
@@ -466,6 +479,8 @@ class Recipe(Strict):
                 raise ValueError(f"mix.{name}: one of the recipe's own tests has this name; choose another")
             if mixed.data.extra_tests:
                 raise ValueError(f"mix.{name}.data.extra_tests: only the recipe's own data has further tests")
+            if mixed.data.extra_train:
+                raise ValueError(f"mix.{name}.data.extra_train: only the recipe's own data has further rows")
         if self.training.shrink and not self.task.makes.closed:
             raise ValueError("training.shrink: it compares accuracies, so it is for classification only")
         return self
@@ -585,8 +600,7 @@ class Recipe(Strict):
         recipe = self.model_dump(mode="json", exclude=aside, exclude_defaults=True)  # a later version has more keys
         if judge := recipe.get("reinforce", {}).get("reward_model"):
             recipe["reinforce"]["reward_model"] = Path(judge).name
-        parts = [recipe["data"], *(mixed["data"] for mixed in recipe.get("mix", {}).values())]
-        for origin in (*parts, *(test for data in parts for test in data.get("extra_tests", {}).values())):
+        for origin in origins_in(recipe):
             if "path" in origin:
                 origin["path"] = Path(origin["path"]).name
         identity = {"recipe": recipe, "data": data, "base": base, "defaults": DEFAULTS}

@@ -12,7 +12,7 @@ import yaml
 from adapters.base_model import resolve_base
 from adapters.errors import HotswapError
 from trainer.loading import load_recipe
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, origins_in
 from trainer.runs import Run, identity_of, write_whole
 
 RECIPE, BASE = "recipe.yaml", "base.json"
@@ -31,8 +31,7 @@ def as_yaml(recipe: Recipe) -> str:
     """Return the recipe as a file that means the same wherever it is read."""
     content = recipe.model_dump(mode="json", exclude_defaults=True)
     content["output"] = str(recipe.run_folder.absolute())
-    parts = [content["data"], *(mixed["data"] for mixed in content.get("mix", {}).values())]
-    for origin in (*parts, *(test for part in parts for test in part.get("extra_tests", {}).values())):
+    for origin in origins_in(content):
         _absolute(origin, "path")
     _absolute(content.get("evaluation", {}), "general_text")
     _absolute(content.get("reinforce", {}), "reward_model")

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from adapters.errors import HotswapError
-from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
+from tests.trainer.conftest import MakeRecipe, WriteRows, reviews, settings
 from trainer.data import Splits, _split, labels_of, load_splits, read_rows
 from trainer.recipe import Data, Origin
 from trainer.rows import Columns, Row
@@ -466,3 +466,35 @@ class TestTheFingerprint:
 
 
 FINGERPRINT = "sha256:4772d61df32f4980263290694d78575e9aa1e1ad61f0a48a17463c0a37c963ae"
+
+
+class TestFurtherTrainingRows:
+    def load(self, make_recipe: MakeRecipe, write_rows: WriteRows, more: list[dict[str, Any]], cache: Path) -> Splits:
+        data = {
+            **settings()["data"],
+            "path": write_rows(reviews(50)),
+            "extra_train": {"judged": {"path": write_rows(more, "judged.jsonl")}},
+        }
+        return load_splits(make_recipe(data=data), cache)
+
+    def test_are_trained_on_and_tested_nowhere(
+        self, make_recipe: MakeRecipe, write_rows: WriteRows, splits: Splits, tmp_path: Path
+    ) -> None:
+        more = [{"text": "quite new", "label": "positive"}]
+        found = self.load(make_recipe, write_rows, more, tmp_path / "cache")
+        assert [row.text for row in found.train if row.text == "quite new"] == ["quite new"]
+        assert "quite new" not in {row.text for row in (*found.validation, *found.test)}
+
+    def test_count_where_another_row_has_the_same_text_and_never_where_it_is_held_out(
+        self, make_recipe: MakeRecipe, write_rows: WriteRows, tmp_path: Path
+    ) -> None:
+        plain = load_splits(
+            make_recipe(data={**settings()["data"], "path": write_rows(reviews(50))}), tmp_path / "cache"
+        )
+        other = {"positive": "negative", "negative": "positive"}
+        changed, held_out = plain.train[0], plain.test[0]
+        more = [{"text": row.text, "label": other[row.answer]} for row in (changed, held_out)]
+        found = self.load(make_recipe, write_rows, more, tmp_path / "cache")
+        assert {row.text: row.answer for row in found.train}[changed.text] == other[changed.answer]
+        assert len(found.train) == len(plain.train)
+        assert found.test == plain.test

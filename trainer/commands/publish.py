@@ -10,7 +10,7 @@ from adapters import cli
 from adapters.errors import GenerationConflict, HotswapError
 from adapters.manifest import Manifest
 from adapters.progress import say
-from adapters.releases import NewRelease
+from adapters.releases import Guard, NewRelease, Share
 from adapters.store import Store
 from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, store_at
 from trainer.commands.evaluate import comparable, score
@@ -27,14 +27,24 @@ def add(commands: Any) -> None:
     release.add_argument(
         "--end-canary", action="store_true", help="release it to everyone even if a canary, guard or shadow is running"
     )
+    release.add_argument(
+        "--canary",
+        type=int,
+        metavar="PERCENT",
+        help="release it to so many of a hundred callers, under guard: raised step by step, or taken back",
+    )
     parser.add_argument("--no-report", action="store_true", help="leave out report.html, which quotes test rows")
     parser.add_argument("--why", default="", help="recorded with the release")
     cli.add_sign_option(parser)
 
 
 def publish(options: argparse.Namespace) -> None:
-    run, signer = Run(recipe_of(options)), cli.signer_of(options)
-    recipe = run.recipe
+    publish_run(Run(recipe_of(options)), options)
+
+
+def publish_run(run: Run, options: argparse.Namespace) -> None:
+    """Publish a run as the options of ``publish`` say."""
+    recipe, signer = run.recipe, cli.signer_of(options)
     if recipe.unserved is not None:
         raise HotswapError(recipe.unserved)
     trained, store = run.trained(), store_at(options.store)
@@ -45,7 +55,7 @@ def publish(options: argparse.Namespace) -> None:
     shown = not options.no_report
     manifest = publishing.publish(recipe, store, run.task, run.base, trained, evaluation, signer, with_report=shown)
     if generation is not None:
-        generation = _release(store, manifest, generation, options.why)
+        generation = _release(store, manifest, generation, options)
     if options.json:
         print(json.dumps({"name": manifest.name, "version": manifest.version, "generation": generation}))
     else:
@@ -70,10 +80,14 @@ def _newest(store: Store, name: str, *, end_canary: bool) -> int:
     return release.generation
 
 
-def _release(store: Store, manifest: Manifest, newest: int, why: str) -> int:
-    """Release to everyone what follows generation ``newest``; return the new generation."""
+def _release(store: Store, manifest: Manifest, newest: int, options: argparse.Namespace) -> int:
+    """Release what follows generation ``newest``; return the new generation."""
     try:
-        new = NewRelease(stable=manifest.version, why=why)
+        new = NewRelease(stable=manifest.version, why=options.why)
+        served = store.released(manifest.name)
+        if options.canary is not None and served is not None:
+            canary = Share(version=manifest.version, percent=options.canary)
+            new = NewRelease(stable=served.stable, canary=canary, guard=Guard(), why=options.why)
         return store.release(manifest.name, new, expected_generation=newest).generation
     except GenerationConflict as error:
         raise GenerationConflict(

@@ -14,7 +14,7 @@ GADGETS = ("battery", "screen", "charger", "shipping", "price", "phone", "broken
 
 def texts(words: tuple[str, ...], count: int, seed: int) -> list[str]:
     chance = random.Random(seed)
-    return [f"{' '.join(chance.choices(words, k=8))} {n}" for n in range(count)]
+    return [f"{' '.join(chance.choices(words, k=8))} only{seed}n{n}" for n in range(count)]
 
 
 def test_texts_of_one_kind_are_told_apart_as_often_as_chance_would() -> None:

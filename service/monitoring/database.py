@@ -90,17 +90,16 @@ class Database:
     def writing(self) -> Iterator[Connection]:
         """A transaction that is committed at the end."""
         with self._explained():
-            # SQLite would go on writing into a file that was deleted or replaced, where nobody finds it.
-            if self._file is not None and self._file != self._seen():
-                self.close()
-                raise DatabaseAway(f"the feedback database {self.place} is not there any more.")
+            self._need_file()
             with self._engine.begin() as connection:
                 yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        with self._explained(), self._engine.connect() as connection:
-            yield connection.execution_options(begins="BEGIN")
+        with self._explained():
+            self._need_file()
+            with self._engine.connect() as connection:
+                yield connection.execution_options(begins="BEGIN")
 
     def scrub(self) -> None:
         """Have nothing of what was deleted remain in SQLite's log; PostgreSQL's own vacuum sees to that there."""
@@ -124,6 +123,12 @@ class Database:
     def _state(self) -> State:
         with self._engine.connect() as connection:
             return _state(connection.execution_options(begins="BEGIN"))
+
+    def _need_file(self) -> None:
+        """SQLite would go on with a file that was deleted or replaced, where nobody else finds what it writes."""
+        if self._file is not None and self._file != self._seen():
+            self.close()
+            raise DatabaseAway(f"the feedback database {self.place} cannot be used: the file is gone, or another one")
 
     def _seen(self) -> tuple[int, int] | None:
         with suppress(OSError):

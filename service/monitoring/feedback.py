@@ -35,6 +35,7 @@ logger = logging.getLogger("hotswap")
 MOST, MOST_CHARS = 20_000, 50_000_000
 # How long one is looked for in the database, and how many are at a time.
 LOOK_SECONDS, LOOKS_AT_ONCE = 2.0, 4
+RETRY = "Retry shortly; however often it is sent, it counts once."
 ID = re.compile(r"pred_[0-9A-HJKMNP-TV-Z]{26}")
 Output = Classification | Summary | ItemError
 FindManifest = Callable[[str, int], Awaitable[Manifest]]
@@ -162,7 +163,7 @@ class Feedback:
                     await asyncio.sleep(2 * FLUSH_SECONDS)
                     row = await self._looks(prediction, records.find, self._database, prediction)
             except (DatabaseAway, StoreUnavailable):
-                raise FeedbackUnavailable("This replica does not remember the prediction; retry shortly.") from None
+                raise FeedbackUnavailable(RETRY) from None
         if row is None or not caller.may_use(row.adapter):
             raise PredictionNotFound("It was never made, was not kept, or is too old.")
         try:
@@ -194,7 +195,7 @@ class Feedback:
             Judgement(judgement.id, judgement.index, caller.name, right, better, alone.evidence)
         )
         if verdict is None and not predicted.remembered:
-            raise FeedbackUnavailable("The feedback is not written yet; retry shortly: it counts once.")
+            raise FeedbackUnavailable(RETRY)
         return verdict or alone
 
     def _keep(self, log: Path, predicted: _Predicted, answer: str, judgement: FeedbackRequest, *, right: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from adapters.errors import InvalidAdapter
+from adapters.profile import Profile
 from adapters.reference import NAME
 from adapters.tasks import Task
 from adapters.tasks.classification import MAX_LABELS
@@ -20,9 +21,6 @@ NAME_PATTERN = rf"^{NAME}$"
 # A file of a version is a plain name: a manifest must not be able to point outside its own folder.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")]
 SCHEMA_VERSION = 1
-# Upper bounds of the buckets in which training and serving count the same things, to be compared.
-CONFIDENCE_BOUNDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-TOKEN_BOUNDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class File(Strict):
@@ -37,19 +35,6 @@ class BaseReference(Strict):
 
     name: str
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-
-
-class Profile(Strict):
-    """How the held-out rows looked to this version: what live traffic is compared with to see drift.
-
-    ``labels`` are shares of predictions; ``confidence`` and ``input_tokens`` are the shares at or below each
-    of ``CONFIDENCE_BOUNDS`` and ``TOKEN_BOUNDS``.
-    """
-
-    rows: int = Field(ge=1)
-    labels: dict[str, float] = Field(default_factory=dict)
-    confidence: dict[float, float] = Field(default_factory=dict)
-    input_tokens: dict[int, float] = Field(default_factory=dict)
 
 
 class Reference(Strict):

@@ -20,6 +20,7 @@ from service.http.keys import Keys, Scope
 from service.http.quota import Quota
 from service.http.routes import adapters, feedback, health, predict, releases
 from service.metrics import Metrics
+from service.monitoring.drift import Drift
 from service.monitoring.feedback import Feedback
 from service.offload import Offload
 from service.rollout.evidence import Tally
@@ -66,9 +67,12 @@ def create_app(
     async def manifest(name: str, version: int) -> Manifest:
         return (await offload(name, store.manifest, name, version))[0]
 
-    judging = Feedback(settings, store.place, manifest, metrics, tally)
+    drift = Drift(metrics, base.tokenizer)
+    judging = Feedback(settings, store.place, manifest, metrics, tally, drift)
     shadow = Shadow(answering, routing, admission, metrics, tally)
     answering.listeners += [judging.remember, shadow.offer]
+    residency.arrivals.append(drift.begin)
+    answering.observers.append(drift.observe)
     heartbeat = Heartbeat(engine, settings.engine_seconds)
     supervisor = Supervisor(engine, residency, reconciler, promotion, answering, metrics, heartbeat)
 

@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
+from adapters.profile import CONFIDENCE_BOUNDS, TOKEN_BOUNDS
 
 CAP = 200
 # Of two gauges each: what an operator must see is which one of all does not follow.
@@ -24,6 +24,7 @@ UNUSED_SECONDS = 600.0
 OTHER = "other"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 VERSION = ("adapter", "version")
+DRIFT = (*VERSION, "feature", "bin")
 
 
 class Metrics:
@@ -34,6 +35,7 @@ class Metrics:
         self._versions = _Bounded(CAP, lambda values: self.forget(*values))
         self._adapters = _Bounded(ADAPTERS_CAP, lambda values: self.forget_adapter(*values))
         self._labels: dict[tuple[str, str], set[str]] = {}
+        self.forgetting: list[Callable[[str, str], None]] = []  # told whose series are dropped
         self.requests = Counter(
             "hotswap_requests",
             "Requests by what became of them: ok, or the code of the error.",
@@ -73,6 +75,21 @@ class Metrics:
             "Score of the chosen label.",
             VERSION,
             buckets=CONFIDENCE_BOUNDS,
+            registry=registry,
+        )
+        self.drift_bins = Counter(
+            "hotswap_drift_bin", "Answered texts by bin of each feature.", DRIFT, registry=registry
+        )
+        self.drift_reference = Gauge(
+            "hotswap_drift_reference_share", "Share of the held-out rows in each bin.", DRIFT, registry=registry
+        )
+        self.drift_reference_rows = Gauge(
+            "hotswap_drift_reference_rows", "Held-out rows behind the reference.", VERSION, registry=registry
+        )
+        self.drift_evidence = Gauge(
+            "hotswap_drift_evidence",
+            "1 and more: the answers are not those of the reference. A sequential test, of this replica's answers.",
+            (*VERSION, "feature"),
             registry=registry,
         )
         self.feedback = Counter(
@@ -160,6 +177,8 @@ class Metrics:
         """Drop the series of a version that is not served any more."""
         self._versions.drop((name, version))
         self._remove({"adapter": name, "version": version})
+        for told in self.forgetting:
+            told(name, version)
 
     def forget_adapter(self, name: str) -> None:
         """Drop the series of an adapter that is not in the store any more."""

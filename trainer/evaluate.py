@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ import torch
 from adapters import probes
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.manifest import CONFIDENCE_BOUNDS, TOKEN_BOUNDS, Profile, Reference
+from adapters.manifest import Reference
+from adapters.profile import Profile, values_of
 from adapters.progress import say, spoken
 from adapters.tasks.base import BaseTask
 from trainer import likelihood, statistics
@@ -101,7 +103,7 @@ def evaluate(
             tested, untrained = adapted, zero_shot
             by_base = statistics.compare(task, adapted, zero_shot, answers, "base")
             by_baseline = _against_baseline(baseline, simple, adapted, answers, task)
-            profile = profile_of(adapted, [task.prompt(row.text, base.tokenizer).input_tokens for row in rows])
+            profile = profile_of(job, rows, adapted)
     for name, other in mixed_jobs(job).items():
         rows = other.splits.tests["test"]
         zero_shot, adapted = _of_both(model, other, "test", name, costs)
@@ -333,14 +335,15 @@ def references_of(model: Any, codec: Codec) -> tuple[Reference, ...]:
     return tuple(answers)
 
 
-def profile_of(outputs: Sequence[Output], input_tokens: Sequence[int]) -> Profile:
-    """Return how ``outputs`` look: what live traffic is compared with."""
-    rows = len(outputs)
-    labels = Counter(output["label"] for output in outputs if "label" in output)
-    confidence = [output["score"] for output in outputs if "score" in output]
-    return Profile(
-        rows=rows,
-        labels={label: count / rows for label, count in sorted(labels.items())},
-        confidence={bound: sum(c <= bound for c in confidence) / rows for bound in CONFIDENCE_BOUNDS if confidence},
-        input_tokens={bound: sum(n <= bound for n in input_tokens) / rows for bound in TOKEN_BOUNDS},
+def profile_of(job: Job, rows: Sequence[Row], outputs: Sequence[Output]) -> Profile:
+    """Return how held-out ``rows`` and the ``outputs`` for them look: what live traffic is compared with."""
+    task, tokenizer = job.task, job.base.tokenizer
+    known = frozenset(token for row in job.splits.train for token in task.prompt(row.text, tokenizer).ids)
+    return Profile.of(
+        [
+            values_of(task, row.text, task.prompt(row.text, tokenizer), output, tokenizer, known)
+            for row, output in zip(rows, outputs, strict=True)
+        ],
+        known,
+        fmean(task.merits(outputs, [row.answer for row in rows])) if task.closed else None,
     )

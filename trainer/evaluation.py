@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_serializer
 
-from adapters.manifest import Profile, Reference
+from adapters.manifest import Reference
+from adapters.profile import Profile
 
 
 class Kept(BaseModel):

@@ -46,6 +46,16 @@ def vader_amazon(cache: Path) -> Rows:
     return _vader("amazonReviewSnippets", cache)
 
 
+def vader_tweets(cache: Path) -> Rows:
+    """Tweets, rated in the same way."""
+    return _vader("tweets", cache)
+
+
+def vader_news(cache: Path) -> Rows:
+    """Sentences of a newspaper's editorials, rated in the same way."""
+    return _vader("nytEditorialSnippets", cache)
+
+
 def _vader(name: str, cache: Path) -> Rows:
     archive = fetch_package(*VADER, cache)
     with tarfile.open(archive) as outer:
@@ -166,6 +176,8 @@ def licence_texts(cache: Path) -> Rows:
 SOURCES: dict[str, Callable[[Path], Rows]] = {
     "vader-movies": vader_movies,
     "vader-amazon": vader_amazon,
+    "vader-tweets": vader_tweets,
+    "vader-news": vader_news,
     "debian-synopses": debian_synopses,
     "debian-sections": debian_sections,
     "licence-texts": licence_texts,

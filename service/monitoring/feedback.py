@@ -22,6 +22,7 @@ from service.http.schemas import Classification, FeedbackRequest, ItemError, Sum
 from service.metrics import Metrics
 from service.monitoring import records
 from service.monitoring.database import Database, DatabaseAway, default_place
+from service.monitoring.drift import Drift
 from service.monitoring.records import Judgement, Verdict
 from service.monitoring.texts import READABLE, check, kept
 from service.monitoring.writer import FLUSH_SECONDS, Writer
@@ -69,11 +70,17 @@ class Feedback:
     """
 
     def __init__(
-        self, settings: Settings, store_place: str, manifest: FindManifest, metrics: Metrics, tally: Tally
+        self,
+        settings: Settings,
+        store_place: str,
+        manifest: FindManifest,
+        metrics: Metrics,
+        tally: Tally,
+        drift: Drift,
     ) -> None:
         check(settings.feedback_texts)
-        self._settings, self._manifest, self._metrics, self._tally = settings, manifest, metrics, tally
-        self._log = settings.feedback_log
+        self._settings, self._manifest, self._metrics = settings, manifest, metrics
+        self._tally, self._drift, self._log = tally, drift, settings.feedback_log
         self._database, self._writer = _database(settings, store_place), None
         if self._database is not None:
             self._writer = Writer(self._database, metrics, settings.feedback_texts, settings.feedback_days)
@@ -116,9 +123,8 @@ class Feedback:
         _check(predicted.manifest, judgement)
         right = judgement.correct
         if right is None:
-            right = bool(answer) and answer == (
-                judgement.label or await _in_form(predicted.form, judgement.better or "")
-            )
+            better = judgement.label or await _in_form(predicted.form, judgement.better or "")
+            right = answer == better != ""  # what is not kept is like nothing
         name, version = predicted.manifest.name, predicted.manifest.version
         verdict = await self._judge(predicted, caller, judgement, right=right)
         if verdict.evidence:
@@ -126,6 +132,7 @@ class Feedback:
         if verdict.first:
             labels = self._metrics.version(name, str(version))
             self._metrics.feedback.labels(*labels, "right" if right else "wrong").inc()
+            self._drift.judged(predicted.manifest, right=right)
             if self._log is not None and predicted.texts and predicted.form in READABLE:
                 self._keep(self._log, predicted, answer, judgement, right=right)
         return name, version, right

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
 from adapters.reference import Reference
 from adapters.tasks import ClassificationTask, Completion, SummarizationTask
+from adapters.tasks.base import Prompt
 from adapters.tasks.summarization import ROUNDS
 from service.engine.base import Chunk, Engine
 from service.errors import (
@@ -101,7 +102,7 @@ class Answering:
     """Answers requests; metrics of a request are written in one place, whatever became of it.
 
     ``find`` looks whether the store has an adapter that the catalogue lacks. ``listeners`` are called with every
-    answer that a version gave.
+    request that a version answered, ``observers`` with every text, its prompt, and what the task read from the answer.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Answering:
         self._base, self._settings, self._metrics, self._tally = base, settings, metrics, tally
         self._find = find
         self.listeners: list[Callable[[Answered], None]] = []
+        self.observers: list[Callable[[Held, str, Prompt, dict[str, Any]], None]] = []
         self.open = False
 
     async def predict(
@@ -267,28 +269,33 @@ class Answering:
             async with aclosing(self._summaries(work, text, inputs, usage, stream=False)) as summaries:
                 return [summary async for summary in summaries][-1]
         async with aclosing(self._ask(work, text, inputs, usage, stream=False)) as chunks:
-            chunk, truncated = [answer async for answer in chunks][-1]
+            chunk, prompt = [answer async for answer in chunks][-1]
         output = work.task.read(Completion(logprobs=chunk.logprobs), {})
         name, version = self._metrics.version(*work.labels)
         label = output["label"] if work.held else "zero-shot"
         self._metrics.predictions.labels(name, version, self._metrics.label(name, version, label)).inc()
         self._metrics.confidence.labels(name, version).observe(output["score"])
-        return Classification(**output, truncated=truncated or None)
+        self._show(work, text, prompt, output)
+        return Classification(**output, truncated=prompt.truncated or None)
 
     async def _summaries(
         self, work: Work, text: str, inputs: Inputs, usage: Usage, *, stream: bool = True
     ) -> AsyncGenerator[Summary]:
         """Yield the summary as it grows. It stops where the caller's word limit does."""
         parameters, grown = inputs.parameters.model_dump(), ""
-        text, parts = await self._condensed(work, text, inputs, usage)
-        async with aclosing(self._ask(work, text, inputs, usage, stream=stream)) as chunks:
-            async for chunk, truncated in chunks:
+        read, parts = await self._condensed(work, text, inputs, usage)
+        async with aclosing(self._ask(work, read, inputs, usage, stream=stream)) as chunks:
+            async for chunk, prompt in chunks:
                 grown += chunk.text
                 completion = Completion(text=grown, finish_reason=chunk.finish_reason or "stop")
                 output = work.task.read(completion, parameters)
-                yield Summary(**output, truncated=truncated or None, chunks=parts)
+                yield Summary(**output, truncated=prompt.truncated or None, chunks=parts)
                 if output["finish_reason"] == "length":
-                    return
+                    break
+        if parts is not None:  # the prompt was of the parts' summaries
+            tokens = await asyncio.to_thread(work.task.body, text, self._base.tokenizer)
+            prompt = replace(prompt, input_tokens=len(tokens))
+        self._show(work, text, prompt, output)
 
     async def _condensed(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> tuple[str, int | None]:
         """Return what is to be summarized in the place of a text that does not fit, and in how many parts it was read:
@@ -322,8 +329,8 @@ class Answering:
 
     async def _ask(
         self, work: Work, text: str, inputs: Inputs, usage: Usage, *, stream: bool
-    ) -> AsyncGenerator[tuple[Chunk, bool]]:
-        """Send one text to the engine when its turn comes; yield chunks, and whether the text was cut."""
+    ) -> AsyncGenerator[tuple[Chunk, Prompt]]:
+        """Send one text to the engine when its turn comes; yield chunks, and the prompt that was made of it."""
         name, version = self._metrics.version(*work.labels)
         if len(inputs.texts) * len(text) < INLINE_CHARS:
             prompt = self._prompt(work, text, inputs)
@@ -342,8 +349,16 @@ class Answering:
                     _check_finite(work, chunk)
                     usage.completion_tokens += chunk.tokens
                     self._metrics.completion_tokens.labels(name, version).inc(chunk.tokens)
-                    yield chunk, prompt.truncated
+                    yield chunk, prompt
             self._metrics.engine_seconds.labels(name, version).observe(time.monotonic() - started)
+
+    def _show(self, work: Work, text: str, prompt: Prompt, output: dict[str, Any]) -> None:
+        if work.held is not None:
+            for observer in self.observers:
+                try:
+                    observer(work.held, text, prompt, output)
+                except Exception:  # who learns from answers costs nobody theirs
+                    logger.exception("an answer of %s could not be learnt from", work.held.choice)
 
     def _prompt(self, work: Work, text: str, inputs: Inputs) -> Any:
         self._check_length(text)

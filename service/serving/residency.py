@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -75,6 +75,7 @@ class Residency:
         self._warm = {Reference.parse(text) for text in warm}
         self._slots: dict[Key, _Slot] = {}
         self._leaving: dict[Key, _Slot] = {}
+        self.arrivals: list[Callable[[Manifest], None]] = []  # told of every version that was loaded
         self._failed = Backoff()
         self._one_load = asyncio.Lock()  # first come, first served: nobody's load waits for ever
         self._tasks = Group()
@@ -211,6 +212,8 @@ class Residency:
             slot.state = "resident"
             self._failed.clear(key)
             slot.ready.set_result(loaded)
+            for told in self.arrivals:
+                told(loaded.manifest)
             self._metrics.loads.labels("ok").inc()
             self._metrics.load_seconds.observe(time.monotonic() - started)
             logger.info("loaded %s@%d in %.0f ms", name, version, 1000 * (time.monotonic() - started))

@@ -19,6 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adapters.base_model import Base
+from adapters.profile import bins_of, unpacked
 from adapters.releases import Guard, NewRelease, Share
 from adapters.signing import TrustedKeys
 from adapters.store import Store
@@ -31,6 +32,7 @@ from trainer.data import Splits, load_splits
 from trainer.evaluate import profile_of
 from trainer.evaluation import Evaluation
 from trainer.loading import load_recipe
+from trainer.mixture import make_job
 from trainer.prediction import predict
 from trainer.report import card
 from trainer.robustness import DISTURBANCES
@@ -360,16 +362,28 @@ class TestEvaluating:
             assert answer["summary"] == tiny.tokenizer.decode(said[:-1] if ended else said).strip()
             assert answer["finish_reason"] == ("stop" if ended else "length")
 
-    def test_leaves_a_profile_to_compare_live_traffic_with(self) -> None:
-        outputs = [{"label": "a", "score": 0.55}, {"label": "a", "score": 0.95}, {"label": "b", "score": 1.0}]
-        profile = profile_of(outputs, [5, 8, 100])
-        assert profile.labels == pytest.approx({"a": 2 / 3, "b": 1 / 3})
-        assert profile.confidence == pytest.approx(
-            {0.5: 0, 0.6: 1 / 3, 0.7: 1 / 3, 0.8: 1 / 3, 0.9: 1 / 3, 0.95: 2 / 3, 0.99: 2 / 3, 1.0: 1}
+    def test_leaves_a_profile_to_compare_live_traffic_with(self, place: Workplace, tiny: Base) -> None:
+        recipe = load_recipe(place.folder / "mood.yaml")
+        job = make_job(recipe, load_splits(recipe, place.folder / "cache"), tiny)
+        rows = [
+            Row("film 1 is dull", "negative", "1"),
+            Row("film 2 is moving", "positive", "2"),
+            Row("zebra", "negative", "3"),
+        ]
+        outputs = [
+            {"label": label, "score": score}
+            for label, score in (("negative", 0.55), ("negative", 0.95), ("positive", 1.0))
+        ]
+        profile = profile_of(job, rows, outputs)
+        assert (profile.rows, profile.labels) == (3, pytest.approx({"negative": 2 / 3, "positive": 1 / 3}))
+        assert profile.accuracy == pytest.approx(1 / 3)
+        assert profile.shares("confidence") == pytest.approx(
+            dict.fromkeys(bins_of("confidence"), 0) | {"0.6": 1 / 3, "0.95": 1 / 3, "1": 1 / 3}
         )
-        assert profile.input_tokens[8] == pytest.approx(2 / 3)
-        assert profile.input_tokens[128] == 1
-        assert profile_of([{"summary": "x"}], [5]).confidence == {}
+        assert sum(profile.shares("unknown_tokens").values()) == pytest.approx(1)
+        trained = {token for row in job.splits.train for token in job.task.prompt(row.text, tiny.tokenizer).ids}
+        assert unpacked(profile.known_tokens) == trained
+        assert profile.shares("coverage") == {}
 
 
 class TestPublishing:

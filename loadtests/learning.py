@@ -17,8 +17,8 @@ import yaml
 
 from adapters import cli
 from adapters.errors import HotswapError
+from adapters.jsonl import write_rows
 from adapters.packages import cache_folder
-from trainer.commands.common import write_rows
 from trainer.evaluation import Evaluation
 from trainer.sources import fetch_rows
 

@@ -61,8 +61,25 @@ install_with_uv() {
         $index -e "$requirement"
 }
 
+# What tests need that is no Python package: a PostgreSQL server, which they start themselves.
+debian_packages() {
+    local package missing=()
+    command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || return 0
+    for package in postgresql; do
+        dpkg -s "$package" 2>/dev/null | grep -q '^Status: .* installed$' || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "packages of the system: ${missing[*]}"
+    # Debian's would make a database and run it from now on.
+    [ -e /etc/postgresql-common ] || { mkdir -p /etc/postgresql-common
+        echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf; }
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${missing[@]}"; } \
+        >/dev/null || say "apt-get could not install ${missing[*]}: the tests that need it will say so"
+}
+
 what=${1:-all}
 kind=$(engine)
+[ "$what" = serve ] || debian_packages
 state=$(cat pyproject.toml scripts/setup.sh <(echo "$kind") | sha256sum | cut -c1-16)
 if [ ! -f ".venv/hotswap-$what-$state" ] && [ ! -f ".venv/hotswap-all-$state" ]; then
     # An interpreter that has gone leaves a .venv that cannot start: make it anew.

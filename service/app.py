@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import HTTPBearer
 
 from adapters.base_model import Base
+from adapters.manifest import Manifest
 from adapters.store import Store
 from service.engine.base import Engine
 from service.heartbeat import Heartbeat
@@ -63,8 +64,12 @@ def create_app(
     promotion = Promotion(routing, reconciler, store, offload, tally, settings.poll_seconds)
     admission = Admission(settings.max_concurrency, settings.max_queue, settings.max_wait_seconds, metrics)
     answering = Answering(engine, routing, residency, admission, base, settings, metrics, tally, find=reconciler.find)
+
+    async def manifest(name: str, version: int) -> Manifest:
+        return (await offload(name, store.manifest, name, version))[0]
+
     drift = Drift(metrics, base.tokenizer)
-    judging = Feedback(metrics, tally, drift, settings.feedback_log)
+    judging = Feedback(settings, store.place, manifest, metrics, tally, drift)
     shadow = Shadow(answering, routing, admission, metrics, tally)
     answering.listeners += [judging.remember, shadow.offer]
     residency.arrivals.append(drift.begin)
@@ -76,7 +81,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        work = asyncio.create_task(supervisor.run(on_ready, on_failure))
+        def ready() -> None:
+            judging.start()  # when the engine has its processes: a thread is no help to who is forked from this one
+            on_ready()
+
+        work = asyncio.create_task(supervisor.run(ready, on_failure))
         try:
             yield
         finally:
@@ -84,6 +93,7 @@ def create_app(
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
             await shadow.close()
+            await judging.close()
             await residency.close()
             await engine.stop()
 

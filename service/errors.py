@@ -121,6 +121,10 @@ class NotReady(ServiceError):
     status, code, title, retry_after = 503, "not_ready", "The service is starting or stopping", 5
 
 
+class FeedbackUnavailable(ServiceError):
+    status, code, title, retry_after = 503, "feedback_unavailable", "The feedback database cannot be reached", 10
+
+
 class TooManyConnections(ServiceError):
     status, code, title, retry_after = 503, "too_many_connections", "All connections of the service are taken", 5
 

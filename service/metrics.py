@@ -132,6 +132,20 @@ class Metrics:
         self.feedback = Counter(
             "hotswap_feedback", "Answers that someone judged.", (*VERSION, "outcome"), registry=registry
         )
+        self.feedback_writes = Counter(
+            "hotswap_feedback_writes",
+            "Predictions and judgements on their way to the database: written, shed for want of room, or failed.",
+            ("outcome",),
+            registry=registry,
+        )
+        for outcome in ("written", "shed", "failed"):
+            self.feedback_writes.labels(outcome)
+        self.feedback_queue = Gauge(
+            "hotswap_feedback_queue", "Predictions and judgements that wait to be written.", registry=registry
+        )
+        self.feedback_database_up = Gauge(
+            "hotswap_feedback_database_up", "1 while the feedback database takes what is written.", registry=registry
+        )
         self.shadow = Counter(
             "hotswap_shadow",
             "Copied texts by what the shadow made of them: agree, differ, failed, or shed for want of time.",

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from adapters.errors import HotswapError
 from adapters.reference import InvalidReference, Reference
 from adapters.validation import explain
+from service.monitoring.texts import Form
 
 PREFIX = "HOTSWAP_"
 # What vLLM can be started for.
@@ -108,6 +109,20 @@ class Settings(BaseModel):
     feedback_log: Path | None = Field(
         None, description="a file to add texts, answers and feedback to, to train on; none: texts are not kept"
     )
+    feedback_database: str | None = Field(
+        None,
+        description="a path, postgresql://user:password@host/name for replicas on several machines, or off; "
+        "default: a SQLite file in the cache",
+    )
+    feedback_texts: Form = Field(
+        "off",
+        description="how texts are kept there: off, hashed, redacted (what has the form of personal data) or plain",
+    )
+    feedback_sample: float = Field(1.0, ge=0, le=1, description="share of predictions that are kept there")
+    feedback_days: float = Field(30, gt=0, le=36_500, description="then they are deleted")
+    feedback_gib: float = Field(
+        1.0, gt=0, le=2**20, description="a SQLite file grows to so much; then the oldest that nobody judged go"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log verbosity")
     log_format: Literal["text", "json"] = Field("text", description="lines for people, or objects for machines")
 
@@ -147,6 +162,10 @@ class Settings(BaseModel):
     @property
     def cache_bytes(self) -> int:
         return int(self.cache_gib * 2**30)
+
+    @property
+    def feedback_bytes(self) -> int:
+        return int(self.feedback_gib * 2**30)
 
     @property
     def max_resident(self) -> int:

@@ -21,6 +21,7 @@ from adapters.intake import add_version
 from adapters.releases import NewRelease
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
+from tests.postgres import PostgresServer
 from tests.s3 import S3Server
 
 LAYERS, HIDDEN, HEADS, VOCABULARY = 2, 128, 2, 600
@@ -35,6 +36,7 @@ MakeAdapter = Callable[..., Path]
 def _no_settings_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have a server configured in this very shell."""
     settings = "STORE BASE_MODEL API_KEYS PORT HOST ENGINE METRICS_PORT MAX_LORAS CPU_LORA SIGNING_KEY TRUSTED_KEYS"
+    settings += " FEEDBACK_DATABASE FEEDBACK_LOG FEEDBACK_TEXTS"
     for name in settings.split():
         monkeypatch.delenv(f"HOTSWAP_{name}", raising=False)
 
@@ -176,6 +178,13 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     monkeypatch.setattr(s3_server, "overloaded", False)
     monkeypatch.setattr(s3_server, "refusal", "")
     return s3_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    yield server
+    server.remove()
 
 
 @pytest.fixture

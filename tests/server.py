@@ -40,7 +40,12 @@ class Server:
 @contextmanager
 def serving(log: Path, **settings: str) -> Iterator[Server]:
     """Start the service on a free port; its own words on standard output say when it is ready."""
-    environment = {**os.environ, "HOTSWAP_PORT": "0", **{f"HOTSWAP_{k.upper()}": v for k, v in settings.items()}}
+    environment = {
+        **os.environ,
+        "HOTSWAP_PORT": "0",
+        "HOTSWAP_FEEDBACK_DATABASE": "off",
+        **{f"HOTSWAP_{k.upper()}": v for k, v in settings.items()},
+    }
     with log.open("w") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "service"], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from adapters.personal import personal
 from trainer.data import columns_of, fold_rows, folding_of, placed
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
 from trainer.labels import doubtful
-from trainer.personal import personal
 from trainer.recipe import Data, Recipe, SummarizationRecipe
 from trainer.rows import Columns, Row, as_compared, found_table, open_table
 from trainer.tables import FileTable

@@ -1,4 +1,4 @@
-"""From what the service's users said of its answers (``HOTSWAP_FEEDBACK_LOG``) to rows that can be trained on."""
+"""What the service's users said of its answers, as its log (``HOTSWAP_FEEDBACK_LOG``) and its export have it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from adapters.errors import HotswapError
-from adapters.tasks import KINDS, SummarizationTask
-
-Record = dict[str, Any]
+from adapters.feedback import Record, latest
 
 
 def read_log(paths: Iterable[Path], adapter: str) -> list[Record]:
@@ -19,7 +16,13 @@ def read_log(paths: Iterable[Path], adapter: str) -> list[Record]:
 
     Raises :class:`HotswapError` for a line that is none of the service's, and where nothing was said.
     """
-    found: dict[tuple[str, str], Record] = {}
+    found = latest(_records(paths, adapter))
+    if not found:
+        raise HotswapError(f"nothing was said of '{adapter}' there; is it the adapter's name?")
+    return found
+
+
+def _records(paths: Iterable[Path], adapter: str) -> Iterator[Record]:
     for path in paths:
         try:
             # Not splitlines, which splits at U+2028 too: JSON may hold it as it is.
@@ -29,12 +32,7 @@ def read_log(paths: Iterable[Path], adapter: str) -> list[Record]:
         for number, line in enumerate(lines, start=1):
             record = _record(line, f"{path}, line {number}") if line.strip() else None
             if record and record["adapter"] == adapter:
-                key = record["text"], record["answer"]
-                found.pop(key, None)
-                found[key] = record
-    if not found:
-        raise HotswapError(f"nothing was said of '{adapter}' there; is it the adapter's name?")
-    return list(found.values())
+                yield record
 
 
 def _record(line: str, where: str) -> Record:
@@ -46,28 +44,13 @@ def _record(line: str, where: str) -> Record:
     except (ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
-        raise HotswapError(f"{where} is no feedback; HOTSWAP_FEEDBACK_LOG writes such files.")
+        raise HotswapError(
+            f"{where} is no feedback; HOTSWAP_FEEDBACK_LOG and 'python -m service feedback export' write such files "
+            "(rows that were exported for an objective are trained on as they are)."
+        )
     return {key: _whole(value) if isinstance(value, str) else value for key, value in record.items()}
 
 
 def _whole(text: str) -> str:
     """Return ``text`` with U+FFFD for halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
-
-
-def rows_for(objective: str, records: Iterable[Record]) -> Iterator[Record]:
-    """Yield rows for a recipe's ``objective``, with the columns that it looks for: right answers for ``supervised``,
-    pairs for ``dpo`` and ``reward``, everything for ``kto``."""
-    for record in records:
-        answer = KINDS.get(record["task"], SummarizationTask).answer_key
-        text, said, better = record["text"], record["answer"], record.get("better")
-        right = better or (said if record["good"] else None)
-        if objective == "kto":
-            yield {"text": text, answer: said, "good": record["good"]}
-            if better and not record["good"]:
-                yield {"text": text, answer: better, "good": True}
-        elif objective == "supervised":
-            if right:
-                yield {"text": text, answer: right}
-        elif better and better != said:
-            yield {"text": text, "chosen": better, "rejected": said}

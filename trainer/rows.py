@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import HotswapError
+from adapters.personal import masked
 from adapters.tasks import KINDS
 from adapters.tasks.base import normalized
 from trainer.chats import LeftOut, NotARow, Shape, shape_of
-from trainer.personal import masked
 from trainer.recipe import PAIRED, Data, Origin
 from trainer.records import class_label, text_of
 from trainer.sources import fetch_rows

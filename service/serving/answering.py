@@ -94,6 +94,7 @@ class Answered:
     """A request that a version has answered, for whoever learns from answers."""
 
     id: str
+    caller: Caller
     held: Held
     inputs: Inputs
     outputs: Sequence[Any]
@@ -133,7 +134,7 @@ class Answering:
             self._request(route) as outcome,
             self._work(outcome, reference, caller, inputs, kind) as work,
         ):
-            return self._notify(work, inputs, await self._answer_all(work, inputs))
+            return self._notify(work, inputs, caller, await self._answer_all(work, inputs))
 
     async def zero_shot(self, route: str, inputs: Inputs, labels: list[str]) -> Prediction:
         """Classify with the base model."""
@@ -161,7 +162,7 @@ class Answering:
                     if len(output.summary) > len(sent):
                         yield "delta", output.summary[len(sent) :]
                         sent = output.summary
-            yield "done", self._notify(work, inputs, self._prediction(work, [output], usage))
+            yield "done", self._notify(work, inputs, caller, self._prediction(work, [output], usage))
 
     async def shadow(self, choice: Choice, inputs: Inputs) -> list[Any]:
         """Answer a copy of a request: nobody waits for it, and it is no request in the metrics."""
@@ -238,9 +239,9 @@ class Answering:
                 raise
         return self._routing.choose(reference, user)
 
-    def _notify(self, work: Work, inputs: Inputs, prediction: Prediction) -> Prediction:
+    def _notify(self, work: Work, inputs: Inputs, caller: Caller, prediction: Prediction) -> Prediction:
         if work.held is not None:
-            answered = Answered(prediction.id, work.held, inputs, prediction.outputs)
+            answered = Answered(prediction.id, caller, work.held, inputs, prediction.outputs)
             for listener in self.listeners:
                 try:
                     listener(answered)

@@ -65,6 +65,7 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
         store: Store = stocked, on_ready: Callable[[], None] = lambda: None, **given: Any
     ) -> AsyncIterator[Running]:
         small = {"max_loras": 4, "drain_seconds": 10, "max_cpu_loras": 4, "poll_seconds": 0.02, "port": 0}
+        small["feedback_database"] = "off"  # what is about the database names one
         settings = Settings(**{"cache": tmp_path / "cache", **small, **given})
         limits = Limits(settings.max_resident, settings.max_lora_rank or 16, settings.max_model_len)
         engine = FakeEngine(limits, tiny)

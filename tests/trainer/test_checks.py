@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from adapters.personal import masked, personal
 from tests.trainer.conftest import MakeRecipe, WriteRows, reviews, settings
 from trainer.checks import Finding, check_data
 from trainer.data import load_splits
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
-from trainer.personal import masked, personal
 from trainer.recipe import Recipe
 
 STORY = "The council met on the third of May and decided after long debate to build the new bridge over the river at "

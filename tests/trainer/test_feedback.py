@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from adapters.errors import HotswapError
+from adapters.feedback import rows_for
+from adapters.jsonl import write_rows
 from tests.trainer.workplace import Workplace
-from trainer.commands.common import write_rows
 from trainer.data import read_rows
-from trainer.feedback import read_log, rows_for
+from trainer.feedback import read_log
 from trainer.recipe import Data
 from trainer.rows import Columns
 

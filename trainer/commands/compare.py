@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import HotswapError
+from adapters.jsonl import write_rows
 from adapters.manifest import Manifest
 from adapters.packages import cache_folder
 from trainer.codec import Codec
-from trainer.commands.common import add_json_option, add_set_option, add_store_option, manifest_of, store_at, write_rows
+from trainer.commands.common import add_json_option, add_set_option, add_store_option, manifest_of, store_at
 from trainer.loading import load_recipe
 from trainer.rows import Row
 from trainer.runs import Run

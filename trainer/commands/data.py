@@ -11,14 +11,16 @@ from typing import Any
 
 from adapters.base_model import Base, resolve_base
 from adapters.errors import HotswapError
+from adapters.feedback import rows_for
+from adapters.jsonl import write_rows
 from adapters.packages import cache_folder
 from adapters.progress import say
 from adapters.tasks import KINDS
 from adapters.validation import explained
 from trainer.checks import SHOWN, Finding, as_records, check_data
-from trainer.commands.common import add_json_option, add_set_option, write_rows
+from trainer.commands.common import add_json_option, add_set_option
 from trainer.data import load_splits
-from trainer.feedback import read_log, rows_for
+from trainer.feedback import read_log
 from trainer.files import READ
 from trainer.loading import load_recipe
 from trainer.mixture import make_task
@@ -74,7 +76,7 @@ def _add_from_feedback(data: Any) -> None:
     example = "example: python -m trainer data from-feedback log.jsonl --adapter topics --out rows.jsonl"
     sub = data.add_parser("from-feedback", help=text, description=text, epilog=example)
     sub.set_defaults(command=from_feedback)
-    sub.add_argument("log", type=Path, nargs="+", metavar="LOG", help="what HOTSWAP_FEEDBACK_LOG wrote")
+    sub.add_argument("log", type=Path, nargs="+", metavar="LOG", help="from HOTSWAP_FEEDBACK_LOG or a feedback export")
     sub.add_argument("--adapter", required=True, metavar="NAME")
     objectives = ("supervised", "dpo", "kto", "reward")
     text = "what the rows are for; default: supervised"

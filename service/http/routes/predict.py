@@ -30,7 +30,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (413, "body_too_large"),
         (422, "invalid_request, task_mismatch, input_too_long"),
         (429, "overloaded, rate_limited; come back after Retry-After seconds"),
-        (503, "not_ready, adapter_failed, engine_down; come back after Retry-After seconds"),
+        (503, "not_ready, adapter_failed, engine_down, feedback_unavailable; come back after Retry-After seconds"),
         (504, "deadline_exceeded"),
     )
 }

@@ -124,6 +124,34 @@ class Metrics:
             "hotswap_engine_restarts", "Engines that died and were replaced.", registry=registry
         )
         self.ready = Gauge("hotswap_ready", "1 while this replica answers requests.", registry=registry)
+        self.drift_bin = Counter(
+            "hotswap_drift_bin",
+            "Answers by the bin of the reference profile that they fall into, for each feature.",
+            (*VERSION, "feature", "bin"),
+            registry=registry,
+        )
+        self.drift_reference_share = Gauge(
+            "hotswap_drift_reference_share",
+            "Share of a bin among the rows of the version's reference profile.",
+            (*VERSION, "feature", "bin"),
+            registry=registry,
+        )
+        self.drift_reference_rows = Gauge(
+            "hotswap_drift_reference_rows", "Rows of the version's reference profile.", VERSION, registry=registry
+        )
+        self.drift_evidence = Gauge(
+            "hotswap_drift_evidence",
+            "At 1 and more the answers are not those of the reference; holds however often one looks.",
+            (*VERSION, "feature"),
+            registry=registry,
+        )
+        self.feedback_writes = Counter(
+            "hotswap_feedback_writes", "Judgements by what became of keeping them.", ("outcome",), registry=registry
+        )
+        self.feedback_queue = Gauge("hotswap_feedback_queue", "Judgements that wait to be written.", registry=registry)
+        self.feedback_database_up = Gauge(
+            "hotswap_feedback_database_up", "1 while the feedback database takes writes.", registry=registry
+        )
 
     def version(self, name: str, version: str) -> tuple[str, str]:
         """Return the labels of an adapter's version: its own, or ``other`` while the last ``CAP`` are all in use."""

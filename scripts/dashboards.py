@@ -132,7 +132,7 @@ def number(title: str, description: str, unit: str, query: Query, *limits: float
 def graph(
     title: str, description: str, unit: str, *queries: Query, limits: tuple[float, ...] = (), dashed: str = ""
 ) -> timeseries.Panel:
-    """Return lines over time, with lines at ``limits``; those of the query ``dashed`` (a letter) are dashed."""
+    """Return lines over time, with lines at ``limits``; those of the queries ``dashed`` (their letters) are dashed."""
     made = timeseries.Panel().span(8).height(8).line_width(1).fill_opacity(0)
     made.legend(
         common.VizLegendOptions()
@@ -143,9 +143,9 @@ def graph(
     if limits:
         lines = common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.LINE)
         made.thresholds(_steps(limits)).thresholds_style(lines)
-    if dashed:
+    for letter in dashed:
         dash = DynamicConfigValue(id_val="custom.lineStyle", value={"fill": "dash", "dash": [6, 6]})
-        made.override_by_query(dashed, [dash])
+        made.override_by_query(letter, [dash])
     return _filled(made, title, description, unit, queries)
 
 
@@ -432,8 +432,9 @@ DRIFT: list[Panel] = [
         "percentunit",
         (f'hotswap:accuracy:estimated{{{VERSION}, window="1d"}}', "estimated"),
         (f"hotswap:accuracy:realized{{{VERSION}}}", "realized"),
-        (f"hotswap:accuracy:realized_low{{{VERSION}}} or hotswap:accuracy:realized_high{{{VERSION}}}", "interval"),
-        dashed="C",
+        (f"hotswap:accuracy:realized_low{{{VERSION}}}", "realized, at least"),
+        (f"hotswap:accuracy:realized_high{{{VERSION}}}", "realized, at most"),
+        dashed="CD",
     ),
     graph(
         "Answers judged",

@@ -78,7 +78,7 @@ def test_every_series_and_label_used_is_one_that_the_service_shows_or_a_rule_rec
 @pytest.mark.parametrize("expression", USED)
 def test_what_is_summed_up_by_a_label_has_it(expression: str) -> None:
     set_by_rules = {label for rule in RULES for label in rule.get("labels", {})}
-    if names := series(expression) & exposed().keys():
+    if (names := series(expression)) and names <= exposed().keys():
         assert grouped_by(expression) <= set.union(*(exposed()[name] for name in names)) | OWN_LABELS
     labels = set.union(*exposed().values(), *OWN_SERIES.values()) | OWN_LABELS | set_by_rules
     assert grouped_by(expression) <= labels

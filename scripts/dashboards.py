@@ -5,38 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from grafana_foundation_sdk.builders import common, dashboard, stat, timeseries
-from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.common import (
-    BigValueGraphMode,
-    DataSourceRef,
-    GraphThresholdsStyleMode,
-    LegendDisplayMode,
-    LegendPlacement,
-    SortOrder,
-    TooltipDisplayMode,
-)
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DashboardLinkType,
-    DynamicConfigValue,
-    Threshold,
     VariableOption,
     VariableRefresh,
     VariableSort,
 )
 
+from scripts.panels import SOURCE, Panel, graph, number, quantile, total
+
 FOLDER = Path(__file__).parents[1] / "k8s" / "monitoring" / "dashboards"
 RUNBOOK = "docs/runbook.md"
-SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 VERSION = 'adapter=~"$adapter", version=~"$version"'
 FEATURE = f'{VERSION}, feature=~"$feature"'
 WINDOW = 'window=~"$window"'
-RATE = "[$__rate_interval]"
 NAMED = "{{adapter}}@{{version}}"
-Query = tuple[str, str]
-Panel = stat.Panel | timeseries.Panel
 
 
 def main() -> None:
@@ -121,58 +107,6 @@ def _releases() -> dashboard.AnnotationQuery:
         .icon_color("blue")
         .expr("max by (adapter) (changes(hotswap_served_generation[2m])) > 0")
     )
-
-
-def number(title: str, description: str, unit: str, query: Query, *limits: float) -> stat.Panel:
-    """Return one figure: green, from the first limit on orange, from the second on red."""
-    made = stat.Panel().graph_mode(BigValueGraphMode.AREA).span(4).height(4)
-    return _filled(made, title, description, unit, [query]).thresholds(_steps(limits))
-
-
-def graph(
-    title: str, description: str, unit: str, *queries: Query, limits: tuple[float, ...] = (), dashed: str = ""
-) -> timeseries.Panel:
-    """Return lines over time, with lines at ``limits``; those of the queries ``dashed`` (their letters) are dashed."""
-    made = timeseries.Panel().span(8).height(8).line_width(1).fill_opacity(0)
-    made.legend(
-        common.VizLegendOptions()
-        .show_legend(True)
-        .display_mode(LegendDisplayMode.LIST)
-        .placement(LegendPlacement.BOTTOM)
-    ).tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
-    if limits:
-        lines = common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.LINE)
-        made.thresholds(_steps(limits)).thresholds_style(lines)
-    for letter in dashed:
-        dash = DynamicConfigValue(id_val="custom.lineStyle", value={"fill": "dash", "dash": [6, 6]})
-        made.override_by_query(letter, [dash])
-    return _filled(made, title, description, unit, queries)
-
-
-def _filled(made: Panel, title: str, description: str, unit: str, queries: list[Query] | tuple[Query, ...]) -> Panel:
-    made.title(title).description(description).unit(unit).min(0).datasource(SOURCE)
-    for letter, (expression, legend) in zip("ABCDEF", queries, strict=False):
-        made.with_target(Dataquery().ref_id(letter).expr(expression).legend_format(legend).datasource(SOURCE))
-    return made
-
-
-def _steps(limits: tuple[float, ...]) -> dashboard.ThresholdsConfig:
-    colours = ("orange", "red", "dark-red") if len(limits) > 1 else ("red",)
-    steps = [Threshold(color="green")] + [
-        Threshold(value=value, color=colour) for value, colour in zip(limits, colours, strict=False)
-    ]
-    return dashboard.ThresholdsConfig().steps(steps)
-
-
-def quantile(q: float, metric: str, labels: str = "", by: str = "") -> str:
-    """Return the expression of a histogram's quantile."""
-    groups = ", ".join(filter(None, ("le", by)))
-    return f"histogram_quantile({q}, sum by ({groups}) (rate({metric}_bucket{{{labels}}}{RATE})))"
-
-
-def total(metric: str, by: str = "", labels: str = "") -> str:
-    """Return the expression of a counter's rate over all replicas."""
-    return f"sum{f' by ({by})' if by else ''} (rate({metric}{{{labels}}}{RATE}))"
 
 
 SERVICE: list[Panel] = [

@@ -2,7 +2,7 @@
 # needs a part of it only.
 PY := .venv/bin/python
 
-.PHONY: help setup setup-serve serve test test-fast lint format bench loadtest swap-under-load complaints mutants
+.PHONY: help setup setup-serve serve test test-fast lint format bench loadtest swap-under-load complaints mutants monitor docs
 
 help:
 	@echo "make serve      set up what is missing, then serve on http://127.0.0.1:8000"
@@ -12,6 +12,8 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      ours beside vLLM's server and the one people write first; QUICK=1 takes four minutes"
 	@echo "make loadtest   Locust against a running service"
+	@echo "make monitor    Prometheus and Alertmanager beside a running service"
+	@echo "make docs       docs/metrics.md and the dashboards, from what they are made of"
 	@echo "make mutants    changes the serving core and the store, and looks whether a test fails; ONLY=FILE, SAMPLE=60"
 	@echo "make swap-under-load   versions change under load for five minutes; every answer is checked"
 
@@ -47,6 +49,13 @@ loadtest: setup
 
 swap-under-load: setup
 	@$(PY) -m loadtests.swap_under_load
+
+monitor: setup
+	@exec $(PY) -m scripts.monitor $(if $(HOTSWAP_URL),--service $(HOTSWAP_URL))
+
+docs: setup
+	@$(PY) -m scripts.metrics
+	@$(PY) -m scripts.dashboards
 
 mutants: setup
 	@$(PY) scripts/mutants.py $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE))

@@ -61,25 +61,30 @@ install_with_uv() {
         $index -e "$requirement"
 }
 
-# What tests need that is no Python package: a PostgreSQL server, which they start themselves.
+# Programs that tests run. Without them those tests fail, and say so; without root that is left to you.
 debian_packages() {
-    local package missing=()
-    command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || return 0
-    for package in postgresql; do
-        dpkg -s "$package" 2>/dev/null | grep -q '^Status: .* installed$' || missing+=("$package")
+    local package policy=/usr/sbin/policy-rc.d missing=() ours=
+    for package in postgresql prometheus prometheus-alertmanager; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
-    say "packages of the system: ${missing[*]}"
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        say "some tests also need: apt-get install ${missing[*]}"
+        return 0
+    fi
+    say "programs for the tests: ${missing[*]}"
     # Debian's would make a database and run it from now on.
     [ -e /etc/postgresql-common ] || { mkdir -p /etc/postgresql-common
         echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf; }
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${missing[@]}"; } \
-        >/dev/null || say "apt-get could not install ${missing[*]}: the tests that need it will say so"
+    # Debian starts a daemon with its package, unless this file forbids it.
+    [ -e "$policy" ] || { ours=1; printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; }
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"; } \
+        >/dev/null || say "apt-get could not install ${missing[*]}"
+    [ -z "$ours" ] || rm -f "$policy"
 }
 
 what=${1:-all}
 kind=$(engine)
-[ "$what" = serve ] || debian_packages
 state=$(cat pyproject.toml scripts/setup.sh <(echo "$kind") | sha256sum | cut -c1-16)
 if [ ! -f ".venv/hotswap-$what-$state" ] && [ ! -f ".venv/hotswap-all-$state" ]; then
     # An interpreter that has gone leaves a .venv that cannot start: make it anew.
@@ -104,4 +109,5 @@ if [ ! -f ".venv/hotswap-$what-$state" ] && [ ! -f ".venv/hotswap-all-$state" ];
     touch ".venv/hotswap-$what-$state"
     say "2 of 2: base model (85 MB to fetch, half a GB on the disk; half a minute)"
 fi
+[ "$what" != all ] || debian_packages
 .venv/bin/python -m service --prepare

@@ -114,10 +114,10 @@ class Metrics:
             buckets=CONFIDENCE_BOUNDS,
             registry=registry,
         )
-        self.drift_bins = Counter(
+        self.drift_bin = Counter(
             "hotswap_drift_bin", "Answered texts by bin of each feature.", DRIFT, registry=registry
         )
-        self.drift_reference = Gauge(
+        self.drift_reference_share = Gauge(
             "hotswap_drift_reference_share", "Share of the held-out rows in each bin.", DRIFT, registry=registry
         )
         self.drift_reference_rows = Gauge(
@@ -218,6 +218,7 @@ class Metrics:
             return  # one number cannot stand for many
         if (name, version) in self._versions:
             self.resident.labels(name, version).set(resident)
+            self.evictions.labels(name, version)  # a rate begins at 0
 
     def label(self, name: str, version: str, label: str) -> str:
         """Return the label value of a version's answer ``label``."""

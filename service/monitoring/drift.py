@@ -64,8 +64,7 @@ class _Live:
         self._detectors: dict[str, Detector] = {}
         features = _features(manifest)
         for feature, bins in features.items():
-            counted = metrics.drift_bins
-            self._counts[feature] = {name: counted.labels(*version, feature, name) for name in bins}
+            self._counts[feature] = {name: metrics.drift_bin.labels(*version, feature, name) for name in bins}
             shares = profile.shares(feature) if profile else {}
             if (
                 profile is None
@@ -74,7 +73,7 @@ class _Live:
             ):
                 continue  # made before there was the feature, or by who knows whom
             for name in bins:
-                metrics.drift_reference.labels(*version, feature, name).set(shares.get(name, 0.0))
+                metrics.drift_reference_share.labels(*version, feature, name).set(shares.get(name, 0.0))
             detector = Detector(shares, profile.rows, bins, FALSE_ALARM * len(features))
             metrics.drift_evidence.labels(*version, feature).set_function(_reader(detector))
             self._detectors[feature] = detector

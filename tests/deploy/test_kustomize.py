@@ -173,7 +173,9 @@ def test_a_changed_key_is_a_rollout(tmp_path: Path) -> None:
 
 def test_grafana_and_prometheus_find_their_files() -> None:
     maps = {resource["metadata"]["name"]: resource for resource in build(ROOT / "k8s" / "monitoring")}
-    dashboard, rules = maps["hotswap-dashboard"], maps["hotswap-rules"]
-    assert dashboard["metadata"]["labels"] == {"grafana_dashboard": "1"}
-    assert dashboard["data"]["hotswap.json"] == (ROOT / "k8s/monitoring/dashboard.json").read_text()
-    assert rules["data"]["hotswap.yaml"] == (ROOT / "k8s/monitoring/rules.yaml").read_text()
+    dashboards, rules = maps["hotswap-dashboards"], maps["hotswap-rules"]
+    assert dashboards["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    monitoring = ROOT / "k8s" / "monitoring"
+    for folder, found in (("dashboards", dashboards), ("rules", rules)):
+        files = (monitoring / folder).iterdir()
+        assert found["data"] == {f"hotswap-{file.name}": file.read_text() for file in files}

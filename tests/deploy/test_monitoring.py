@@ -1,66 +1,91 @@
-"""Rules and dashboard: valid, and about metrics that the service really has."""
+"""Metrics, rules and dashboards name each other rightly, and whoever is alerted finds what to do."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-from itertools import combinations
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from prometheus_client.metrics import MetricWrapperBase
-from promql_parser import AggregateExpr, Expr, VectorSelector, parse, walk
+from promql_parser import VectorSelector
 
+from scripts.metrics import PAGE, page
 from service.errors import ServiceError
-from service.metrics import Metrics
+from tests.monitoring import (
+    ALERTS,
+    METRICS,
+    OWN_LABELS,
+    OWN_SERIES,
+    QUERIES,
+    RECORDED,
+    ROOT,
+    RULES,
+    exposed,
+    grouped_by,
+    nodes,
+    selectors,
+    series,
+)
 
-HERE = Path(__file__).parent
-MONITORING = HERE.parents[1] / "k8s" / "monitoring"
-RULES = [rule for group in yaml.safe_load((MONITORING / "rules.yaml").read_text())["groups"] for rule in group["rules"]]
-ALERTS = [rule for rule in RULES if "alert" in rule]
-RECORDED = {rule["record"] for rule in RULES if "record" in rule}
-DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-METRICS = [metric for metric in vars(Metrics()).values() if isinstance(metric, MetricWrapperBase)]
-SERIES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-EXPOSED = {family.name + suffix for metric in METRICS for family in metric.describe() for suffix in SERIES[family.type]}
-# "instance" and "le" are Prometheus' own.
-LABELS = {label for metric in METRICS for label in metric._labelnames} | {"instance", "le"}
-USED = [rule["expr"] for rule in RULES] + [target["expr"] for panel in PANELS for target in panel["targets"]]
+USED = [rule["expr"] for rule in RULES] + QUERIES
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
+GUIDE = (ROOT / "docs" / "monitoring.md").read_text()
+NAMES = sorted({alert["alert"] for alert in ALERTS})
+WRITES = {"inc", "dec", "set", "observe", "set_function", "labels"}
 
 
-def nodes(expression: str) -> list[Expr]:
-    """Return the parts of a PromQL expression. Raises ValueError where it is none."""
-    found: list[Expr] = []
-    walk(parse(expression.replace("$__rate_interval", "5m")), found.append)
-    return found
+def test_the_page_of_metrics_is_what_make_docs_writes() -> None:
+    assert PAGE.read_text() == page(), "make docs"
 
 
-def series(expression: str) -> set[str]:
-    return {node.name or "" for node in nodes(expression) if isinstance(node, VectorSelector)}
+def written(tree: ast.AST) -> Iterator[str]:
+    """Yield the attributes ``metrics.NAME`` that are written to, or handed to a function that does."""
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call):
+            continue
+        target = call.func if isinstance(call.func, ast.Attribute) and call.func.attr in WRITES else None
+        for part in [target, *call.args]:
+            for node in ast.walk(part) if part is not None else ():
+                if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith(("metrics", "self")):
+                    yield node.attr
+
+
+def test_every_declared_metric_is_written_somewhere() -> None:
+    found = {name for file in Path("service").rglob("*.py") for name in written(ast.parse(file.read_text()))}
+    assert METRICS.keys() - found == set()
 
 
 @pytest.mark.parametrize("expression", USED)
-def test_every_series_used_is_exposed_by_the_service_or_recorded_by_a_rule(expression: str) -> None:
-    assert series(expression) <= EXPOSED | RECORDED
+def test_every_series_and_label_used_is_one_that_the_service_shows_or_a_rule_records(expression: str) -> None:
+    assert series(expression) <= exposed().keys() | RECORDED | OWN_SERIES.keys()
+    for selector in selectors(expression):
+        if selector.name in exposed():
+            assert {matcher.name for matcher in selector.matchers.matchers} <= exposed()[selector.name] | OWN_LABELS
 
 
 @pytest.mark.parametrize("expression", USED)
-def test_every_label_used_is_one_that_the_service_sets(expression: str) -> None:
-    used: set[str] = set()
-    for node in nodes(expression):
-        if isinstance(node, VectorSelector):
-            used |= {matcher.name for matcher in node.matchers.matchers}
-        elif isinstance(node, AggregateExpr) and node.modifier:
-            used |= set(node.modifier.labels)
-    assert used <= LABELS
+def test_what_is_summed_up_by_a_label_has_it(expression: str) -> None:
+    set_by_rules = {label for rule in RULES for label in rule.get("labels", {})}
+    if (names := series(expression)) and names <= exposed().keys():
+        assert grouped_by(expression) <= set.union(*(exposed()[name] for name in names)) | OWN_LABELS
+    labels = set.union(*exposed().values(), *OWN_SERIES.values()) | OWN_LABELS | set_by_rules
+    assert grouped_by(expression) <= labels
+    assert {matcher.name for selector in selectors(expression) for matcher in selector.matchers.matchers} <= labels
 
 
-def test_every_metric_of_the_service_is_on_the_dashboard_or_in_a_rule() -> None:
+def test_every_bound_asked_for_is_one_of_the_histogram_s_buckets() -> None:
+    for expression in USED:
+        for selector in selectors(expression):
+            for matcher in selector.matchers.matchers:
+                if matcher.name == "le":
+                    (metric,) = [m for m in METRICS.values() if f"{m._name}_bucket" == selector.name]
+                    assert float(matcher.value) in metric._upper_bounds
+
+
+def test_every_metric_of_the_service_is_on_a_dashboard_or_in_a_rule() -> None:
     used = {name for expression in USED for name in series(expression)}
-    families = {family.name for metric in METRICS for family in metric.describe()}
+    families = {family.name for metric in METRICS.values() for family in metric.describe()}
     assert not {family for family in families if not any(name.startswith(family) for name in used)}
 
 
@@ -69,11 +94,16 @@ def test_every_recorded_series_is_used() -> None:
     assert used >= RECORDED
 
 
-def test_the_error_ratio_counts_exactly_the_failures_that_are_the_service_s_own() -> None:
+def test_failures_are_exactly_those_that_are_the_service_s_own() -> None:
     errors: list[type[ServiceError]] = [ServiceError, *ServiceError.__subclasses__()]
     own = {error.code for error in errors if error.status >= 500}
-    (rule,) = [rule for rule in RULES if rule.get("record") == "hotswap:errors:ratio5m"]
-    counted = {
+    assert outcomes("hotswap:failures:rate5m") == own
+    assert outcomes("hotswap:valid:rate5m") == own | {"ok"}
+
+
+def outcomes(record: str) -> set[str]:
+    (rule,) = [rule for rule in RULES if rule.get("record") == record]
+    return {
         code
         for node in nodes(rule["expr"])
         if isinstance(node, VectorSelector)
@@ -81,54 +111,25 @@ def test_the_error_ratio_counts_exactly_the_failures_that_are_the_service_s_own(
         if matcher.name == "outcome"
         for code in matcher.value.split("|")
     }
-    assert counted == own
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
-def test_every_alert_says_what_is_wrong_how_bad_and_what_to_do(alert: dict) -> None:
+def test_every_alert_says_what_is_wrong_how_bad_what_to_do_and_where_that_is_explained(alert: dict) -> None:
     assert alert["labels"]["severity"] in {"critical", "warning"}
     assert alert["annotations"]["summary"]
-    assert alert["annotations"]["runbook"]
-    assert alert["for"]
+    assert alert["annotations"]["action"]
+    assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{alert['alert'].lower()}"
+    assert alert["for"], "one bad minute is no reason to call anyone"
 
 
-def promtool(*arguments: str | Path) -> str:
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool is not installed (Debian package: prometheus)")
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.mark.parametrize("name", NAMES)
+def test_every_alert_has_its_section_in_the_runbook_and_its_line_in_the_guide(name: str) -> None:
+    section = re.search(rf"^## {name}\n(.+?)(?=^## |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    for part in ("**Means**", "**Look at**", "**Do**"):
+        assert part in section[1]
+    assert f"| `{name}`" in GUIDE
 
 
-def test_promtool_accepts_the_rules() -> None:
-    assert f"{len(RULES)} rules found" in promtool("check", "rules", MONITORING / "rules.yaml")
-
-
-def test_the_rules_compute_and_the_alerts_fire_as_intended() -> None:
-    assert "SUCCESS" in promtool("test", "rules", HERE / "rules_test.yaml")
-
-
-def test_grafana_11_can_read_the_dashboard() -> None:
-    assert DASHBOARD["schemaVersion"] >= 39
-    assert DASHBOARD["uid"]
-    assert DASHBOARD["templating"]["list"][0]["type"] == "datasource"
-    identifiers = [panel["id"] for panel in DASHBOARD["panels"]]
-    assert len(identifiers) == len(set(identifiers))
-
-
-@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_every_panel_says_what_it_shows_in_which_unit_and_from_the_chosen_source(panel: dict) -> None:
-    assert panel["title"]
-    assert panel["description"]
-    assert panel["fieldConfig"]["defaults"]["unit"]
-    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-    assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
-
-
-def test_no_two_panels_overlap_and_none_leaves_the_grid() -> None:
-    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
-    assert all(place["x"] + place["w"] <= 24 for place in places)
-    for a, b in combinations(places, 2):
-        beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
-        above = a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
-        assert beside or above, (a, b)
+def test_the_runbook_explains_no_alert_that_is_gone() -> None:
+    assert sorted(re.findall(r"^## (Hotswap\w+)$", RUNBOOK, re.MULTILINE)) == NAMES

@@ -97,6 +97,16 @@ class TestEveryReplica:
             assert (await judge(service, told["id"], correct=False)).status_code == 200
             assert await counted(service, "wrong") == 1
 
+    async def test_writes_what_waits_when_it_is_stopped(
+        self, serve: Serve, place: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with serve(feedback_database=place) as service:
+            await up(service, 1)
+            monkeypatch.setattr(writer, "FLUSH_SECONDS", 30)
+            made = [(await predicted(service))["id"] for _ in range(9)]
+            monkeypatch.setattr(writer, "BATCH", 2)
+        assert {row["id"] for row in rows(place)} == set(made)
+
     @pytest.mark.parametrize("first", [0, 1])
     async def test_counts_an_answer_once_whoever_was_told(self, serve: Serve, place: str, first: int) -> None:
         async with serve(feedback_database=place) as one, serve(feedback_database=place) as other:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -172,6 +173,18 @@ class TestEveryReplica:
 async def test_an_id_that_is_none_is_not_found(serve: Serve, place: str, prediction: str) -> None:
     async with serve(feedback_database=place) as service:
         assert (await judge(service, prediction, correct=True)).json()["code"] == "prediction_not_found"
+
+
+async def test_without_a_setting_the_replicas_of_a_store_share_a_file_in_the_cache(
+    serve: Serve, stocked: Store, tmp_path: Path
+) -> None:
+    copied = Store(shutil.copytree(stocked.place, tmp_path / "other-store"))
+    default: dict[str, Any] = {"feedback_database": None}
+    async with serve(**default) as one, serve(**default) as other, serve(copied, **default) as elsewhere:
+        told = await predicted(one)
+        await up(elsewhere, 1)
+        answers = [await judge(service, told["id"], correct=True) for service in (other, elsewhere)]
+        assert [answer.status_code for answer in answers] == [200, 404]
 
 
 async def test_a_body_of_ten_megabytes_is_refused(serve: Serve, tmp_path: Path) -> None:

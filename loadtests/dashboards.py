@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,22 @@ def main() -> None:
     parser.add_argument("dashboard", type=Path)
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090")
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--until", metavar="TIME", type=datetime.fromisoformat, help="as 2026-11-27T14:10; now")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a variable of the dashboard")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    source = Prometheus(given.prometheus, given.minutes)
+    source = Prometheus(given.prometheus, given.minutes, given.until)
     board = json.loads(given.dashboard.read_text())
     chosen = variables(board, source) | dict(pair.split("=", 1) for pair in given.set)
     draw(board, chosen, source, given.out)
 
 
 class Prometheus:
-    """Questions to its HTTP interface, over the last ``minutes``."""
+    """Questions to its HTTP interface, over the ``minutes`` before ``until`` (default: now)."""
 
-    def __init__(self, url: str, minutes: float = 30) -> None:
+    def __init__(self, url: str, minutes: float = 30, until: datetime | None = None) -> None:
         self._client = httpx.Client(base_url=url, timeout=60)
-        self._minutes = minutes
+        self._minutes, self._until = minutes, until
 
     def values(self, label: str, selector: str) -> list[str]:
         return list(self._ask(f"label/{label}/values", {"match[]": selector}))
@@ -55,7 +57,7 @@ class Prometheus:
         return list(self._ask("query", {"query": expression})["result"])
 
     def lines(self, expression: str) -> list[dict[str, Any]]:
-        end = time.time()
+        end = self._until.timestamp() if self._until else time.time()
         step = max(1, round(self._minutes * 60 / 240))
         when = {"start": end - self._minutes * 60, "end": end, "step": step}
         return list(self._ask("query_range", {"query": expression} | when)["result"])
@@ -104,6 +106,12 @@ def draw(board: dict[str, Any], chosen: dict[str, str], source: Prometheus, out:
     figure = plt.figure(figsize=(16, rows * 0.36), layout="constrained")
     figure.suptitle(f"{board['title']} — {board['description']}", fontsize=11)
     grid = figure.add_gridspec(rows, 24)
+    marked = [
+        moment
+        for annotation in board["annotations"]["list"]
+        for line in source.lines(filled(annotation["expr"], chosen))
+        for moment in beginnings(line["values"])
+    ]
     for panel in board["panels"]:
         place = panel["gridPos"]
         axes = figure.add_subplot(grid[place["y"] : place["y"] + place["h"], place["x"] : place["x"] + place["w"]])
@@ -113,8 +121,20 @@ def draw(board: dict[str, Any], chosen: dict[str, str], source: Prometheus, out:
             for target in panel["targets"]
             for line in source.lines(filled(target["expr"], chosen))
         ]
-        (draw_number if panel["type"] == "stat" else draw_lines)(axes, panel, lines)
+        if panel["type"] == "stat":
+            draw_number(axes, panel, lines)
+        else:
+            draw_lines(axes, panel, lines)
+            for moment in marked if lines else ():
+                axes.axvline(datetime.fromtimestamp(moment, UTC), color="tab:blue", linewidth=0.6, linestyle="--")
     figure.savefig(out, dpi=90)
+
+
+def beginnings(points: list[Any]) -> list[float]:
+    """Return the moments at which there is something and there was nothing before."""
+    moments = [moment for moment, _ in points]
+    step = min((b - a for a, b in pairwise(moments)), default=0)
+    return moments[:1] + [b for a, b in pairwise(moments) if b - a > step]
 
 
 def name(legend: str, labels: dict[str, str]) -> str:

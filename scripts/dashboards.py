@@ -137,7 +137,7 @@ SERVICE: list[Panel] = [
         "ok, or the code of the error; dashed: every response that is the caller's fault, read or not.",
         "reqps",
         (total("hotswap_requests_total", "outcome", VERSION), "{{outcome}}"),
-        (total("hotswap_http_responses_total", "status", 'status=~"4.."') + " or vector(0)", "HTTP {{status}}"),
+        (total("hotswap_http_responses_total", "status", 'status=~"4.."'), "HTTP {{status}}"),
         dashed="B",
     ),
     graph(

@@ -24,7 +24,7 @@ from adapters.store import Store
 from service import logs, tracing
 from service.engine import launch
 from service.engine.base import Engine, Limits
-from service.monitoring import commands
+from service.monitoring import commands, drift_report
 from service.settings import Settings, rank_above
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def main(*, relaunch: bool = False) -> int:
         "attributes: 'name=team-a scopes=predict,admin adapters=legal-*,sentiment'",
     )
     parser.set_defaults(command=_serve, relaunch=relaunch)
-    commands.add(parser.add_subparsers(metavar="COMMAND", title="commands"))
+    subcommands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for each in (commands, drift_report):
+        each.add(subcommands)
     return cli.run(parser)
 
 

@@ -37,11 +37,15 @@ def add(commands: Any) -> None:
 
 def _add_export(commands: Any) -> None:
     text = "write what was judged: as rows for an objective, or as `python -m trainer data from-feedback` reads it"
-    sub = _add(
-        commands, "export", export, text, "export --adapter support --objective kto --since 7d --out thumbs.jsonl"
+    sub = add_command(
+        commands,
+        "export",
+        export,
+        text,
+        "feedback export --adapter support --objective kto --since 7d --out thumbs.jsonl",
     )
     sub.add_argument("--adapter", required=True, metavar="NAME")
-    sub.add_argument("--since", type=_since, metavar="WHEN", help="judged since then: 2026-11-01, or 7d, or 12h")
+    sub.add_argument("--since", type=when, metavar="WHEN", help="judged since then: 2026-11-01, or 7d, or 12h")
     objectives = ("supervised", "kto", "dpo", "reward")
     sub.add_argument("--objective", choices=objectives, help="what the rows are for; default: for from-feedback")
     sub.add_argument("--out", type=Path, metavar="FILE.jsonl", help="default: standard output")
@@ -49,16 +53,18 @@ def _add_export(commands: Any) -> None:
 
 def _add_erase(commands: Any) -> None:
     text = "delete what a caller asked, what was said of it, and what the caller said of others' answers"
-    sub = _add(commands, "erase", erase, text, "erase --caller user-17")
+    sub = add_command(commands, "erase", erase, text, "feedback erase --caller user-17")
     sub.add_argument("--caller", required=True, metavar="NAME", help="a key's name, or what requests sent as `caller`")
 
 
 def _add_stats(commands: Any) -> None:
-    _add(commands, "stats", stats, "count predictions and judgements of each version", "stats")
+    text = "count predictions and judgements of each version"
+    add_command(commands, "stats", stats, text, "feedback stats")
 
 
-def _add(commands: Any, name: str, run: cli.Command, text: str, example: str) -> Any:
-    epilog = f"example: python -m service feedback {example}"
+def add_command(commands: Any, name: str, run: cli.Command, text: str, example: str) -> Any:
+    """Declare a command that reads the database."""
+    epilog = f"example: python -m service {example}"
     sub = commands.add_parser(name, help=text, description=text, epilog=epilog)
     sub.add_argument("--database", metavar="PLACE", help="a path or URL; default: as the service's settings say")
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -69,7 +75,7 @@ def _add(commands: Any, name: str, run: cli.Command, text: str, example: str) ->
 def export(options: argparse.Namespace) -> None:
     """Write the rows of one adapter. Raises :class:`HotswapError` where there are none, with why."""
     unread: list[str] = []
-    said = latest(_said(_database(options), options.adapter, options.since, unread))
+    said = latest(_said(database_of(options), options.adapter, options.since, unread))
     rows = list(rows_for(options.objective, said)) if options.objective else said
     if not rows:
         raise HotswapError(_nothing(options, said, unread))
@@ -86,7 +92,7 @@ def export(options: argparse.Namespace) -> None:
 def erase(options: argparse.Namespace) -> None:
     from service.monitoring import records
 
-    database, gone, unsaid = _database(options), 0, 0
+    database, gone, unsaid = database_of(options), 0, 0
     while True:  # a little at a time: the service goes on writing
         with database.writing() as connection:
             asked, said = records.erase(connection, options.caller)
@@ -101,7 +107,7 @@ def erase(options: argparse.Namespace) -> None:
 def stats(options: argparse.Namespace) -> None:
     from service.monitoring import records
 
-    database = _database(options)
+    database = database_of(options)
     rows = records.stats(database)
     columns = ("adapter", "version", "predictions", "judged", "right", "first", "last")
     cli.show(rows, as_json=options.json, columns=columns)
@@ -109,7 +115,7 @@ def stats(options: argparse.Namespace) -> None:
         print(f"in {database.place}", file=sys.stderr)
 
 
-def _database(options: argparse.Namespace) -> Database:
+def database_of(options: argparse.Namespace) -> Database:
     """Return the database, which is there and of this version. Raises :class:`HotswapError`."""
     from service.monitoring.database import Database, default_place  # half a second, and only who asks pays it
 
@@ -155,7 +161,8 @@ def _nothing(options: argparse.Namespace, said: list[Record], unread: list[str])
     return f"nothing was said of '{options.adapter}'; is it the adapter's name? 'feedback stats' lists them."
 
 
-def _since(text: str) -> datetime:
+def when(text: str) -> datetime:
+    """Return a time that a user wrote, as a date or as so long ago."""
     now = datetime.now(UTC)
     try:
         if ago := AGO.fullmatch(text):

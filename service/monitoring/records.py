@@ -15,6 +15,7 @@ from service.monitoring.tables import judgements, predictions
 
 # Rows that one transaction deletes: others wait for it.
 AT_ONCE = 1000
+MOST_ASKED = 10_000
 # A file is emptied before it is full: what is deleted needs room, too.
 FULL = 0.9
 
@@ -111,6 +112,15 @@ def judged(database: Database, adapter: str, since: datetime | None) -> Iterator
         query = query.where(judgements.c.at >= since)
     with database.reading() as connection:
         yield from connection.execution_options(yield_per=AT_ONCE).execute(query)
+
+
+def asked(database: Database, adapter: str, since: datetime | None) -> Iterator[Any]:
+    """Yield what was asked of an adapter: ``form`` and ``texts``, the newest first. Raises :class:`DatabaseAway`."""
+    query = select(predictions.c.form, predictions.c.texts).where(predictions.c.adapter == adapter)
+    if since is not None:
+        query = query.where(predictions.c.at >= since)
+    with database.reading() as connection:
+        yield from connection.execute(query.order_by(predictions.c.at.desc()).limit(MOST_ASKED))
 
 
 def stats(database: Database) -> list[dict[str, Any]]:

@@ -25,7 +25,8 @@ def patterns() -> Iterator[tuple[str, re.Pattern]]:
     yield "NAME_PATTERN", re.compile(NAME_PATTERN)
     for package in (adapters, service):
         for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            if not found.name.endswith("__main__") and ".engine." not in found.name:
+            # Programs, what needs an engine, and what alembic runs.
+            if not re.search(r"__main__$|\.engine\.|\.migrations\.", found.name):
                 for name, value in vars(importlib.import_module(found.name)).items():
                     if isinstance(value, re.Pattern):
                         yield f"{found.name}.{name}", value

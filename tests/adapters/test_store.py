@@ -563,7 +563,6 @@ class TestUnreachable:
         with pytest.raises(StoreUnavailable, match="cannot be used: TimeoutError"):
             store.manifest("mood", 1)
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_without_write_permission_can_be_read_but_not_added_to(
         self, tmp_path: Path, make_adapter: MakeAdapter, tiny: Base, sentiment_task: ClassificationTask
     ) -> None:
@@ -572,11 +571,18 @@ class TestUnreachable:
         folders = [path for path in (tmp_path / "shut").rglob("*") if path.is_dir()]
         for folder in folders:
             folder.chmod(0o555)
+        user = os.geteuid()
+        if user == 0:  # root may write everywhere
+            for above in tmp_path.parents[: len(tmp_path.parents) - 2]:
+                above.chmod(above.stat().st_mode | 0o055)
+            tmp_path.chmod(0o755)
+            os.seteuid(65534)
         try:
             assert Store(tmp_path / "shut").versions("mood") == [1]
             with pytest.raises(StoreUnavailable):
                 store.release("mood", NewRelease(stable=1))
         finally:
+            os.seteuid(user)
             for folder in folders:
                 folder.chmod(0o755)
 

@@ -69,6 +69,11 @@ class Prometheus:
         return response.json()["data"]
 
 
+def _natural(value: str) -> tuple[int, str]:
+    """As Grafana sorts versions: 3 before 10."""
+    return (int(value), "") if value.isdecimal() else (0, value)
+
+
 def variables(board: dict[str, Any], source: Prometheus) -> dict[str, str]:
     """Return the value that each of the board's variables has when it is opened: all, or the first there is."""
     chosen: dict[str, str] = {}
@@ -80,7 +85,7 @@ def variables(board: dict[str, Any], source: Prometheus) -> dict[str, str]:
         elif variable["type"] == "query":
             asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
             assert asked is not None, variable["query"]
-            found = source.values(asked[2], filled(asked[1], chosen))
+            found = sorted(source.values(asked[2], filled(asked[1], chosen)), key=_natural)
             chosen[variable["name"]] = found[0] if found else ""
     return chosen
 

@@ -6,7 +6,7 @@ import asyncio
 import re
 
 import pytest
-from prometheus_client import Gauge
+from prometheus_client import REGISTRY, Gauge
 
 from adapters.releases import NewRelease, Share
 from adapters.store import Store
@@ -32,11 +32,12 @@ async def test_routers_find_resident_adapters_by_every_name_that_clients_send(se
 
 
 async def test_vllms_own_metrics_are_shown_under_their_own_names(serve: Serve) -> None:
-    ours = Gauge("vllm:num_requests_waiting", "As vLLM's stat logger declares it.", ["model_name", "engine"])
-    ours.labels("tiny", "0").set(3)
+    theirs = Gauge("vllm:as_its_stat_logger_does", "Declared in the process's registry.", ["model_name", "engine"])
+    theirs.labels("tiny", "0").set(3)
     async with serve() as service:
         text = (await service.client.get("/metrics")).text
-        assert 'vllm:num_requests_waiting{engine="0",model_name="tiny"} 3.0' in text
+        REGISTRY.unregister(theirs)
+        assert 'vllm:as_its_stat_logger_does{engine="0",model_name="tiny"} 3.0' in text
         assert "process_cpu_seconds_total" not in text, "of the process's registry, only what is vLLM's"
 
 

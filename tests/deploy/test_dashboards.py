@@ -125,7 +125,11 @@ def use(server: Server, store: Store, turn: int, newest: int) -> None:
         answer = server.client.post("/v1/predict", json=body).json()
         server.client.post("/v1/feedback", json={"id": answer["id"], "correct": number % 5 > 0})
     server.predict("mood", LONG)
-    server.predict("mood@3", *(f"moving film {turn} {number}" for number in range(5)))  # the first with a profile
+    # The first with a profile, which the board opens with.
+    answer = server.predict("mood@3", *(f"moving film {turn} {number}" for number in range(20)))
+    for number in range(20):
+        judged = {"id": answer["id"], "index": number, "correct": number % 5 > 0}
+        server.client.post("/v1/feedback", json=judged)
     server.predict("brief", "A moving film.")
     assert server.client.post("/v1/predict", json={"adapter": "nobody", "input": "x"}).status_code == 404
 

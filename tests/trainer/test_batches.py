@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from adapters.base_model import Base
 from tests.trainer.conftest import MakeRecipe
-from trainer.batches import IGNORED, collate, parts_of
+from trainer.batches import IGNORED, Encoded, collate, parts_of
 from trainer.data import Splits
 from trainer.mixture import make_job
+from trainer.speed import tokens_per_second
+from trainer.supervised import answer_loss
 from trainer.train import train
 
 LENGTHS = [3, 9, 4, 9, 2, 7]
@@ -38,6 +43,25 @@ def test_parts_hold_each_row_once_and_no_more_tokens_than_said(tokens: int) -> N
             assert (labels[-1], choices[0], mask.sum()) == (n, n, LENGTHS[n - 1])
             seen.append(n)
     assert sorted(seen) == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_speed_is_measured_in_the_same_parts(
+    make_recipe: MakeRecipe, splits: Splits, tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def watched(model: Any, part: dict[str, torch.Tensor]) -> Any:
+        seen.append(part["attention_mask"].numel())
+        return answer_loss(model, part)
+
+    monkeypatch.setattr("trainer.supervised.TOKENS_AT_A_TIME", 40)
+    monkeypatch.setattr("trainer.supervised.answer_loss", watched)
+    job = make_job(make_recipe(), splits, tiny)
+    rows = Encoded([(row, job.task) for row in splits.train], tiny)
+    model = AutoModelForCausalLM.from_pretrained(tiny.folder)
+    assert tokens_per_second(model, rows, 8, tiny, bfloat16=False) > 0
+    assert len(seen) > 2
+    assert max(seen) <= 40, "what is measured must not need more memory than what is trained"
 
 
 def test_what_is_learnt_in_parts_is_what_is_learnt_at_once(

@@ -70,6 +70,17 @@ def test_says_why_it_cannot(place: Workplace, arguments: tuple[str, ...], said: 
     assert place.store.versions("mood") == [1]
 
 
+@pytest.mark.parametrize("command", [("retrain", "mood", "--percent"), ("publish", "mood.yaml", "--canary")])
+@pytest.mark.parametrize("share", ["0", "101", "-1", "five"])
+def test_a_share_that_is_none_is_refused_before_anything_is_done(
+    place: Workplace, command: tuple[str, ...], share: str
+) -> None:
+    result = place.run(*command, share)
+    assert result.status == 2
+    assert f"'{share}' is no percentage from 1 to 100" in result.err or "expected one argument" in result.err
+    assert place.store.versions("mood") == [1]
+
+
 def test_leaves_a_trial_that_runs_alone(place: Workplace) -> None:
     assert place.run("retrain", "mood", "--feedback", judged(place, 30), "--least", 1).status == 0
     again = place.run("retrain", "mood", "--feedback", judged(place, 40), "--least", 1)

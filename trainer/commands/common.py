@@ -52,6 +52,13 @@ def add_store_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", metavar="URL", help="default: HOTSWAP_STORE, var/store")
 
 
+def percent(text: str) -> int:
+    """Return a share of the callers that a user wrote."""
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"'{text}' is no percentage from 1 to 100")
+    return int(text)
+
+
 def recipe_of(options: argparse.Namespace) -> Recipe:
     return load_recipe(options.recipe, tuple(options.set))
 

@@ -12,7 +12,7 @@ from adapters.manifest import Manifest
 from adapters.progress import say
 from adapters.releases import Guard, NewRelease, Share
 from adapters.store import Store
-from trainer.commands.common import add_recipe_command, add_store_option, recipe_of, store_at
+from trainer.commands.common import add_recipe_command, add_store_option, percent, recipe_of, store_at
 from trainer.commands.evaluate import comparable, score
 from trainer.evaluation import Evaluation
 from trainer.runs import EVALUATION, Run
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     )
     release.add_argument(
         "--canary",
-        type=int,
+        type=percent,
         metavar="PERCENT",
         help="release it to so many of a hundred callers, under guard: raised step by step, or taken back",
     )

@@ -20,7 +20,7 @@ from adapters.errors import HotswapError
 from adapters.manifest import Manifest
 from adapters.progress import say
 from adapters.store import Store
-from trainer.commands.common import add_json_option, add_set_option, add_store_option, store_at
+from trainer.commands.common import add_json_option, add_set_option, add_store_option, percent, store_at
 from trainer.commands.publish import publish_run
 from trainer.commands.train import complete
 from trainer.loading import load_recipe
@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
         "--feedback", type=Path, metavar="FILE", help="rows to learn from; default: what the service's database has"
     )
     parser.add_argument("--least", type=int, default=100, help="judged answers since the version was made (100)")
-    parser.add_argument("--percent", dest="canary", type=int, default=5, help="of the callers, to begin with (5)")
+    parser.add_argument("--percent", dest="canary", type=percent, default=5, help="of the callers, to begin with (5)")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="look again and again, so far apart")
     parser.add_argument("--alerts", metavar="URL", help="an Alertmanager: an alert of the adapter is reason enough")
     add_set_option(parser, "change the recipe, e.g. data.path=rows.csv where the rows lie elsewhere now")

@@ -242,11 +242,7 @@ class Answering:
     def _notify(self, work: Work, inputs: Inputs, caller: Caller, prediction: Prediction) -> Prediction:
         if work.held is not None:
             answered = Answered(prediction.id, caller, work.held, inputs, prediction.outputs)
-            for listener in self.listeners:
-                try:
-                    listener(answered)
-                except Exception:  # who learns from answers costs nobody theirs
-                    logger.exception("an answer of %s could not be learnt from", work.held.choice)
+            _tell(self.listeners, work.held, answered)
         return prediction
 
     async def _answer_all(self, work: Work, inputs: Inputs) -> Prediction:
@@ -280,7 +276,8 @@ class Answering:
         label = output["label"] if work.held else "zero-shot"
         self._metrics.predictions.labels(name, version, self._metrics.label(name, version, label)).inc()
         self._metrics.confidence.labels(name, version).observe(output["score"])
-        self._show(work, text, prompt, output)
+        if work.held:
+            _tell(self.observers, work.held, work.held, text, prompt, output)
         return Classification(**output, truncated=prompt.truncated or None)
 
     async def _summaries(
@@ -300,7 +297,8 @@ class Answering:
         if parts is not None:  # the prompt was of the parts' summaries
             tokens = await asyncio.to_thread(work.task.body, text, self._base.tokenizer)
             prompt = replace(prompt, input_tokens=len(tokens))
-        self._show(work, text, prompt, output)
+        if work.held:
+            _tell(self.observers, work.held, work.held, text, prompt, output)
 
     async def _condensed(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> tuple[str, int | None]:
         """Return what is to be summarized in the place of a text that does not fit, and in how many parts it was read:
@@ -363,14 +361,6 @@ class Answering:
                     yield chunk, prompt
             self._metrics.engine_seconds.labels(name, version).observe(time.monotonic() - started)
 
-    def _show(self, work: Work, text: str, prompt: Prompt, output: dict[str, Any]) -> None:
-        if work.held is not None:
-            for observer in self.observers:
-                try:
-                    observer(work.held, text, prompt, output)
-                except Exception:  # who learns from answers costs nobody theirs
-                    logger.exception("an answer of %s could not be learnt from", work.held.choice)
-
     def _prompt(self, work: Work, text: str, inputs: Inputs) -> Any:
         self._check_length(text)
         return work.task.prompt(text, self._base.tokenizer, room=self._room(work), cut=inputs.parameters.truncate)
@@ -403,6 +393,14 @@ class _Outcome:
     labels: tuple[str, str] = ("none", "0")
     code: str = "ok"
     failed: bool = False
+
+
+def _tell(learners: Iterable[Callable[..., None]], held: Held, *answered: Any) -> None:
+    for learner in learners:
+        try:
+            learner(*answered)
+        except Exception:  # who learns from answers costs nobody theirs
+            logger.exception("an answer of %s could not be learnt from", held.choice)
 
 
 def _check_finite(work: Work, chunk: Chunk) -> None:

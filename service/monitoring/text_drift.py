@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PERMUTATIONS = 999
-# Rows of the kernel's matrix: 8 MB for a thousand texts of each side would be 32.
+# Of each side: the kernel of both has 32 MB then.
 MOST = 1000
 LEAST = 20
 SHOWN_WORDS, SHOWN_TEXTS, FOLDS = 20, 15, 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -39,6 +40,17 @@ def _no_settings_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
     settings += " FEEDBACK_DATABASE FEEDBACK_LOG FEEDBACK_TEXTS"
     for name in settings.split():
         monkeypatch.delenv(f"HOTSWAP_{name}", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_logging_leaks_out() -> Iterator[None]:
+    """A command that is run in the tests' process sets up its log, on a stderr that is closed when the test ends."""
+    loggers = [logging.getLogger(name) for name in ("hotswap", "uvicorn")]
+    before = [(list(each.handlers), each.propagate, each.level) for each in loggers]
+    yield
+    for each, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        each.handlers[:], each.propagate = handlers, propagate
+        each.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -203,14 +203,14 @@ async def test_any_text_is_kept(serve: Serve, place: str) -> None:
 
 
 class TestTexts:
-    SAID = "Write to ann@example.com about the moving film."
+    SAID = "Ask ann@example.com about the moving film."
 
     @pytest.mark.parametrize(
         ("form", "kept"),
         [
             ("off", None),
             ("hashed", [f"sha256:{hashlib.sha256(SAID.encode()).hexdigest()}"]),
-            ("redacted", ["Write to <EMAIL_ADDRESS> about the moving film."]),
+            ("redacted", ["Ask <EMAIL_ADDRESS> about the moving film."]),
             ("plain", [SAID]),
         ],
     )

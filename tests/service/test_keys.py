@@ -157,9 +157,8 @@ def test_a_mistake_in_the_file_stops_the_start_and_is_said_without_the_key(
 
 
 def test_a_key_in_plain_text_works_and_is_warned_about_without_being_shown(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.http.keys.logger.propagate", True)
     path = tmp_path / "keys"
     path.write_text("secret-a adapters=legal-*\n")
     caller = Keys(path, NOBODY).caller({"authorization": "Bearer secret-a"})

@@ -77,7 +77,7 @@ async def _answer(request: Request, route: str, body: PredictRequest | ClassifyR
         work = answering.zero_shot(route, body, body.labels or [])
     else:
         work = answering.predict(route, body, body.adapter or "", caller, kind)
-    return Response(_to_json(await _unless_gone(request, work)), headers=headers, media_type="application/json")
+    return Response(_to_json(await unless_gone(request, work)), headers=headers, media_type="application/json")
 
 
 def _take(request: Request, body: Inputs) -> dict[str, str]:
@@ -87,7 +87,7 @@ def _take(request: Request, body: Inputs) -> dict[str, str]:
     return quota.take(caller.name, caller.rate, len(body.texts))
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """Wait for ``work``, but no longer than the client does: it is cancelled when the client hangs up."""
     answer = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
@@ -117,7 +117,7 @@ async def _stream(request: Request, route: str, body: PredictRequest) -> Respons
         _collect(_answering(request).stream(route, body, body.adapter, _caller(request)), pieces)
     )
     try:
-        first = await _unless_gone(request, pieces.get())
+        first = await unless_gone(request, pieces.get())
     except BaseException:
         work.cancel()
         raise

@@ -18,7 +18,7 @@ from service.heartbeat import Heartbeat
 from service.http import edge
 from service.http.keys import Keys, Scope
 from service.http.quota import Quota
-from service.http.routes import adapters, feedback, health, openai, predict, releases
+from service.http.routes import adapters, feedback, health, kserve, openai, predict, releases
 from service.metrics import Metrics
 from service.monitoring.drift import Drift
 from service.monitoring.engine import EngineCollector
@@ -123,6 +123,8 @@ def create_app(
     state.reconciler, state.supervisor, state.feedback, state.quota = reconciler, supervisor, judging, Quota()
     app.include_router(predict.router, dependencies=scope("predict"))
     app.include_router(openai.router, dependencies=scope("predict"))
+    app.include_router(kserve.router, dependencies=scope("predict"))
+    app.include_router(kserve.health)
     app.include_router(feedback.router, dependencies=scope("predict"))
     app.include_router(adapters.router, dependencies=scope("predict"))
     app.include_router(releases.router, dependencies=scope("admin"))

@@ -17,7 +17,7 @@ from service.http import problems
 from service.metrics import Metrics
 
 logger = logging.getLogger("hotswap.access")
-PROBES = ("/livez", "/readyz", "/metrics")
+PROBES = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 DISCARD_BYTES = 16 << 20
 # What a caller may name a request: nothing that could break a log line or a header.
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")

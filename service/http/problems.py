@@ -56,16 +56,21 @@ def _written(error: ServiceError, path: str) -> tuple[int, str, str]:
     """Return status, content type and body: each API's clients know an error by its own shape."""
     if path.startswith(OPENAI):
         return 400 if error.status == 422 else error.status, "application/json", openai(error)
+    if path == "/v2" or path.startswith("/v2/"):
+        return 400 if error.status == 422 else error.status, "application/json", json.dumps({"error": _told(error)})
     return error.status, "application/problem+json", json.dumps(error.problem())
 
 
 def openai(error: ServiceError) -> str:
     """Return ``error`` as OpenAI's clients read it."""
-    told = error.problem()
-    message = f"{told['title']}: {told['detail']}" if "detail" in told else told["title"]
     kind = TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     code = CODES.get(error.code, error.code)
-    return json.dumps({"error": {"message": message, "type": kind, "param": error.param, "code": code}})
+    return json.dumps({"error": {"message": _told(error), "type": kind, "param": error.param, "code": code}})
+
+
+def _told(error: ServiceError) -> str:
+    told = error.problem()
+    return f"{told['title']}: {told['detail']}" if "detail" in told else str(told["title"])
 
 
 async def send(error: ServiceError, send: Send, path: str) -> None:

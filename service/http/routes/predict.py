@@ -71,7 +71,7 @@ async def summarize(request: Request, body: SummarizeRequest) -> Response:
 
 
 async def _answer(request: Request, route: str, body: PredictRequest | ClassifyRequest, kind: Kind | None) -> Response:
-    headers = _take(request, body)
+    headers = take(request, body)
     answering, caller = _answering(request), _caller(request)
     if isinstance(body, ClassifyRequest) and body.adapter is None:
         work = answering.zero_shot(route, body, body.labels or [])
@@ -80,7 +80,7 @@ async def _answer(request: Request, route: str, body: PredictRequest | ClassifyR
     return Response(_to_json(await unless_gone(request, work)), headers=headers, media_type="application/json")
 
 
-def _take(request: Request, body: Inputs) -> dict[str, str]:
+def take(request: Request, body: Inputs) -> dict[str, str]:
     """Count the texts against the caller's rate; return what is left as headers."""
     caller = _caller(request)
     quota: Quota = request.app.state.quota
@@ -110,7 +110,7 @@ async def _disconnected(request: Request) -> None:
 async def _stream(request: Request, route: str, body: PredictRequest) -> Response:
     if body.input is None:
         raise InvalidRequest("'stream' takes one 'input'.")
-    headers = _take(request, body)
+    headers = take(request, body)
     pieces: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
     # In a task of its own from beginning to end: the deadline counts for the task that set it.
     work = asyncio.create_task(

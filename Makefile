@@ -43,6 +43,7 @@ format: setup
 
 bench: setup
 	@$(PY) -m loadtests.bench $(if $(QUICK),--quick)
+	@$(PY) -m loadtests.bench.front $(if $(QUICK),--repeats 1)
 
 loadtest: setup
 	@$(PY) -m locust -f loadtests/locustfile.py --headless -u 4 -r 2 -t 30s --host $${HOTSWAP_URL:-http://127.0.0.1:8000}

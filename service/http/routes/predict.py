@@ -13,6 +13,7 @@ from sse_starlette import EventSourceResponse
 
 from service.errors import ClientClosed, InvalidRequest, ServiceError
 from service.http.body import JsonRoute
+from service.http.direct import Address
 from service.http.keys import Caller
 from service.http.quota import Quota
 from service.http.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
@@ -68,6 +69,16 @@ async def summarize(request: Request, body: SummarizeRequest) -> Response:
     if body.stream:
         return await _stream(request, "summarize", body)
     return await _answer(request, "summarize", body, "summarization")
+
+
+ADDRESSES = {
+    address.path: address
+    for address in (
+        Address("/v1/predict", "predict", PredictRequest, predict),
+        Address("/v1/classify", "predict", ClassifyRequest, classify),
+        Address("/v1/summarize", "predict", SummarizeRequest, summarize),
+    )
+}
 
 
 async def _answer(request: Request, route: str, body: PredictRequest | ClassifyRequest, kind: Kind | None) -> Response:

@@ -100,17 +100,25 @@ def _take(request: Request, body: Inputs) -> dict[str, str]:
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     """Wait for ``work``, but no longer than the client does: it is cancelled when the client hangs up."""
-    answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    task = asyncio.current_task()
+    assert task is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        await _disconnected(request)
+        left = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientClosed
-        return answer.result()
+        return await work
+    except asyncio.CancelledError:
+        if left and not task.uncancel():
+            raise ClientClosed from None
+        raise
     finally:
-        gone.cancel()
-        answer.cancel()
-        await asyncio.gather(answer, gone, return_exceptions=True)
+        watcher.cancel()
 
 
 async def _disconnected(request: Request) -> None:
@@ -174,8 +182,8 @@ def _event(event: str, content: Any) -> dict[str, str]:
 
 def _to_json(prediction: Prediction) -> str:
     """Leave out what says nothing (``truncated``), but not a null adapter, which says: the base model."""
-    body = prediction.model_dump(exclude_none=True)
-    return json.dumps({**body, "adapter": body.get("adapter")}, ensure_ascii=False, separators=(",", ":"))
+    body = prediction.model_dump_json(exclude_none=True)
+    return body if prediction.adapter else f'{body[:-1]},"adapter":null}}'
 
 
 def _answering(request: Request) -> Answering:

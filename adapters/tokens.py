@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import tokenizers
 from adapters.errors import HotswapError
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Hashable, Protocol):
     """What a :class:`~adapters.tasks.base.Task` needs of a tokenizer."""
 
     def encode(self, text: str, *, start: bool = False) -> list[int]:

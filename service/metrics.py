@@ -279,12 +279,12 @@ class Series:
 
     def __init__(self, adapter: str, version: str) -> None:
         self.labels = adapter, version
-        self._found: dict[tuple[MetricWrapperBase | str, ...], Any] = {}
+        self._found: dict[tuple[object, ...], Any] = {}
 
     def of(self, metric: AnyMetric, **more: str) -> AnyMetric:
         """Return the version's own series of ``metric``, with ``more`` labels."""
         key = metric, *more.values()
-        found = self._found.get(key)
+        found: AnyMetric | None = self._found.get(key)
         if found is None:
             adapter, version = self.labels
             found = self._found[key] = metric.labels(adapter=adapter, version=version, **more)

@@ -152,8 +152,8 @@ class BaseTask(BaseModel):
         """Return how many tokens of a text fit. Raises :class:`InputTooLong` where none do."""
         if room is None:
             return self.max_input_tokens
-        around = sum(map(len, _around(self.template.text, tokenizer)))
-        limit = min(self.max_input_tokens, room - around - self.answer_tokens)
+        head, tail = _around(self.template.text, tokenizer)
+        limit = min(self.max_input_tokens, room - len(head) - len(tail) - self.answer_tokens)
         if limit < 1:
             raise InputTooLong(f"the instruction alone fills the context of {room} tokens; raise the model length.")
         return limit

@@ -60,7 +60,7 @@ PARTS = (
     ("choice", r"service/serving/(routing|residency)\.py|adapters/(reference|catalogue)\.py|_choose"),
     ("answering", r"service/serving/|service/tracing\.py|service/errors\.py"),
     ("routes", r"fastapi/|starlette/|service/http/(routes|middleware|problems|edge)|service/app\.py"),
-    ("HTTP parsing", r"uvicorn/|h11/|httptools|service/http/connection\.py"),
+    ("HTTP parsing", r"uvicorn/|h11/|httptools|service/http/(connection|plain)\.py"),
 )
 REST = "event loop, other"
 # What waits is in the kernel, or in uvloop: time, but not the processor's.
@@ -195,7 +195,7 @@ def _measured(servers: dict[str, Any], material: Material, repeats: int, scratch
         if name != "vllm":
             with server.awake():
                 for batch in LOAD:
-                    measured[name].shares[batch] = _shares(server, material.reviews, batch, Path(f"/tmp/stacks-{name}-{batch}"))
+                    measured[name].shares[batch] = _shares(server, material.reviews, batch, scratch / "stacks")
     return measured
 
 

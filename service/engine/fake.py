@@ -84,9 +84,7 @@ class FakeEngine:
     async def generate(
         self, prompt: list[int], sampling: Sampling, adapter: str | None, *, stream: bool = False
     ) -> AsyncGenerator[Chunk]:
-        self._check_alive()
-        if adapter is not None and adapter not in self.resident:
-            raise EngineRefused(f"{adapter} is not resident")
+        self._check_ready(adapter)
         if len(prompt) >= self.limits.max_model_len:
             raise EngineRefused("the prompt is longer than the context")
         self.active += 1
@@ -115,6 +113,7 @@ class FakeEngine:
 
     @asynccontextmanager
     async def batch(self, sampling: Sampling, adapter: str | None, done: Done) -> AsyncIterator[Batch]:
+        self._check_ready(adapter)
         batch = _Batch(self, sampling, adapter, done)
         try:
             yield batch
@@ -133,6 +132,11 @@ class FakeEngine:
         text = self._base.tokenizer.decode(prompt).split()
         length = 3 + int(5 * _noise(prompt, adapter, 0))
         return [f"[{(adapter or 'base').split(':')[0]}]", *text[:length]]
+
+    def _check_ready(self, adapter: str | None) -> None:
+        self._check_alive()
+        if adapter is not None and adapter not in self.resident:
+            raise EngineRefused(f"{adapter} is not resident")
 
     def _check_alive(self, life: int | None = None) -> None:
         """What was begun in an earlier life is never finished in the next."""

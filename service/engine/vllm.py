@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +402,7 @@ class _Batch:
             self._changed.set()
 
 
+@lru_cache(256)
 def _parameters(sampling: Sampling, *, stream: bool = False) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -412,7 +413,7 @@ def _parameters(sampling: Sampling, *, stream: bool = False) -> Any:
         logprob_token_ids=list(sampling.choices) or None,
         detokenize=not sampling.choices,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-        skip_clone=True,  # nobody else has it
+        skip_clone=True,  # a flat copy is enough: what vLLM fills in is the same for every request
     )
 
 

@@ -264,7 +264,7 @@ class Answering:
     async def _classified(self, work: Work, inputs: Inputs, usage: Usage) -> list[Any]:
         """Classify every text, with one call to the tokenizer and one to the engine; errors are in their texts'
         places."""
-        outputs = list(await self._prompts(work, inputs))
+        outputs: list[Any] = [*await self._prompts(work, inputs)]
         asked = [place for place, made in enumerate(outputs) if isinstance(made, Prompt)]
         texts, prompts = [inputs.texts[place] for place in asked], [outputs[place] for place in asked]
         self._count_prompts(work, prompts, usage)

@@ -28,7 +28,11 @@ class Address:
 
     def __init__(self, path: str, scope: KeyScope, model: type[BaseModel], answer: Answer) -> None:
         self.path, self.scope, self.answer = path, scope, answer
-        self.validate = model.__pydantic_validator__.validate_python
+        self._validate = model.__pydantic_validator__.validate_python
+
+    def read(self, body: bytes) -> Any:
+        """Return what ``body`` asks. Raises :class:`ServiceError`, :class:`ValidationError`."""
+        return self._validate(parse(body))
 
 
 class Direct:
@@ -49,7 +53,7 @@ class Direct:
             return
         body = _Body(receive)
         try:
-            content = address.validate(parse(await body.read()))
+            content = address.read(await body.read())
         except (ServiceError, ValidationError, _Gone):
             await self._app(scope, body.again, send)
             return

@@ -10,7 +10,7 @@ help:
 	@echo "make test       set up what is missing, then run every test"
 	@echo "make test-fast  the tests that need no model"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      ours beside vLLM's server and the one people write first; QUICK=1 takes four minutes"
+	@echo "make bench      ours beside vLLM's server and the one people write first; QUICK=1 takes six minutes"
 	@echo "make loadtest   Locust against a running service"
 	@echo "make monitor    Prometheus and Alertmanager beside a running service"
 	@echo "make docs       docs/metrics.md and the dashboards, from what they are made of"
@@ -43,6 +43,7 @@ format: setup
 
 bench: setup
 	@$(PY) -m loadtests.bench $(if $(QUICK),--quick)
+	@$(PY) -m loadtests.bench.front $(if $(QUICK),--repeats 1)
 
 loadtest: setup
 	@$(PY) -m locust -f loadtests/locustfile.py --headless -u 4 -r 2 -t 30s --host $${HOTSWAP_URL:-http://127.0.0.1:8000}

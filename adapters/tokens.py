@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,11 +11,14 @@ import tokenizers
 from adapters.errors import HotswapError
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Hashable, Protocol):
     """What a :class:`~adapters.tasks.base.Task` needs of a tokenizer."""
 
     def encode(self, text: str, *, start: bool = False) -> list[int]:
         """Return the ids of ``text``; with ``start``, preceded by what opens a sequence (BOS), if anything."""
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each of ``texts``, as :meth:`encode` does, in one call."""
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ``ids``, special tokens left out."""
@@ -41,6 +45,10 @@ class FileTokenizer:
 
     def encode(self, text: str, *, start: bool = False) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=start).ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        # Without the places in the text that each token stands for, a third faster.
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

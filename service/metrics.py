@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
@@ -28,6 +28,7 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 VERSION = ("adapter", "version")
 DRIFT = (*VERSION, "feature", "bin")
+AnyMetric = TypeVar("AnyMetric", bound=MetricWrapperBase)
 
 
 class Metrics:
@@ -38,6 +39,7 @@ class Metrics:
         self._versions = _Bounded(CAP, lambda values: self.forget(*values))
         self._adapters = _Bounded(ADAPTERS_CAP, lambda values: self.forget_adapter(*values))
         self._labels: dict[tuple[str, str], set[str]] = {}
+        self._series: dict[tuple[str, str], Series] = {}
         self.forgetting: list[Callable[[str, str], None]] = []  # told whose series are dropped
         self.requests = Counter(
             "hotswap_requests",
@@ -206,6 +208,13 @@ class Metrics:
         """Return the labels of an adapter's version: its own, or ``other`` while the last ``CAP`` are all in use."""
         return self._versions.take((name, version)) or (OTHER, OTHER)
 
+    def series(self, name: str, version: str) -> Series:
+        """Return the series of an adapter's version, for now: they may be dropped at any ``await``."""
+        labels = self.version(name, version)
+        if labels not in self._series:
+            self._series[labels] = Series(*labels)
+        return self._series[labels]
+
     def unasked(self, name: str, version: str) -> tuple[str, str]:
         """Return the labels of a version that nobody asked for yet: half of the places are for those that answer."""
         if (name, version) not in self._versions and len(self._versions) >= CAP // 2:
@@ -228,14 +237,14 @@ class Metrics:
         labels.add(label)
         return label
 
-    def timed(self, labels: tuple[str, str], timing: Timing, tokens: int) -> None:
+    def timed(self, series: Series, timing: Timing, tokens: int) -> None:
         """Write what the engine measured of an answer of so many tokens."""
-        self.prefill_seconds.labels(*labels).observe(timing.prefill)
-        self.decode_seconds.labels(*labels).observe(timing.decode)
-        self.first_token_seconds.labels(*labels).observe(timing.queued + timing.prefill)
-        self.cached_tokens.labels(*labels).inc(timing.cached_tokens)
+        series.of(self.prefill_seconds).observe(timing.prefill)
+        series.of(self.decode_seconds).observe(timing.decode)
+        series.of(self.first_token_seconds).observe(timing.queued + timing.prefill)
+        series.of(self.cached_tokens).inc(timing.cached_tokens)
         if tokens > 1:
-            self.inter_token_seconds.labels(*labels).observe(timing.decode / (tokens - 1))
+            series.of(self.inter_token_seconds).observe(timing.decode / (tokens - 1))
 
     def generation(self, gauge: Gauge, name: str, generation: int) -> None:
         """Set one adapter's generation; those beyond the cap have none, for one number cannot stand for many."""
@@ -259,9 +268,27 @@ class Metrics:
 
     def _remove(self, labels: dict[str, str]) -> None:
         self._labels.pop((labels["adapter"], labels["version"]), None)
+        self._series.pop((labels["adapter"], labels["version"]), None)
         for metric in vars(self).values():
             if isinstance(metric, MetricWrapperBase) and set(labels) <= set(metric._labelnames):
                 metric.remove_by_labels(labels)
+
+
+class Series:
+    """One version's series, each looked up once: that takes longer than to count."""
+
+    def __init__(self, adapter: str, version: str) -> None:
+        self.labels = adapter, version
+        self._found: dict[tuple[object, ...], Any] = {}
+
+    def of(self, metric: AnyMetric, **more: str) -> AnyMetric:
+        """Return the version's own series of ``metric``, with ``more`` labels."""
+        key = metric, *more.values()
+        found: AnyMetric | None = self._found.get(key)
+        if found is None:
+            adapter, version = self.labels
+            found = self._found[key] = metric.labels(adapter=adapter, version=version, **more)
+        return found
 
 
 class _Bounded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,6 +20,7 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 # What is known of the request that is being answered: its id, trace, adapter, version. For the log.
 facts: ContextVar[dict[str, str] | None] = ContextVar("facts", default=None)
 _tracer = trace.get_tracer("hotswap")
+_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 def set_up(environment: Mapping[str, str] = os.environ) -> bool:
@@ -95,12 +96,13 @@ def request(method: str, headers: Mapping[str, str], request_id: str) -> Iterato
         facts.reset(told)
 
 
-@contextmanager
-def span(name: str) -> Iterator[None]:
+def span(name: str) -> AbstractContextManager[None]:
     """Time a part of the request."""
-    if not _on():
-        yield
-        return
+    return _span(name) if _on() else _NOTHING
+
+
+@contextmanager
+def _span(name: str) -> Iterator[None]:
     # Never made the current one: a generator may be closed in another context than it was begun in.
     part = _tracer.start_span(name)
     try:
@@ -125,6 +127,8 @@ def engine(timing: Timing) -> None:
 
 def exemplar() -> dict[str, str] | None:
     """Return what joins a measurement to the trace of its request, where that is recorded."""
+    if not _on():
+        return None
     found = trace.get_current_span().get_span_context()
     return {"trace_id": f"{found.trace_id:032x}"} if found.trace_flags.sampled else None
 

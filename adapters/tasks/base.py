@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -113,29 +114,46 @@ class BaseTask(BaseModel):
         (never the instruction or the answer slot) to fit it and ``max_input_tokens``. Raises
         :class:`InputTooLong` where ``cut`` is false and the text would not fit.
         """
-        before, after = self.template.text.split(SLOT)
-        head = tokenizer.encode(before.removesuffix(" "), start=True)
-        body = self.body(text, tokenizer)
-        tail = tokenizer.encode(after)
-        limit = self.limit(tokenizer, room)
-        truncated = len(body) > limit
-        if truncated and not cut:
-            raise InputTooLong(f"the text has {len(body)} tokens and {limit} fit; shorten it or let it be cut.")
-        kept = self.cut(body, limit) if truncated else body
-        return Prompt(ids=[*head, *kept, *tail], truncated=truncated, input_tokens=len(body))
+        (made,) = self.prompts([text], tokenizer, room=room, cut=cut)
+        if isinstance(made, InputTooLong):
+            raise made
+        return made
+
+    def prompts(
+        self, texts: Sequence[str], tokenizer: Tokenizer, *, room: int | None = None, cut: bool = True
+    ) -> list[Prompt | InputTooLong]:
+        """Return for each of ``texts`` what :meth:`prompt` would return or raise."""
+        head, tail = _around(self.template.text, tokenizer)
+        try:
+            limit = self.limit(tokenizer, room)
+        except InputTooLong as error:
+            return [error] * len(texts)
+        made: list[Prompt | InputTooLong] = []
+        for body in tokenizer.encode_all([self._slot(text) for text in texts]):
+            truncated = len(body) > limit
+            if truncated and not cut:
+                made.append(
+                    InputTooLong(f"the text has {len(body)} tokens and {limit} fit; shorten it or let it be cut.")
+                )
+                continue
+            kept = self.cut(body, limit) if truncated else body
+            made.append(Prompt(ids=[*head, *kept, *tail], truncated=truncated, input_tokens=len(body)))
+        return made
 
     def body(self, text: str, tokenizer: Tokenizer) -> list[int]:
         """Return the ids that stand in the slot for ``text``."""
+        return tokenizer.encode(self._slot(text))
+
+    def _slot(self, text: str) -> str:
         blank = " " if self.template.text.split(SLOT)[0].endswith(" ") else ""
-        return tokenizer.encode(blank + (normalized(text) if self.normalize else text.strip()))
+        return blank + (normalized(text) if self.normalize else text.strip())
 
     def limit(self, tokenizer: Tokenizer, room: int | None = None) -> int:
         """Return how many tokens of a text fit. Raises :class:`InputTooLong` where none do."""
         if room is None:
             return self.max_input_tokens
-        before, after = self.template.text.split(SLOT)
-        around = len(tokenizer.encode(before.removesuffix(" "), start=True)) + len(tokenizer.encode(after))
-        limit = min(self.max_input_tokens, room - around - self.answer_tokens)
+        head, tail = _around(self.template.text, tokenizer)
+        limit = min(self.max_input_tokens, room - len(head) - len(tail) - self.answer_tokens)
         if limit < 1:
             raise InputTooLong(f"the instruction alone fills the context of {room} tokens; raise the model length.")
         return limit
@@ -198,3 +216,10 @@ class BaseTask(BaseModel):
     def score(self, outputs: Sequence[Mapping[str, Any]], references: Sequence[str]) -> dict[str, Any]:
         """Return the metrics of ``outputs`` (as :meth:`read` gives them) against ``references``."""
         raise NotImplementedError
+
+
+@lru_cache(1024)
+def _around(template: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the ids in front of a template's slot and behind it."""
+    before, after = template.split(SLOT)
+    return tokenizer.encode(before.removesuffix(" "), start=True), tokenizer.encode(after)

@@ -77,9 +77,9 @@ def machine_line(bench: Bench) -> str | None:
 def text(told: dict[str, Any]) -> str:
     """Return what is printed at the end."""
     parts = [
-        _table(("RATIO", "MEDIAN", "MIN", "MAX", "TARGET", ""), _ratio_rows(told)),
-        _table(("WORKLOAD", "SERVER", "TEXTS/S", "TOKENS IN/S", "TOKENS OUT/S", "P50 S", "P95 S"), _rate_rows(told)),
-        _table(("SERVER", "START S", "FIRST ANSWER S", "HUNDREDTH S", "PEAK GIB"), _server_rows(told)),
+        table(("RATIO", "MEDIAN", "MIN", "MAX", "TARGET", ""), _ratio_rows(told)),
+        table(("WORKLOAD", "SERVER", "TEXTS/S", "TOKENS IN/S", "TOKENS OUT/S", "P50 S", "P95 S"), _rate_rows(told)),
+        table(("SERVER", "START S", "FIRST ANSWER S", "HUNDREDTH S", "PEAK GIB"), _server_rows(told)),
     ]
     shares = [f"{w} {s} {share:.1%}" for w, servers in told["agreement"].items() for s, share in servers.items()]
     parts += [f"same answers as ours: {'; '.join(shares)}"] if shares else []
@@ -115,7 +115,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -111,7 +111,11 @@ class Hotswap(HttpServer):
     name, health = "ours", "/readyz"
 
     def _process(self) -> Process:
-        settings: dict[str, Any] = {
+        environment = {f"HOTSWAP_{name.upper()}": str(value) for name, value in self._settings().items()}
+        return Process("service", [], environment, self.log, piped=False)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
             "port": self.port,
             "store": self.material.store,
             "cache": self.material.cache,
@@ -123,8 +127,6 @@ class Hotswap(HttpServer):
             "kv_cache_gib": KV_GIB,
             "dtype": DTYPE,
         }
-        environment = {f"HOTSWAP_{name.upper()}": str(value) for name, value in settings.items()}
-        return Process("service", [], environment, self.log, piped=False)
 
     def _load(self, adapters: list[Adapter]) -> None:
         """Asking is enough: the service fetches what it is asked for."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -63,6 +64,20 @@ class Chunk:
     timing: Timing | None = None
 
 
+# Called between two steps of the event loop, maybe by the task that answers everybody: it must not raise.
+Done = Callable[[int, Chunk | Exception], None]
+
+
+class Batch(Protocol):
+    """Prompts that are answered together."""
+
+    async def add(self, place: int, prompt: list[int]) -> None:
+        """Have one more prompt answered."""
+
+    async def finish(self) -> None:
+        """Wait until all that were added are answered, or one has failed with more than :class:`EngineRefused`."""
+
+
 class Engine(Protocol):
     """Started, then used from one event loop. After :meth:`stop` it can be started again, with nothing resident."""
 
@@ -111,4 +126,11 @@ class Engine(Protocol):
 
         Without ``stream`` there is one chunk. Leaving the iterator, or cancelling the task that waits in it,
         aborts the request and frees what it holds. Raises :class:`EngineDown`, :class:`EngineRefused`.
+        """
+
+    def batch(self, sampling: Sampling, adapter: str | None, done: Done) -> AbstractAsyncContextManager[Batch]:
+        """Answer many prompts, each whole, as :meth:`generate` does without ``stream``, and with less work around each.
+
+        ``done`` is called with a prompt's place, and its answer or what was raised instead. Leaving the context aborts
+        what is not answered.
         """

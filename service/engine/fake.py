@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from adapters.base_model import Base
@@ -14,7 +15,7 @@ from adapters.errors import InvalidAdapter
 from adapters.lint import lint
 from adapters.probes import TEXTS
 from adapters.tasks import Sampling
-from service.engine.base import Chunk, EngineDown, EngineRefused, Limits, Timing
+from service.engine.base import Batch, Chunk, Done, EngineDown, EngineRefused, Limits, Timing
 from service.engine.openai import OpenAI
 
 
@@ -99,9 +100,7 @@ class FakeEngine:
     async def generate(
         self, prompt: list[int], sampling: Sampling, adapter: str | None, *, stream: bool = False
     ) -> AsyncGenerator[Chunk]:
-        self._check_alive()
-        if adapter is not None and adapter not in self.resident:
-            raise EngineRefused(f"{adapter} is not resident")
+        self._check_ready(adapter)
         if len(prompt) >= self.limits.max_model_len:
             raise EngineRefused("the prompt is longer than the context")
         self.active += 1
@@ -128,6 +127,17 @@ class FakeEngine:
         finally:
             self.active -= 1
 
+    @asynccontextmanager
+    async def batch(self, sampling: Sampling, adapter: str | None, done: Done) -> AsyncIterator[Batch]:
+        self._check_ready(adapter)
+        batch = _Batch(self, sampling, adapter, done)
+        try:
+            yield batch
+        finally:
+            for task in batch.tasks:
+                task.cancel()
+            await asyncio.gather(*batch.tasks, return_exceptions=True)
+
     def _logprobs(self, prompt: list[int], sampling: Sampling, adapter: str | None) -> dict[int, float]:
         weights = {choice: 1 + _noise(prompt, adapter, choice) for choice in sampling.choices}
         # As in a vocabulary: the choices have a part of the probability, not all of it.
@@ -139,10 +149,41 @@ class FakeEngine:
         length = 3 + int(5 * _noise(prompt, adapter, 0))
         return [f"[{(adapter or 'base').split(':')[0]}]", *text[:length]]
 
+    def _check_ready(self, adapter: str | None) -> None:
+        self._check_alive()
+        if adapter is not None and adapter not in self.resident:
+            raise EngineRefused(f"{adapter} is not resident")
+
     def _check_alive(self, life: int | None = None) -> None:
         """What was begun in an earlier life is never finished in the next."""
         if not self._alive or life not in (None, self._life):
             raise EngineDown("the engine is not running")
+
+
+class _Batch:
+    def __init__(self, engine: FakeEngine, sampling: Sampling, adapter: str | None, done: Done) -> None:
+        self._engine, self._sampling, self._adapter, self._done = engine, sampling, adapter, done
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def add(self, place: int, prompt: list[int]) -> None:
+        answer = self._answer(place, prompt)
+        if self._engine.gate.is_set():
+            await answer  # at once: as vLLM, it needs no task for each
+        else:
+            self.tasks.append(asyncio.create_task(answer))
+
+    async def finish(self) -> None:
+        await asyncio.gather(*self.tasks)
+
+    async def _answer(self, place: int, prompt: list[int]) -> None:
+        answer: Chunk | Exception = EngineDown("no answer")
+        try:
+            async with aclosing(self._engine.generate(prompt, self._sampling, self._adapter)) as chunks:
+                async for chunk in chunks:
+                    answer = chunk
+        except EngineRefused as error:
+            answer = error
+        self._done(place, answer)
 
 
 def _timing(began: float) -> Timing:

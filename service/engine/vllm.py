@@ -8,8 +8,9 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
 from service.engine import launch
-from service.engine.base import FLOAT32_TOLERANCE, HALF_TOLERANCE, Chunk, EngineDown, EngineRefused, Limits, Timing
+from service.engine.base import (
+    FLOAT32_TOLERANCE,
+    HALF_TOLERANCE,
+    Batch,
+    Chunk,
+    Done,
+    EngineDown,
+    EngineRefused,
+    Limits,
+    Timing,
+)
 from service.engine.openai import OpenAI
 from service.engine.plugin import is_cpu, why_stock
 from service.settings import Settings, rank_above
@@ -277,41 +288,42 @@ class VllmEngine:
     async def generate(
         self, prompt: list[int], sampling: Sampling, adapter: str | None, *, stream: bool = False
     ) -> AsyncGenerator[Chunk]:
-        from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import RequestOutputKind
 
-        llm = self._running()
-        if adapter is not None and adapter not in self._adapters:
-            raise EngineRefused(f"{adapter} is not resident")
+        llm = self._ready_for(adapter)
         choices = list(sampling.choices)
-        parameters = SamplingParams(
-            temperature=0,
-            max_tokens=sampling.max_tokens,
-            logprob_token_ids=choices or None,
-            detokenize=not choices,
-            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-        )
-        request_id = f"hotswap-{next(self._request_ids)}"
         inputs, lora = self._inputs(prompt, adapter)
         try:
-            outputs = llm.generate(inputs, parameters, request_id, lora_request=lora)
+            parameters = _parameters(sampling, stream=stream)
+            outputs = llm.generate(inputs, parameters, self._request_id(), lora_request=lora)
             async with aclosing(outputs):
                 async for output in outputs:
-                    answer = output.outputs[0]
-                    first = answer.logprobs[0] if answer.logprobs else {}
-                    yield Chunk(
-                        text=answer.text,
-                        tokens=len(answer.token_ids),
-                        finish_reason=answer.finish_reason,
-                        logprobs={token: first[token].logprob for token in choices},
-                        timing=_timing(output) if output.finished else None,
-                    )
+                    yield _chunk(output, choices)
         except VLLMClientError as error:
             raise EngineRefused(str(error)) from error
         except Exception as error:
             self._raise_if_dead(error)
             raise
+
+    @asynccontextmanager
+    async def batch(self, sampling: Sampling, adapter: str | None, done: Done) -> AsyncIterator[Batch]:
+        batch = _Batch(self, self._ready_for(adapter), sampling, adapter, done)
+        try:
+            yield batch
+        except Exception as error:
+            self._raise_if_dead(error)
+            raise
+        finally:
+            await batch.abort()
+
+    def _ready_for(self, adapter: str | None) -> Any:
+        llm = self._running()
+        if adapter is not None and adapter not in self._adapters:
+            raise EngineRefused(f"{adapter} is not resident")
+        return llm
+
+    def _request_id(self) -> str:
+        return f"hotswap-{next(self._request_ids)}"
 
     def _inputs(self, prompt: list[int], adapter: str | None) -> tuple[Any, Any]:
         """Return what the engine reads, and the LoRA it reads it with, if any."""
@@ -346,6 +358,88 @@ class VllmEngine:
 
         if isinstance(error, EngineDeadError) or not self.alive:
             raise EngineDown("the engine has died") from error
+
+
+class _Batch:
+    """Requests of AsyncLLM whose answers are taken where they arrive, without a task that waits for each."""
+
+    def __init__(self, engine: VllmEngine, llm: Any, sampling: Sampling, adapter: str | None, done: Done) -> None:
+        self._engine, self._llm, self._adapter, self._done = engine, llm, adapter, done
+        self._choices, self._parameters = list(sampling.choices), _parameters(sampling)
+        self._waiting: dict[int, str] = {}  # vLLM's name of a request, by place
+        self._failure: Exception | None = None
+        self._changed = asyncio.Event()
+
+    async def add(self, place: int, prompt: list[int]) -> None:
+        from vllm.exceptions import VLLMClientError
+
+        inputs, lora = self._engine._inputs(prompt, self._adapter)
+        try:
+            collector = await self._llm.add_request(
+                self._engine._request_id(), inputs, self._parameters, lora_request=lora
+            )
+        except VLLMClientError as error:
+            self._done(place, EngineRefused(str(error)))
+            return
+        self._waiting[place] = collector.request_id
+        # Called by the task that hands out everybody's answers: what is raised there ends the engine.
+        collector.put = partial(self._put, place)
+        if (early := collector.output) is not None:
+            self._put(place, early)
+
+    async def finish(self) -> None:
+        while self._waiting and self._failure is None:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def abort(self) -> None:
+        left = list(self._waiting.values())
+        self._waiting.clear()  # first: what is aborted is told so
+        if left and self._engine.alive:
+            await self._llm.abort(left, internal=True)
+
+    def _put(self, place: int, output: Any) -> None:
+        if place not in self._waiting:
+            return
+        try:
+            if isinstance(output, Exception):
+                raise output
+            if output.finished:
+                del self._waiting[place]
+                self._done(place, _chunk(output, self._choices))
+        except Exception as error:
+            self._failure = error
+        if not self._waiting or self._failure is not None:
+            self._changed.set()
+
+
+@lru_cache(256)
+def _parameters(sampling: Sampling, *, stream: bool = False) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0,
+        max_tokens=sampling.max_tokens,
+        logprob_token_ids=list(sampling.choices) or None,
+        detokenize=not sampling.choices,
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # a flat copy is enough: what vLLM fills in is the same for every request
+    )
+
+
+def _chunk(output: Any, choices: Sequence[int]) -> Chunk:
+    answer = output.outputs[0]
+    first = answer.logprobs[0] if answer.logprobs else {}
+    return Chunk(
+        text=answer.text,
+        tokens=len(answer.token_ids),
+        finish_reason=answer.finish_reason,
+        logprobs={token: first[token].logprob for token in choices},
+        timing=_timing(output) if output.finished else None,
+    )
 
 
 def _timing(output: Any) -> Timing | None:

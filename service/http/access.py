@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Forbidden, ServiceError
@@ -38,7 +37,8 @@ class Access:
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
+        # Of those that come twice the first counts.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         if not self._keys.required and scope["method"] not in READING:
             refuse_pages(headers, self._origins)
             if not scope["path"].startswith(ASKING):

@@ -7,9 +7,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.http import docs, problems
 from service.http.access import Access
+from service.http.direct import Direct
 from service.http.keys import Keys
 from service.http.middleware import BodyLimit, RequestId
 from service.http.quota import Quota
+from service.http.routes import predict
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -19,6 +21,7 @@ def install(app: FastAPI, settings: Settings, keys: Keys, quota: Quota, metrics:
     app.include_router(docs.router)
     problems.install(app)
     # What is added last is outermost.
+    app.add_middleware(Direct, addresses=predict.ADDRESSES)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(Access, keys=keys, quota=quota, origins=settings.cors_origins)
     if settings.cors_origins:

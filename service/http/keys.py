@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -133,6 +134,7 @@ def from_elsewhere(headers: Mapping[str, str]) -> bool:
     return not is_loopback(host.strip("[]"))
 
 
+@lru_cache(64)
 def is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

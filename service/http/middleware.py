@@ -93,27 +93,27 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         give_up = asyncio.get_running_loop().time() + self._seconds
-        too_large = BodyTooLarge(f"The limit is {self._limit} bytes; send fewer texts at once.")
         headers = dict(scope["headers"])
         if int(headers.get(b"content-length", b"0")) > self._limit:
             # Who asks first (Expect: 100-continue) has sent nothing yet, and must not be bidden to.
-            await self._refuse(too_large, receive, send, give_up, scope["path"], more=b"expect" not in headers)
+            await self._refuse(self._too_large(), receive, send, give_up, scope["path"], more=b"expect" not in headers)
             return
         read, more = 0, True
         refusal: ServiceError | None = None
 
         async def counted() -> Message:
             nonlocal read, refusal, more
+            if not more:  # whoever receives waits for the client to hang up, as long as it takes
+                return await receive()
             try:
-                # Once the body is there, whoever receives waits for the client to hang up, as long as it takes.
-                async with asyncio.timeout_at(give_up if more else None):
+                async with asyncio.timeout_at(give_up):
                     message = await receive()
             except TimeoutError:
                 refusal = BadRequest(f"The body did not arrive within {self._seconds:g} s.")
                 raise refusal from None
             read, more = read + len(message.get("body", b"")), message.get("more_body", False)
             if read > self._limit:
-                refusal = too_large
+                refusal = self._too_large()
             if refusal:
                 raise refusal
             return message
@@ -127,6 +127,9 @@ class BodyLimit:
             await self._app(scope, counted, silenced)
         if refusal:
             await self._refuse(refusal, receive, send, give_up, scope["path"], more)
+
+    def _too_large(self) -> ServiceError:
+        return BodyTooLarge(f"The limit is {self._limit} bytes; send fewer texts at once.")
 
     async def _refuse(
         self, error: ServiceError, receive: Receive, send: Send, give_up: float, path: str, more: bool

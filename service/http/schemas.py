@@ -34,6 +34,8 @@ class Request(BaseModel):
 
 
 class Parameters(Request):
+    model_config = ConfigDict(frozen=True)  # so the default is one object, not a deep copy for each request
+
     max_words: StrictInt | None = Field(None, ge=1, le=2000, description="summaries: at most so many words")
     truncate: StrictBool = Field(True, description="cut a text that is too long; false refuses it")
     long: Literal["cut", "chunks"] | None = Field(

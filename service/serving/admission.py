@@ -99,7 +99,8 @@ class Admission:
 
     def __init__(self, concurrency: int, queue: int, max_wait: float, metrics: Metrics) -> None:
         self._concurrency, self._capacity, self._max_wait = concurrency, concurrency + queue, max_wait
-        self._metrics, self._turns = metrics, asyncio.Semaphore(concurrency)
+        self._metrics = metrics
+        self._line: deque[Turns] = deque()
         self._throughput = Throughput()
         self._texts, self._in_engine, self._queued_tokens = 0, 0, 0.0
 
@@ -154,26 +155,94 @@ class Admission:
     @asynccontextmanager
     async def turn(self, tokens: float) -> AsyncIterator[None]:
         """Wait for the engine to take one more text, of about so many tokens."""
-        started = time.monotonic()
-        self._metrics.waiting.inc()
-        try:
-            await self._turns.acquire()
-        finally:
-            self._metrics.waiting.dec()
-        self._metrics.queue_seconds.observe(time.monotonic() - started)
-        self._metrics.in_flight.inc()
-        was_busy = self._busy
-        self._in_engine += 1
-        if self._busy and not was_busy:
-            self._throughput.resume()
-        began = time.monotonic()
-        try:
+        with self.turns([tokens]) as turns:
+            await turns.next()
             yield
-            self._throughput.done(tokens, time.monotonic() - began, busy=self._busy)
+            turns.done(0)
+
+    @contextmanager
+    def turns(self, tokens: Sequence[float]) -> Iterator[Turns]:
+        """Wait for the engine to take texts of about so many ``tokens``, in their order, each when there is room for
+        one more."""
+        turns = Turns(self, tokens)
+        self._line.append(turns)
+        self._metrics.waiting.inc(len(tokens))
+        self._let_in()
+        try:
+            yield turns
         finally:
-            self._in_engine -= 1
-            self._metrics.in_flight.dec()
-            self._turns.release()
+            turns.close()
+
+    def _let_in(self) -> None:
+        """Give the free places in the engine to whoever came first."""
+        while self._line and self._in_engine < self._concurrency:
+            first, was_busy = self._line[0], self._busy
+            count = min(self._concurrency - self._in_engine, first.left)
+            self._in_engine += count
+            if self._busy and not was_busy:
+                self._throughput.resume()
+            first.give(count)
+            if not first.left:
+                self._line.popleft()
+
+    def _out(self, count: int) -> None:
+        self._in_engine -= count
+        self._metrics.in_flight.dec(count)
+        self._let_in()
+
+
+class Turns:
+    """A request's texts on their way through the engine. Nothing here waits but :meth:`next`."""
+
+    def __init__(self, admission: Admission, tokens: Sequence[float]) -> None:
+        self._admission, self._tokens, self._came = admission, tokens, time.monotonic()
+        self._given = self._told = 0
+        self._began: dict[int, float] = {}  # by place, of those that are in the engine
+        self._woken = asyncio.Event()
+
+    @property
+    def left(self) -> int:
+        """How many have had no turn yet."""
+        return len(self._tokens) - self._given
+
+    def give(self, count: int) -> None:
+        """Let the next ``count`` into the engine."""
+        now, metrics = time.monotonic(), self._admission._metrics
+        for place in range(self._given, self._given + count):
+            self._began[place] = now
+            metrics.queue_seconds.observe(now - self._came)
+        self._given += count
+        metrics.waiting.dec(count)
+        metrics.in_flight.inc(count)
+        self._woken.set()
+
+    async def next(self) -> range:
+        """Wait for the turn of one text or more, and return their places; none when all have had theirs."""
+        if self._told < len(self._tokens):
+            await self._woken.wait()
+        self._woken.clear()
+        places = range(self._told, self._given)
+        self._told = self._given
+        return places
+
+    def done(self, place: int) -> float:
+        """Note that the engine has answered a text; return after how many seconds."""
+        seconds = time.monotonic() - self._began.pop(place)
+        admission = self._admission
+        admission._throughput.done(self._tokens[place], seconds, busy=admission._busy)
+        admission._out(1)
+        return seconds
+
+    def close(self) -> None:
+        """Leave the line, and give back what is still in the engine: it was not answered."""
+        if self.left:
+            self._admission._line.remove(self)
+            self._admission._metrics.waiting.dec(self.left)
+            self._tokens = self._tokens[: self._given]
+        if self._began:
+            count = len(self._began)
+            self._began.clear()
+            self._admission._out(count)
 
 
 def estimated_tokens(texts: Sequence[str]) -> float:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 from ulid import ULID
@@ -46,9 +46,9 @@ from service.http.schemas import (
     Summary,
     Usage,
 )
-from service.metrics import Metrics
+from service.metrics import Metrics, Series
 from service.rollout.evidence import Tally
-from service.serving.admission import Admission, estimated_tokens
+from service.serving.admission import Admission, Turns, estimated_tokens
 from service.serving.residency import Held, Residency
 from service.serving.routing import Choice, Routing
 from service.settings import Settings
@@ -59,6 +59,7 @@ logger = logging.getLogger("hotswap")
 INLINE_CHARS = 4000
 # Of one long text; more would keep others' short ones waiting.
 PARTS_AT_ONCE = 4
+T = TypeVar("T")
 Kind = Literal["classification", "summarization"]
 AnyTask = ClassificationTask | SummarizationTask
 BASE = ("base", "0")  # the metrics' labels of the base model
@@ -202,9 +203,9 @@ class Answering:
     def _record(self, route: str, outcome: _Outcome, seconds: float) -> None:
         choice = outcome.choice
         labels = (choice.name, str(choice.version)) if choice else outcome.labels
-        name, version = self._metrics.version(*labels)
-        self._metrics.requests.labels(route, name, version, choice.channel if choice else "none", outcome.code).inc()
-        self._metrics.request_seconds.labels(route, name, version).observe(seconds, tracing.exemplar())
+        series, channel = self._metrics.series(*labels), choice.channel if choice else "none"
+        series.of(self._metrics.requests, route=route, channel=channel, outcome=outcome.code).inc()
+        series.of(self._metrics.request_seconds, route=route).observe(seconds, tracing.exemplar())
         # A caller's own mistake, its leaving, or its own choice of a version says nothing about the version.
         if choice and choice.routed and (outcome.failed or outcome.code == "ok"):
             self._tally.answered(choice.name, choice.version, seconds, failed=outcome.failed)
@@ -275,34 +276,67 @@ class Answering:
         return self._prediction(work, await self._outputs(work, inputs, usage), usage)
 
     async def _outputs(self, work: Work, inputs: Inputs, usage: Usage) -> list[Any]:
-        if inputs.input is not None:
-            return [await self._answer(work, inputs.input, inputs, usage)]
-        return await together(self._answer_or_error(work, text, inputs, usage) for text in inputs.texts)
+        if isinstance(work.task, ClassificationTask):
+            outputs = await self._classified(work, inputs, usage)
+        else:
+            outputs = await together(self._summary(work, text, inputs, usage) for text in inputs.texts)
+        for place, output in enumerate(outputs):
+            if isinstance(output, Exception):
+                outputs[place] = _in_its_place(output, alone=inputs.input is not None)
+        return outputs
 
-    async def _answer_or_error(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> Any:
-        try:
-            return await self._answer(work, text, inputs, usage)
-        except Exception as error:
-            failure = from_lower(error)
-            if failure.status >= 500:
-                # Not this text's fault, and no answer for the others either: the request as a whole failed.
-                raise
-            return ItemError(error=Problem.model_validate(failure.problem()))
+    async def _classified(self, work: Work, inputs: Inputs, usage: Usage) -> list[Any]:
+        """Classify every text, with one call to the tokenizer and one to the engine; errors are in their texts'
+        places."""
+        outputs: list[Any] = [*await self._prompts(work, inputs)]
+        asked = [place for place, made in enumerate(outputs) if isinstance(made, Prompt)]
+        texts, prompts = [inputs.texts[place] for place in asked], [outputs[place] for place in asked]
+        self._count_prompts(work, prompts, usage)
+        answers = await self._scored(work, texts, prompts)
+        series = self._metrics.series(*work.labels)
+        for place, text, prompt, (answer, seconds) in zip(asked, texts, prompts, answers, strict=True):
+            outputs[place] = answer
+            if isinstance(answer, Chunk):
+                _check_finite(work, answer)
+                self._count_chunk(series, answer, answer.tokens, usage)
+                series.of(self._metrics.engine_seconds).observe(seconds)
+                outputs[place] = self._read(work, series, text, prompt, answer)
+        return outputs
 
-    async def _answer(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> Classification | Summary:
-        if isinstance(work.task, SummarizationTask):
-            async with aclosing(self._summaries(work, text, inputs, usage, stream=False)) as summaries:
-                return [summary async for summary in summaries][-1]
-        async with aclosing(self._ask(work, text, inputs, usage, stream=False)) as chunks:
-            chunk, prompt = [answer async for answer in chunks][-1]
+    async def _scored(
+        self, work: Work, texts: Sequence[str], prompts: Sequence[Prompt]
+    ) -> list[tuple[Chunk | Exception, float]]:
+        """Return the engine's answer to each prompt, and after how many seconds it came."""
+        answers: dict[int, tuple[Chunk | Exception, float]] = {}
+
+        def done(place: int, answer: Chunk | Exception) -> None:
+            answers[place] = answer, turns.done(place) if isinstance(answer, Chunk) else 0.0
+
+        with self._admission.turns([estimated_tokens([text]) for text in texts]) as turns:
+            async with self._engine.batch(work.task.sampling({}), work.engine_name, done) as batch:
+                while places := await _timed_next(turns):
+                    for place in places:
+                        await batch.add(place, prompts[place].ids)
+                await batch.finish()
+        return [answers[place] for place in range(len(prompts))]
+
+    def _read(self, work: Work, series: Series, text: str, prompt: Prompt, chunk: Chunk) -> Classification:
         output = work.task.read(Completion(logprobs=chunk.logprobs), {})
-        name, version = self._metrics.version(*work.labels)
-        label = output["label"] if work.held else "zero-shot"
-        self._metrics.predictions.labels(name, version, self._metrics.label(name, version, label)).inc()
-        self._metrics.confidence.labels(name, version).observe(output["score"])
+        label = self._metrics.label(*series.labels, output["label"] if work.held else "zero-shot")
+        series.of(self._metrics.predictions, label=label).inc()
+        series.of(self._metrics.confidence).observe(output["score"])
         if work.held:
             _tell(self.observers, work.held, work.held, text, prompt, output)
         return Classification(**output, truncated=prompt.truncated or None)
+
+    async def _summary(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> Summary | Exception:
+        try:
+            async with aclosing(self._summaries(work, text, inputs, usage, stream=False)) as summaries:
+                return [summary async for summary in summaries][-1]
+        except Exception as error:
+            if from_lower(error).status >= 500:
+                raise
+            return error
 
     async def _summaries(
         self, work: Work, text: str, inputs: Inputs, usage: Usage, *, stream: bool = True
@@ -358,16 +392,8 @@ class Answering:
         self, work: Work, text: str, inputs: Inputs, usage: Usage, *, stream: bool
     ) -> AsyncGenerator[tuple[Chunk, Prompt]]:
         """Send one text to the engine when its turn comes; yield chunks, and the prompt that was made of it."""
-        name, version = self._metrics.version(*work.labels)
-        if len(inputs.texts) * len(text) < INLINE_CHARS:
-            prompt = self._prompt(work, text, inputs)
-        else:
-            prompt = await asyncio.to_thread(self._prompt, work, text, inputs)
-        self._metrics.input_tokens.labels(name, version).observe(prompt.input_tokens)
-        if prompt.truncated:
-            self._metrics.truncated.labels(name, version).inc()
-        usage.prompt_tokens += len(prompt.ids)
-        self._metrics.prompt_tokens.labels(name, version).inc(len(prompt.ids))
+        prompt = await self._short(len(inputs.texts) * len(text), self._prompt, work, text, inputs)
+        self._count_prompts(work, [prompt], usage)
         sampling = work.task.sampling(inputs.parameters.model_dump())
         async with AsyncExitStack() as stack:
             with span("queue"):
@@ -376,24 +402,61 @@ class Answering:
             async with aclosing(self._engine.generate(prompt.ids, sampling, work.engine_name, stream=stream)) as chunks:
                 async for chunk in chunks:
                     _check_finite(work, chunk)
-                    usage.completion_tokens += chunk.tokens
                     tokens += chunk.tokens
-                    self._metrics.completion_tokens.labels(name, version).inc(chunk.tokens)
-                    if chunk.timing:
-                        tracing.engine(chunk.timing)
-                        self._metrics.timed((name, version), chunk.timing, tokens)
+                    self._count_chunk(self._metrics.series(*work.labels), chunk, tokens, usage)
                     yield chunk, prompt
-            self._metrics.engine_seconds.labels(name, version).observe(time.monotonic() - started)
+            series = self._metrics.series(*work.labels)
+            series.of(self._metrics.engine_seconds).observe(time.monotonic() - started)
 
-    def _prompt(self, work: Work, text: str, inputs: Inputs) -> Any:
+    def _count_prompts(self, work: Work, prompts: Sequence[Prompt], usage: Usage) -> None:
+        series, tokens = self._metrics.series(*work.labels), sum(len(prompt.ids) for prompt in prompts)
+        lengths = series.of(self._metrics.input_tokens)
+        for prompt in prompts:
+            lengths.observe(prompt.input_tokens)
+        if cut := sum(prompt.truncated for prompt in prompts):
+            series.of(self._metrics.truncated).inc(cut)
+        usage.prompt_tokens += tokens
+        series.of(self._metrics.prompt_tokens).inc(tokens)
+
+    def _count_chunk(self, series: Series, chunk: Chunk, tokens: int, usage: Usage) -> None:
+        """Count a piece of an answer that has so many tokens by now."""
+        usage.completion_tokens += chunk.tokens
+        series.of(self._metrics.completion_tokens).inc(chunk.tokens)
+        if chunk.timing:
+            tracing.engine(chunk.timing)
+            self._metrics.timed(series, chunk.timing, tokens)
+
+    async def _prompts(self, work: Work, inputs: Inputs) -> Sequence[Prompt | Exception]:
+        return await self._short(sum(map(len, inputs.texts)), self._make_prompts, work, inputs)
+
+    def _make_prompts(self, work: Work, inputs: Inputs) -> list[Prompt | Exception]:
+        made: list[Prompt | Exception | None] = [self._length_error(text) for text in inputs.texts]
+        fit = [place for place, error in enumerate(made) if error is None]
+        texts, cut = [inputs.texts[place] for place in fit], inputs.parameters.truncate
+        prompts = work.task.prompts(texts, self._base.tokenizer, room=self._room(work), cut=cut)
+        for place, prompt in zip(fit, prompts, strict=True):
+            made[place] = prompt
+        return [each for each in made if each is not None]
+
+    def _prompt(self, work: Work, text: str, inputs: Inputs) -> Prompt:
         self._check_length(text)
         return work.task.prompt(text, self._base.tokenizer, room=self._room(work), cut=inputs.parameters.truncate)
 
+    @staticmethod
+    async def _short(chars: int, make: Callable[..., T], *given: Any) -> T:
+        """Make tokens of so many characters: in a thread, where that would keep others waiting."""
+        return make(*given) if chars < INLINE_CHARS else await asyncio.to_thread(make, *given)
+
     def _check_length(self, text: str) -> None:
+        if error := self._length_error(text):
+            raise error
+
+    def _length_error(self, text: str) -> ServiceError | None:
         if not text.strip():
-            raise InvalidRequest("The text is empty.")
+            return InvalidRequest("The text is empty.")
         if len(text) > self._settings.max_input_chars:
-            raise TooLong(f"The text has {len(text)} characters; the limit is {self._settings.max_input_chars}.")
+            return TooLong(f"The text has {len(text)} characters; the limit is {self._settings.max_input_chars}.")
+        return None
 
     def _room(self, work: Work) -> int:
         return self._settings.max_model_len - (work.held.manifest.virtual_tokens if work.held else 0)
@@ -432,6 +495,20 @@ def _check_finite(work: Work, chunk: Chunk) -> None:
     if not all(map(math.isfinite, chunk.logprobs.values())):
         who = str(work.held.choice) if work.held else "The base model"
         raise AdapterFailed(f"{who} does not answer with numbers to this text; train it again at a lower rate.")
+
+
+def _in_its_place(error: Exception, *, alone: bool) -> ItemError:
+    """Return what is said of one text of many. Raises what is no fault of this text, and so no answer for the others
+    either: the request as a whole failed."""
+    failure = from_lower(error)
+    if alone or failure.status >= 500:
+        raise error
+    return ItemError(error=Problem.model_validate(failure.problem()))
+
+
+async def _timed_next(turns: Turns) -> range:
+    with span("queue"):
+        return await turns.next()
 
 
 async def together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import product
 from string import ascii_uppercase
 from typing import Any
@@ -100,6 +101,29 @@ def completion_of(task: ClassificationTask, logprobs: list[float]) -> Completion
 
 
 class TestPrompt:
+    @properties
+    @given(
+        kind=st.sampled_from(list(TASKS)),
+        texts=st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=60), max_size=5),
+        room=st.none() | st.integers(1, 60),
+        cut=st.booleans(),
+    )
+    def test_of_many_texts_is_that_of_each(
+        self, tiny: Base, kind: str, texts: list[str], room: int | None, cut: bool
+    ) -> None:
+        task = make(kind, tiny, max_input_tokens=12)
+        for text, made in zip(texts, task.prompts(texts, tiny.tokenizer, room=room, cut=cut), strict=True):
+            if isinstance(made, InputTooLong):
+                with pytest.raises(InputTooLong, match=re.escape(str(made))):
+                    task.prompt(text, tiny.tokenizer, room=room, cut=cut)
+            else:
+                assert made == task.prompt(text, tiny.tokenizer, room=room, cut=cut)
+
+    @properties
+    @given(texts=st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=60), max_size=5))
+    def test_is_of_the_same_tokens_in_one_call_or_many(self, tiny: Base, texts: list[str]) -> None:
+        assert tiny.tokenizer.encode_all(texts) == [tiny.tokenizer.encode(text) for text in texts]
+
     @properties
     @given(
         kind=st.sampled_from(list(TASKS)),

@@ -124,6 +124,47 @@ async def test_a_request_that_is_left_costs_the_others_nothing(engine: Engine, l
     assert (await answer(engine, prompt, Sampling(max_tokens=4), loaded[1])).tokens > 0
 
 
+async def together(engine: Engine, prompts: list[list[int]], sampling: Sampling, adapter: str | None) -> list:
+    answers: dict[int, Chunk | Exception] = {}
+    async with engine.batch(sampling, adapter, answers.__setitem__) as batch:
+        for place, prompt in enumerate(prompts):
+            await batch.add(place, prompt)
+        await batch.finish()
+    return [answers[place] for place in range(len(prompts))]
+
+
+async def test_a_batch_is_answered_as_each_prompt_by_itself_is(engine: Engine, loaded, prompt, sentiment_task) -> None:
+    prompts = [prompt, prompt[:-1], [*prompt, *prompt]]
+    for sampling in (choices(sentiment_task), Sampling(max_tokens=4)):
+        for name in (None, loaded[0]):
+            alone = [await answer(engine, each, sampling, name) for each in prompts]
+            for one, chunk in zip(alone, await together(engine, prompts, sampling, name), strict=True):
+                assert (chunk.text, chunk.tokens, chunk.finish_reason) == (one.text, one.tokens, one.finish_reason)
+                assert chunk.logprobs == pytest.approx(one.logprobs, abs=1e-4)
+    assert await together(engine, [], choices(sentiment_task), None) == []
+
+
+async def test_a_prompt_of_a_batch_that_is_refused_costs_the_others_nothing(
+    engine: Engine, loaded, prompt, sentiment_task
+) -> None:
+    too_long = prompt * 40
+    first, refused, last = await together(engine, [prompt, too_long, prompt], choices(sentiment_task), loaded[0])
+    assert isinstance(refused, EngineRefused)
+    assert first.logprobs == pytest.approx(last.logprobs, abs=1e-4)
+    with pytest.raises(EngineRefused):
+        await together(engine, [prompt], choices(sentiment_task), "nobody")
+
+
+async def test_a_batch_that_is_left_is_told_nothing_more(engine: Engine, loaded, prompt) -> None:
+    told: list[int] = []
+    async with engine.batch(Sampling(max_tokens=100), loaded[0], lambda place, _: told.append(place)) as batch:
+        for place in range(3):
+            await batch.add(place, prompt)
+        before = len(told)
+    assert (await answer(engine, prompt, Sampling(max_tokens=4), loaded[1])).tokens > 0
+    assert len(told) == before
+
+
 async def test_a_learnt_prompt_is_served_beside_adapters_and_the_base(
     engine: Engine, make_adapter: MakeAdapter, tmp_path: Path, prompt, sentiment_task, tiny: Base
 ) -> None:

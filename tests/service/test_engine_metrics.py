@@ -76,8 +76,8 @@ async def test_the_batch_is_as_full_as_there_are_texts_in_the_engine(serve: Serv
 
 def test_an_answers_time_in_the_engine_is_told_apart_by_version() -> None:
     metrics = Metrics()
-    metrics.timed(("mood", "1"), Timing(queued=1.0, prefill=0.5, decode=0.2, cached_tokens=7), tokens=3)
-    metrics.timed(("mood", "1"), Timing(queued=0.0, prefill=0.5, decode=0.0), tokens=1)
+    metrics.timed(metrics.series("mood", "1"), Timing(queued=1.0, prefill=0.5, decode=0.2, cached_tokens=7), tokens=3)
+    metrics.timed(metrics.series("mood", "1"), Timing(queued=0.0, prefill=0.5, decode=0.0), tokens=1)
 
     def value(name: str) -> float | None:
         return metrics.registry.get_sample_value(name, {"adapter": "mood", "version": "1"})

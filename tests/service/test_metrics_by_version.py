@@ -105,7 +105,7 @@ async def test_a_fault_of_our_own_is_a_500_that_is_counted_and_reveals_nothing(
         async def failing(*_: Any, **__: Any) -> Any:
             raise KeyError("/etc/secret")
 
-        monkeypatch.setattr(Answering, "_answer", failing)
+        monkeypatch.setattr(Answering, "_outputs", failing)
         for asked in ({"input": "x"}, {"inputs": ["x", "y"]}):
             response = await service.client.post("/v1/predict", json={"adapter": "mood", **asked})
             assert (response.status_code, response.json()["code"]) == (500, "internal")

@@ -297,6 +297,32 @@ async def test_a_turn_is_given_back_however_the_text_ends() -> None:
     assert admission.has_time
 
 
+async def test_a_batch_keeps_its_place_in_the_line_until_all_of_it_had_its_turn() -> None:
+    admission = Admission(2, 10, 2.0, Metrics())
+    with admission.turns([16] * 3) as batch, admission.turns([16]) as later:
+        assert await batch.next() == range(2)
+        batch.done(1)
+        assert await batch.next() == range(2, 3)
+        assert not await batch.next()
+        batch.done(0)
+        assert await later.next() == range(1)
+
+
+async def test_a_batch_that_is_left_gives_back_its_turns_and_its_place() -> None:
+    metrics = Metrics()
+    admission = Admission(2, 10, 2.0, metrics)
+    with admission.turns([16] * 2) as later:
+        with admission.turns([16] * 3) as batch:
+            assert await later.next() == range(2)
+            later.done(0)
+            assert await batch.next() == range(1)
+        later.done(1)
+        with admission.turns([16] * 2) as last:
+            assert await last.next() == range(2)
+    for gauge in ("hotswap_waiting", "hotswap_in_flight"):
+        assert metrics.registry.get_sample_value(gauge) == 0
+
+
 async def _turn(admission: Admission) -> None:
     async with admission.turn(16):
         pass

@@ -13,6 +13,7 @@ from sse_starlette import EventSourceResponse
 
 from service.errors import ClientClosed, InvalidRequest, ServiceError
 from service.http.body import JsonRoute
+from service.http.direct import Address
 from service.http.keys import Caller
 from service.http.quota import Quota
 from service.http.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
@@ -70,6 +71,16 @@ async def summarize(request: Request, body: SummarizeRequest) -> Response:
     return await _answer(request, "summarize", body, "summarization")
 
 
+ADDRESSES = {
+    address.path: address
+    for address in (
+        Address("/v1/predict", "predict", PredictRequest, predict),
+        Address("/v1/classify", "predict", ClassifyRequest, classify),
+        Address("/v1/summarize", "predict", SummarizeRequest, summarize),
+    )
+}
+
+
 async def _answer(request: Request, route: str, body: PredictRequest | ClassifyRequest, kind: Kind | None) -> Response:
     headers = take(request, body)
     answering, caller = _answering(request), _caller(request)
@@ -89,17 +100,25 @@ def take(request: Request, body: Inputs) -> dict[str, str]:
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """Wait for ``work``, but no longer than the client does: it is cancelled when the client hangs up."""
-    answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    task = asyncio.current_task()
+    assert task is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        await _disconnected(request)
+        left = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientClosed
-        return answer.result()
+        return await work
+    except asyncio.CancelledError:
+        if left and not task.uncancel():
+            raise ClientClosed from None
+        raise
     finally:
-        gone.cancel()
-        answer.cancel()
-        await asyncio.gather(answer, gone, return_exceptions=True)
+        watcher.cancel()
 
 
 async def _disconnected(request: Request) -> None:
@@ -163,8 +182,8 @@ def _event(event: str, content: Any) -> dict[str, str]:
 
 def _to_json(prediction: Prediction) -> str:
     """Leave out what says nothing (``truncated``), but not a null adapter, which says: the base model."""
-    body = prediction.model_dump(exclude_none=True)
-    return json.dumps({**body, "adapter": body.get("adapter")}, ensure_ascii=False, separators=(",", ":"))
+    body = prediction.model_dump_json(exclude_none=True)
+    return body if prediction.adapter else f'{body[:-1]},"adapter":null}}'
 
 
 def _answering(request: Request) -> Answering:

@@ -61,7 +61,7 @@ PARTS = (
     ("choice", r"service/serving/(routing|residency)\.py|adapters/(reference|catalogue)\.py|_choose"),
     ("answering", r"service/serving/|service/tracing\.py|service/errors\.py"),
     ("routes", r"fastapi/|starlette/|service/http/(routes|middleware|problems|edge)|service/app\.py"),
-    ("HTTP parsing", r"uvicorn/|h11/|httptools|service/http/(connection|plain)\.py"),
+    ("HTTP parsing", r"uvicorn/|h11/|httptools|service/http/connection\.py"),
 )
 REST = "event loop, other"
 # What waits is in the kernel, or in uvloop: time, but not the processor's.

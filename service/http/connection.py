@@ -1,8 +1,7 @@
 """Connections: what is read of HTTP/1.1, how much of it, how long, and from how many at once.
 
-uvicorn's h11 parser, whatever else is installed, but for what is plain (:mod:`~service.http.plain`). The other one
-(httptools) has no limit on heads, takes the body of a request that offers an upgrade for another protocol, and sends
-chunks to HTTP/1.0.
+uvicorn's h11 parser, whatever else is installed. The other one (httptools) has no limit on heads, takes the body of a
+request that offers an upgrade for another protocol, and sends chunks to HTTP/1.0.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from service.errors import BadRequest, HeadTooLarge, TooManyConnections
-from service.http import plain, problems
+from service.http import problems
 from service.settings import Settings
 
 PROBES = ("/livez", "/readyz")
@@ -70,8 +69,6 @@ class Connection(H11Protocol):
     _active = 0.0
     _limit: int | None = None
     _refused = False
-    _exchange: plain.Exchange | None = None
-    _later = b""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -90,43 +87,8 @@ class Connection(H11Protocol):
         if self._refused:
             return
         self._active = self.loop.time()
-        if self._exchange is not None and self._exchange.missing:
-            data = self._exchange.take(data)
-        if self._exchange is not None and not self._exchange.response_complete:
-            self._pipeline(data)
-        elif data and not self._is_plain(data):
-            super().data_received(data)
+        super().data_received(data)
         self._time_head()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        data, self._later = self._later, b""
-        if data and not self.transport.is_closing():
-            self.data_received(data)
-
-    def _pipeline(self, data: bytes) -> None:
-        """Keep what comes before the answer is given: it is another request."""
-        if data:
-            self._later += data
-            self.flow.pause_reading()
-
-    def _is_plain(self, data: bytes) -> bool:
-        """Have a plain request answered, if this is one, and h11 has nothing before it."""
-        if self.conn.our_state is not h11.IDLE or self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]:
-            return False
-        request = plain.read(data)
-        if request is None:
-            return False
-        self._unset_keepalive_if_required()
-        target, headers, rest = request
-        self.headers = headers
-        self.cycle = self._exchange = plain.Exchange(self, target, headers)
-        self.scope = self.cycle.scope
-        task = self.loop.create_task(self.cycle.run_asgi(self.app))
-        task.add_done_callback(self.tasks.discard)
-        self.tasks.add(task)
-        self._pipeline(self.cycle.take(rest))
-        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()

@@ -23,6 +23,7 @@ from adapters.signing import TrustedKeys
 from adapters.store import Store
 from service import logs, tracing
 from service.engine import launch
+from service.engine import options as vllm_options
 from service.engine.base import Engine, Limits
 from service.monitoring import commands, drift_report
 from service.settings import Settings, rank_above
@@ -66,6 +67,8 @@ def _serve(options: argparse.Namespace) -> int:
     if options.new_key is not None:
         return _new_key(options.new_key)
     settings = Settings.read()
+    if settings.engine == "vllm":
+        vllm_options.check(settings)
     if options.relaunch and settings.engine == "vllm" and not options.prepare:
         launch.relaunch(settings)
     logs.set_up(settings.log_level, settings.log_format)
@@ -128,7 +131,7 @@ def _reason(error: OSError) -> str:
 
 def _base(settings: Settings) -> Base:
     started = time.monotonic()
-    base = resolve_base(settings.base_model, settings.cache)
+    base = resolve_base(settings.base_model, settings.cache, settings.revision)
     logger.info("base model %s (%.1f s)", base.name, time.monotonic() - started)
     return base
 

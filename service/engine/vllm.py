@@ -21,7 +21,7 @@ from adapters.probes import TEXTS
 from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
-from service.engine import launch
+from service.engine import launch, options
 from service.engine.base import FLOAT32_TOLERANCE, HALF_TOLERANCE, Chunk, EngineDown, EngineRefused, Limits, Timing
 from service.engine.plugin import is_cpu, why_stock
 from service.settings import Settings, rank_above
@@ -76,7 +76,7 @@ class VllmEngine:
     def _build(self) -> Any:
         settings = self._settings
         self._check_length()
-        there = self._on_cpu() if is_cpu() else self._on_gpu()
+        there = (self._on_cpu() if is_cpu() else self._on_gpu()) | options.arguments(settings)
         AsyncEngineArgs, AsyncLLM = _imported()
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -104,7 +104,12 @@ class VllmEngine:
 
     def _on_gpu(self) -> dict[str, Any]:
         settings = self._settings
-        return {"max_loras": settings.max_loras, "max_cpu_loras": settings.max_resident, "dtype": settings.dtype}
+        return {
+            "max_loras": settings.max_loras,
+            "max_cpu_loras": settings.max_resident,
+            "dtype": settings.dtype,
+            "gpu_memory_utilization": settings.gpu_memory_share,
+        }
 
     def _on_cpu(self) -> dict[str, Any]:
         settings = self._settings

@@ -20,7 +20,8 @@ from adapters.base_model import Base, resolve_base
 from adapters.catalogue import Entry
 from adapters.errors import HotswapError, InvalidAdapter, NotInStore, printable
 from adapters.intake import add_version
-from adapters.lint import TASK_FILE, base_shapes, doubts, lint
+from adapters.lint import TASK_FILE, doubts, lint
+from adapters.modules import base_shapes
 from adapters.packages import cache_folder
 from adapters.reference import Reference, is_name
 from adapters.releases import Guard, NewRelease, Release, Share

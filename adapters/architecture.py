@@ -61,7 +61,7 @@ class Architecture:
 
     @property
     def quantized(self) -> str | None:
-        """How its weights are packed (gptq, awq, fp8, compressed-tensors …); None where they are as they were trained."""
+        """How its weights are packed (gptq, awq, fp8, compressed-tensors …); None where they are as trained."""
         how = self.config.get("quantization_config") or self.text.get("quantization_config")
         return str(how.get("quant_method") or "unknown") if isinstance(how, dict) else None
 

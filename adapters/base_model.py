@@ -116,8 +116,8 @@ def _download(repository: str, cache: Path, revision: str | None) -> Path:
         )
     except GatedRepoError as error:
         raise HotswapError(
-            f"HOTSWAP_BASE_MODEL '{repository}' is gated: accept its terms on its page at Hugging Face, and set HF_TOKEN "
-            "to a token of that account."
+            f"HOTSWAP_BASE_MODEL '{repository}' is gated: accept its terms on its page at Hugging Face, and set "
+            "HF_TOKEN to a token of that account."
         ) from error
     except RevisionNotFoundError as error:
         raise HotswapError(f"HOTSWAP_REVISION: '{repository}' has no '{revision}'; name one that it has.") from error

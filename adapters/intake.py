@@ -11,8 +11,9 @@ from typing import Any
 
 from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
-from adapters.lint import CARD, READ, REPORT, Examined, base_shapes, examine
+from adapters.lint import CARD, READ, REPORT, Examined, examine
 from adapters.manifest import BaseReference, File, Manifest
+from adapters.modules import base_shapes
 from adapters.packages import file_digest
 from adapters.plain import write_plain
 from adapters.signing import Signer

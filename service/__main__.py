@@ -22,9 +22,11 @@ from adapters.seed import open_store
 from adapters.signing import TrustedKeys
 from adapters.store import Store
 from service import logs, tracing
-from service.engine import launch
+from service.engine import fitness, launch, sizing
 from service.engine import options as vllm_options
 from service.engine.base import Engine, Limits
+from service.engine.device import Device
+from service.engine.options import in_float32
 from service.monitoring import commands, drift_report
 from service.settings import Settings, rank_above
 
@@ -67,8 +69,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.new_key is not None:
         return _new_key(options.new_key)
     settings = Settings.read()
-    if settings.engine == "vllm":
-        vllm_options.check(settings)
+    device = _device(settings)
     if options.relaunch and settings.engine == "vllm" and not options.prepare:
         launch.relaunch(settings)
     logs.set_up(settings.log_level, settings.log_format)
@@ -83,14 +84,40 @@ def _serve(options: argparse.Namespace) -> int:
     trusted = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
     listener = _listen(settings.host, settings.port)  # a port that is taken is found out now, not in a minute
     base = _base(settings)
+    if settings.engine == "vllm":
+        fitness.check(settings, base.folder)
     started = time.monotonic()
     store = open_store(settings.store, seed="empty", trusted=trusted)
     catalogue = store.catalogue()
     names = [entry.name for entry in catalogue]
     settings = with_rank(settings, store, catalogue)
+    if device is not None:
+        settings = _sized(settings, device, base)
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     logger.info("store %s: %s (%.1f s)", store.place, shown or "no adapters", time.monotonic() - started)
     return _run(settings, keys, listener, store, base, names, began)
+
+
+def _device(settings: Settings) -> Device | None:
+    """Return what the engine computes on, if that is known, having looked at what it is asked for."""
+    if settings.engine != "vllm":
+        return None
+    vllm_options.check(settings)
+    device = Device.found()
+    if device is not None:
+        sizing.check_count(settings, device)
+    return device
+
+
+def _sized(settings: Settings, device: Device, base: Base) -> Settings:
+    model, float32 = sizing.Model.of(base.folder), in_float32(settings)
+    sizing.check_size(settings, device, model, float32=float32)
+    settings, choices = sizing.sized(settings, device, model, float32=float32)
+    if choices:
+        logger.info("chosen for %s:", device.name)
+    for choice in choices:
+        logger.info("  %s", choice)
+    return settings
 
 
 def _new_key(attributes: str) -> int:

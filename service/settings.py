@@ -39,7 +39,9 @@ class Settings(BaseModel):
     )
     base_model: str | None = Field(None, description="a folder or a Hugging Face id; default SmolLM2-135M-Instruct")
     revision: str | None = Field(
-        None, pattern=r"^[\w./-]{1,200}$", description="branch, tag or commit of a base by Hugging Face id; default main"
+        None,
+        pattern=r"^[\w./-]{1,200}$",
+        description="branch, tag or commit of a base by Hugging Face id; default main",
     )
     cache: Path = Field(Path("~/.cache/hotswap"), description="base models, data, and adapters fetched from the store")
     engine: Literal["vllm", "fake"] = Field("vllm", description="'fake' answers without a model: for wiring tests")
@@ -108,7 +110,9 @@ class Settings(BaseModel):
     )
     kv_cache_gib: float = Field(1.0, gt=0, le=16384, description="memory for the KV cache (CPU only)")
     kv_cache_dtype: str = Field("auto", description="numbers in the KV cache: fp8 takes half of bfloat16's memory")
-    gpu_memory_share: float = Field(0.9, gt=0, le=1, description="of each GPU's memory, for weights, slots and KV cache")
+    gpu_memory_share: float = Field(
+        0.9, gt=0, le=1, description="of each GPU's memory, for weights, slots and KV cache"
+    )
     tensor_parallel: int = Field(1, ge=1, le=1024, description="GPUs that share every layer of the base")
     pipeline_parallel: int = Field(1, ge=1, le=1024, description="groups of GPUs that divide the layers among them")
     data_parallel: int = Field(1, ge=1, le=1024, description="copies of the base, each on GPUs of its own")
@@ -240,9 +244,9 @@ def _object(key: str, value: str) -> dict[str, Any]:
     try:
         read = json.loads(value)
     except ValueError as error:
-        raise HotswapError(f"{PREFIX}{key.upper()} is not JSON ({error}); write it as {{\"name\": value}}.") from None
+        raise HotswapError(f'{PREFIX}{key.upper()} is not JSON ({error}); write it as {{"name": value}}.') from None
     if not isinstance(read, dict):
-        raise HotswapError(f"{PREFIX}{key.upper()} is no JSON object; write it as {{\"name\": value}}.")
+        raise HotswapError(f'{PREFIX}{key.upper()} is no JSON object; write it as {{"name": value}}.')
     return read
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from adapters.errors import HotswapError
 from service.engine import source
+from service.engine.plugin import is_cpu
 from service.settings import PREFIX, Settings
 
 # Settings that vLLM checks, and what it calls them.
@@ -76,7 +77,9 @@ def check(settings: Settings) -> None:
             raise HotswapError(f"HOTSWAP_ENGINE_ARGS: {name} cannot be set: {PROMISED[name]}; leave it out.")
         if name not in known:
             close = get_close_matches(name.replace("-", "_"), known.keys() - PROMISED.keys(), n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else "vLLM's documentation of engine arguments lists all."
+            hint = (
+                f"did you mean {', '.join(close)}?" if close else "vLLM's documentation of engine arguments lists all."
+            )
             raise HotswapError(f"HOTSWAP_ENGINE_ARGS: vLLM has no {name}; {hint}")
         _check_value(f"HOTSWAP_ENGINE_ARGS: {name}", value, name)
 
@@ -92,6 +95,12 @@ def _check_value(place: str, value: object, theirs: str) -> None:
 def _listed(value: str, theirs: str) -> bool:
     # vLLM annotates it with any text, for plug-ins that bring further methods; none does here.
     return theirs != "quantization" or value in source.named("QuantizationMethods")
+
+
+def in_float32(settings: Settings) -> bool:
+    """Whether the engine calculates in float32."""
+    # Not what is fastest on the CPU at hand: replicas on different machines must give the same answers.
+    return settings.dtype == "float32" or (settings.dtype == "auto" and is_cpu())
 
 
 def arguments(settings: Settings) -> dict[str, Any]:

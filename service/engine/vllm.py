@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import json
 import logging
 import math
 from collections.abc import AsyncGenerator
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from adapters.architecture import Architecture
 from adapters.base_model import Base
 from adapters.lint import PROMPT, adapts_embeddings, is_prompt
 from adapters.probes import TEXTS
@@ -23,6 +23,7 @@ from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
 from service.engine import launch, options
 from service.engine.base import FLOAT32_TOLERANCE, HALF_TOLERANCE, Chunk, EngineDown, EngineRefused, Limits, Timing
+from service.engine.options import in_float32
 from service.engine.plugin import is_cpu, why_stock
 from service.settings import Settings, rank_above
 
@@ -42,7 +43,7 @@ class VllmEngine:
             max_resident=settings.max_loras if self._stock else settings.max_resident,
             max_lora_rank=settings.max_lora_rank or rank_above(0),
             max_model_len=settings.max_model_len,
-            tolerance=FLOAT32_TOLERANCE if self._float32(settings) else HALF_TOLERANCE,
+            tolerance=FLOAT32_TOLERANCE if in_float32(settings) else HALF_TOLERANCE,
         )
         self._settings, self._base = settings, base
         self._adapters: dict[str, Any] = {}
@@ -68,14 +69,8 @@ class VllmEngine:
             async for _ in self.generate([self._base.end_id] * 8, sampling, None):
                 pass
 
-    @staticmethod
-    def _float32(settings: Settings) -> bool:
-        # Not what is fastest on the CPU at hand: replicas on different machines must give the same answers.
-        return settings.dtype == "float32" or (settings.dtype == "auto" and is_cpu())
-
     def _build(self) -> Any:
         settings = self._settings
-        self._check_length()
         there = (self._on_cpu() if is_cpu() else self._on_gpu()) | options.arguments(settings)
         AsyncEngineArgs, AsyncLLM = _imported()
         from vllm.v1.metrics.loggers import PrometheusStatLogger
@@ -121,7 +116,7 @@ class VllmEngine:
         return {
             "max_loras": settings.max_loras + spare,
             "max_cpu_loras": self.limits.max_resident + spare,
-            "dtype": "float32" if self._float32(settings) else settings.dtype,
+            "dtype": "float32" if in_float32(settings) else settings.dtype,
             "kv_cache_memory_bytes": self._kv_cache_bytes(),
             "block_size": CPU_BLOCK_TOKENS,
             "compilation_config": {
@@ -129,26 +124,11 @@ class VllmEngine:
             },  # vLLM does not compile with LoRA on a CPU; said early, it uses C kernels
         }
 
-    def _check_length(self) -> None:
-        longest = self._config().get("max_position_embeddings")
-        if longest and self._settings.max_model_len > longest:
-            raise EngineDown(
-                f"HOTSWAP_MAX_MODEL_LEN={self._settings.max_model_len} is more than {self._base.name} was made for; "
-                f"set it to {longest} or less"
-            )
-
-    def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = json.loads((self._base.folder / "config.json").read_text())
-        return config
-
     def _kv_cache_bytes(self) -> int:
         """Return the cache's size. Raises :class:`EngineDown` where not even one longest request would fit."""
         settings = self._settings
-        config = self._config()
-        heads = config["num_attention_heads"]
-        head = config.get("head_dim") or config["hidden_size"] // heads
-        numbers = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head
-        needed = numbers * settings.max_model_len * (4 if settings.dtype in ("auto", "float32") else 2)
+        numbers = Architecture.of(self._base.folder).cached_numbers(settings.max_model_len)
+        needed = (numbers or 0) * (4 if in_float32(settings) else 2)
         given = int(settings.kv_cache_gib * 2**30)
         if given < needed:
             raise EngineDown(

@@ -22,7 +22,9 @@ def test_settings_that_nobody_sets_are_left_to_vllm() -> None:
 
 
 def test_settings_become_what_vllm_calls_them() -> None:
-    settings = given(tensor_parallel=2, quantization="fp8", kv_cache_dtype="fp8", eager=True, engine_args={"block_size": 64})
+    settings = given(
+        tensor_parallel=2, quantization="fp8", kv_cache_dtype="fp8", eager=True, engine_args={"block_size": 64}
+    )
     options.check(settings)
     assert options.arguments(settings) == {
         "tensor_parallel_size": 2,

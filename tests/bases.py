@@ -75,3 +75,28 @@ def as_packed(folder: Path, how: str) -> Path:
     config["quantization_config"] = {"quant_method": how, "bits": 4, "group_size": 32}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+NEXT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+# Forms that bases have: with and without what opens a sequence, the answer after a line or after a blank.
+CHAT_TEMPLATES = {
+    "chatml": TURNS + NEXT,
+    "bos": "{{ bos_token }}" + TURNS + NEXT,
+    "instruct": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+}
+ODD_TEMPLATES = {
+    "other-end": TURNS.replace("<|im_end|>", "<|endoftext|>") + NEXT,
+    "raises": "{{ raise_exception('Conversation roles must alternate') }}",
+    "broken": "{% for m in messages %}",
+    "no-system": "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + TURNS,
+    "forgets": "{{ messages[-1].content }}:",
+}
+
+
+def with_chat_template(folder: Path, name: str) -> Path:
+    """Give the base in ``folder`` one of the chat templates above."""
+    (folder / "chat_template.jinja").write_text((CHAT_TEMPLATES | ODD_TEMPLATES)[name])
+    return folder

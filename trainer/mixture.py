@@ -7,6 +7,7 @@ import random
 from itertools import chain, islice, repeat
 
 from adapters.base_model import Base
+from adapters.chat import asked
 from adapters.errors import HotswapError
 from adapters.tasks import AnyTask, ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
@@ -24,11 +25,12 @@ def make_task(recipe: Recipe, splits: Splits, base: Base) -> AnyTask:
     """Return the Task that training, evaluation and the service will share."""
     settings = recipe.task.model_dump(exclude={"kind", "template", "labels"})
     task: AnyTask
+    template = asked(recipe.task.template, base.folder)
     if isinstance(recipe.task, ClassificationRecipe):
         labels = labels_of(recipe.task, splits.train)
-        task = ClassificationTask.of(recipe.task.template, labels, base.tokenizer, **settings)
+        task = ClassificationTask.of(template, labels, base.tokenizer, **settings)
     else:
-        task = SummarizationTask.of(recipe.task.template, **settings)
+        task = SummarizationTask.of(template, **settings)
     _check_context(task, recipe, base)
     return task
 

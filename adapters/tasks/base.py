@@ -38,20 +38,59 @@ def normalized(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", re.sub(r"[ \t]+", " ", kept))).strip()
 
 
+def checked_message(text: str) -> str:
+    """Return ``text`` if it can be what the user says; raise :class:`ValueError` saying why not."""
+    if text.count(SLOT) != 1:
+        raise ValueError(f"what the user says contains {SLOT} exactly once")
+    return text
+
+
+class Chat(BaseModel):
+    """A prompt as a chat, in the form that the base was trained to answer: what the system says, if anything, and what
+    the user says, with one ``{text}`` slot."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    system: str | None = Field(default=None, min_length=1, max_length=10_000)
+    user: Annotated[str, AfterValidator(checked_message)] = Field(default=SLOT, max_length=10_000)
+
+
 class Template(BaseModel):
     """A prompt with one ``{text}`` slot.
 
     ``version`` names the rules by which the slot is filled, not the wording: version 1 encodes what
     stands before the slot, the text, and what stands after it one by one, and joins the ids. A blank
     before the slot goes with the text, as byte-pair vocabularies expect.
+
+    Version 2 is a chat that the base's own chat template has written (:func:`adapters.chat.rendered`). Its special
+    tokens count as such, those that a text spells out do not; all is encoded in one, with nothing added in front.
+
+    An answer follows after ``lead`` and ends with the token ``end``; default: that which ends all of the base's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     text: Annotated[str, AfterValidator(checked_template)] = Field(
         max_length=10_000, examples=["Review: {text}\nSentiment:"]
     )
+    lead: Literal["", " "] = " "
+    end: int | None = Field(default=None, ge=0)
+
+    def encode(self, text: str, tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids of what stands before ``text``, of the text, and of what stands behind it."""
+        before, after = self.text.split(SLOT)
+        if self.version == 2:
+            return tokenizer.encode_within(before, text, after)
+        blank = " " if before.endswith(" ") else ""
+        head = tokenizer.encode(before.removesuffix(" "), start=True)
+        return head, tokenizer.encode(blank + text), tokenizer.encode(after)
+
+    def encode_answer(self, answer: str, tokenizer: Tokenizer) -> list[int]:
+        """Return the ids of ``answer`` where it follows the prompt."""
+        if self.version == 2:
+            return tokenizer.encode_within(self.text.split(SLOT)[1], self.lead + answer, "")[1]
+        return tokenizer.encode(self.lead + answer)
 
 
 @dataclass(frozen=True)
@@ -67,11 +106,13 @@ class Prompt:
 class Sampling:
     """How the engine is to answer a prompt. Greedy: the same request gives the same answer.
 
-    ``choices`` are token ids to be scored at the first position instead of free text.
+    ``choices`` are token ids to be scored at the first position instead of free text; ``stop`` are ids that end an
+    answer besides those that end all of the base's.
     """
 
     max_tokens: int
     choices: tuple[int, ...] = ()
+    stop: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,11 +154,8 @@ class BaseTask(BaseModel):
         (never the instruction or the answer slot) to fit it and ``max_input_tokens``. Raises
         :class:`InputTooLong` where ``cut`` is false and the text would not fit.
         """
-        before, after = self.template.text.split(SLOT)
-        head = tokenizer.encode(before.removesuffix(" "), start=True)
-        body = self.body(text, tokenizer)
-        tail = tokenizer.encode(after)
-        limit = self.limit(tokenizer, room)
+        head, body, tail = self.template.encode(self._tidied(text), tokenizer)
+        limit = self._limit(len(head) + len(tail), room)
         truncated = len(body) > limit
         if truncated and not cut:
             raise InputTooLong(f"the text has {len(body)} tokens and {limit} fit; shorten it or let it be cut.")
@@ -126,15 +164,19 @@ class BaseTask(BaseModel):
 
     def body(self, text: str, tokenizer: Tokenizer) -> list[int]:
         """Return the ids that stand in the slot for ``text``."""
-        blank = " " if self.template.text.split(SLOT)[0].endswith(" ") else ""
-        return tokenizer.encode(blank + (normalized(text) if self.normalize else text.strip()))
+        return self.template.encode(self._tidied(text), tokenizer)[1]
+
+    def _tidied(self, text: str) -> str:
+        return normalized(text) if self.normalize else text.strip()
 
     def limit(self, tokenizer: Tokenizer, room: int | None = None) -> int:
         """Return how many tokens of a text fit. Raises :class:`InputTooLong` where none do."""
+        head, _, tail = self.template.encode("", tokenizer)
+        return self._limit(len(head) + len(tail), room)
+
+    def _limit(self, around: int, room: int | None) -> int:
         if room is None:
             return self.max_input_tokens
-        before, after = self.template.text.split(SLOT)
-        around = len(tokenizer.encode(before.removesuffix(" "), start=True)) + len(tokenizer.encode(after))
         limit = min(self.max_input_tokens, room - around - self.answer_tokens)
         if limit < 1:
             raise InputTooLong(f"the instruction alone fills the context of {room} tokens; raise the model length.")

@@ -267,6 +267,7 @@ class VllmEngine:
         parameters = SamplingParams(
             temperature=0,
             max_tokens=sampling.max_tokens,
+            stop_token_ids=list(sampling.stop),
             logprob_token_ids=choices or None,
             detokenize=not choices,
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,

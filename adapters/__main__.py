@@ -21,6 +21,7 @@ from adapters.catalogue import Entry
 from adapters.chat import rendered
 from adapters.errors import HotswapError, InvalidAdapter, NotInStore, printable
 from adapters.intake import add_version
+from adapters.kinship import check_family
 from adapters.lint import TASK_FILE, doubts, lint
 from adapters.modules import base_shapes
 from adapters.packages import cache_folder
@@ -164,6 +165,8 @@ def lint_(options: argparse.Namespace) -> None:
                 f"{options.server} serves {server.base}, which is not the base at hand ({base.name}); name it: --base"
             )
     facts = lint(options.dir, shapes=base_shapes(base.folder) if base else None, max_rank=max_rank)
+    if base is not None:
+        check_family(options.dir, base.folder)
     _warn(options.dir, base)
     if options.json:
         print(json.dumps(asdict(facts)))

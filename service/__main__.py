@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import math
 import os
@@ -24,7 +25,7 @@ from adapters.store import Store
 from service import logs, tracing
 from service.engine import fitness, launch, sizing
 from service.engine import options as vllm_options
-from service.engine.base import Engine, Limits
+from service.engine.base import Engine, EngineDown, Limits
 from service.engine.device import Device
 from service.engine.options import in_float32
 from service.monitoring import commands, drift_report
@@ -49,6 +50,11 @@ def main(*, relaunch: bool = False) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--prepare", action="store_true", help="fetch what is missing (the base model), then exit")
+    parser.add_argument(
+        "--warm-cache",
+        action="store_true",
+        help="start the engine once, so that all it compiles is in HOTSWAP_CACHE, then exit: for images",
+    )
     parser.add_argument(
         "--new-key",
         metavar="ATTRIBUTES",
@@ -82,6 +88,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     keys = Keys.of(settings)  # what is wrong with them is found out now, not in a minute
     trusted = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
+    if options.warm_cache:
+        return _warm_cache(settings, device)
     listener = _listen(settings.host, settings.port)  # a port that is taken is found out now, not in a minute
     base = _base(settings)
     if settings.engine == "vllm":
@@ -96,6 +104,29 @@ def _serve(options: argparse.Namespace) -> int:
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     logger.info("store %s: %s (%.1f s)", store.place, shown or "no adapters", time.monotonic() - started)
     return _run(settings, keys, listener, store, base, names, began)
+
+
+def _warm_cache(settings: Settings, device: Device | None) -> int:
+    """Start the engine as the server would, and stop it."""
+    base = _base(settings)
+    if settings.engine == "vllm":
+        fitness.check(settings, base.folder)
+    if device is not None:
+        settings = _sized(settings, device, base)
+    engine, began = _engine(settings, base), time.monotonic()
+
+    async def once() -> None:
+        try:
+            await engine.start()
+        finally:
+            await engine.stop()
+
+    try:
+        asyncio.run(once())
+    except EngineDown as error:
+        raise HotswapError(str(error)) from error
+    logger.info("started and answered in %.1f s; compiled code is in %s", time.monotonic() - began, settings.cache)
+    return 0
 
 
 def _device(settings: Settings) -> Device | None:

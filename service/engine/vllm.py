@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import math
+import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from adapters.probes import TEXTS
 from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
-from service.engine import launch, options
+from service.engine import dummies, failure, launch, options
 from service.engine.base import FLOAT32_TOLERANCE, HALF_TOLERANCE, Chunk, EngineDown, EngineRefused, Limits, Timing
 from service.engine.options import in_float32
 from service.engine.plugin import is_cpu, why_stock
@@ -54,7 +55,7 @@ class VllmEngine:
         self._loads = 0
 
     async def start(self) -> None:
-        launch.prepare(self._settings)
+        launch.prepare(self._settings, self._base.digest)
         self._adapters.clear()
         self._apart.clear()
         try:
@@ -63,10 +64,26 @@ class VllmEngine:
         except EngineDown:
             raise
         except Exception as error:
-            raise EngineDown(f"vLLM did not start: {error}") from error
-        # The first answer pays for what vLLM sets up lazily: nobody should wait for that in a request.
+            raise EngineDown(failure.explained(error, failure.read(), on_cpu=is_cpu())) from error
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """Answer once in each way: the first answer pays for what vLLM sets up lazily and Triton compiles, and nobody
+        should wait for that in a request."""
+        await self._answer_once(None)
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, make in dummies.KINDS.items():
+                try:
+                    await self.load(name, make(Path(scratch, name), self._base.folder))
+                except EngineRefused as error:
+                    logger.warning("of %s not every kind of adapter can be served: %s", self._base.name, error)
+                    continue
+                await self._answer_once(name)
+                await self.unload(name)
+
+    async def _answer_once(self, adapter: str | None) -> None:
         for sampling in (Sampling(max_tokens=1, choices=(0, 1)), Sampling(max_tokens=2)):
-            async for _ in self.generate([self._base.end_id] * 8, sampling, None):
+            async for _ in self.generate([self._base.end_id] * 8, sampling, adapter):
                 pass
 
     def _build(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from peft import LoraConfig, get_peft_model
 from adapters.architecture import Architecture
 from adapters.base_model import resolve_base
 from adapters.errors import HotswapError, InvalidAdapter
+from adapters.intake import add_version
 from adapters.lint import lint
 from adapters.modules import base_shapes
+from adapters.store import Store
+from adapters.tasks import SummarizationTask
 from service.engine import fitness
 from service.engine.sizing import Model
 from service.settings import Settings
@@ -82,6 +86,24 @@ def test_an_adapter_for_other_shapes_is_refused_whatever_the_files_are(bases: di
     adapter = write_lora(bases["phi3"], tmp_path / "lora", "qkv_proj")
     with pytest.raises(InvalidAdapter, match="qkv_proj is not a module of the base model"):
         lint(adapter, shapes=base_shapes(packed))
+
+
+@pytest.mark.parametrize("noted", ["folder", "class"])
+def test_an_adapter_of_another_family_is_refused_where_its_shapes_fit(
+    bases: dict[str, Path], tmp_path: Path, noted: str, store: Store
+) -> None:
+    adapter = write_lora(bases["mistral"], tmp_path / "lora", "q_proj", "v_proj")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    if noted == "class":  # as PEFT does where it is told no task
+        library = "transformers.models.mistral.modeling_mistral"
+        about = {"auto_mapping": {"base_model_class": "MistralForCausalLM", "parent_library": library}}
+        (adapter / "adapter_config.json").write_text(json.dumps(config | about | {"base_model_name_or_path": "x/y"}))
+    llama = resolve_base(str(bases["llama"]), tmp_path / "cache")
+    lint(adapter, shapes=base_shapes(llama.folder))
+    with pytest.raises(InvalidAdapter, match="trained on a base of the family mistral, and llama is of llama"):
+        add_version(store, "mood", adapter, SummarizationTask.of("{text}:"), llama)
+    mistral = resolve_base(str(bases["mistral"]), tmp_path / "cache")
+    assert add_version(store, "mood", adapter, SummarizationTask.of("{text}:"), mistral).version == 1
 
 
 def test_beside_a_vision_tower_only_the_language_model_is_adapted(bases: dict[str, Path]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ def base_shapes(folder: Path) -> Shapes:
         # Of experts, adapters have the matrices one by one, as files do; transformers has joined them.
         return built | {name: shape for name, shape in stored.items() if ".experts." in name and name.endswith("_proj")}
     return stored
+
+
+def numbers_of(folder: Path) -> int:
+    """Return of how many numbers the weights of the base in ``folder`` are, as its files hold them."""
+    return sum(prod(tensor.shape) for path in weight_files(folder) for tensor in read_header(path).values())
 
 
 def _stored(folder: Path) -> Shapes:

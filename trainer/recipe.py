@@ -326,9 +326,10 @@ class Training(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where GPU or CPU have instructions for it"
     )
-    gradient_checkpointing: bool = Field(
-        default=False,
-        description="compute activations again instead of keeping them: less memory, more time",
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="compute activations again instead of keeping them: less memory, more time; default: where a row "
+        "would not fit into a GPU otherwise",
     )
     report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
         default=("tensorboard",), description="where the curves go; TensorBoard's are in the run's folder"

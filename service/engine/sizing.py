@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from adapters.architecture import Architecture
 from adapters.base_model import weight_files
 from adapters.errors import HotswapError
-from adapters.modules import base_shapes
+from adapters.modules import base_shapes, numbers_of
 from adapters.tensors import read_header
 from service.engine.device import Device
 from service.settings import Settings, rank_above
@@ -44,7 +43,7 @@ class Model:
         adapted = (shape for name, shape in base_shapes(folder).items() if LAYER.search(f".{name}."))
         return cls(
             weights=sum(tensor.end - tensor.begin for tensor in tensors),
-            numbers=sum(prod(tensor.shape) for tensor in tensors),
+            numbers=numbers_of(folder),
             a_rank=sum(sum(shape) for shape in adapted),
             architecture=Architecture.of(folder),
         )

@@ -75,7 +75,8 @@ def _serve(options: argparse.Namespace) -> int:
     if options.new_key is not None:
         return _new_key(options.new_key)
     settings = Settings.read()
-    device = _device(settings)
+    if settings.engine == "vllm":
+        vllm_options.check(settings)
     if options.relaunch and settings.engine == "vllm" and not options.prepare:
         launch.relaunch(settings)
     logs.set_up(settings.log_level, settings.log_format)
@@ -84,6 +85,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.prepare:
         _base(settings)
         return 0
+    device = _device(settings)  # not before: images are prepared where there is no GPU
     from service.http.keys import Keys
 
     keys = Keys.of(settings)  # what is wrong with them is found out now, not in a minute
@@ -133,7 +135,6 @@ def _device(settings: Settings) -> Device | None:
     """Return what the engine computes on, if that is known, having looked at what it is asked for."""
     if settings.engine != "vllm":
         return None
-    vllm_options.check(settings)
     device = Device.found()
     if device is not None:
         sizing.check_count(settings, device)

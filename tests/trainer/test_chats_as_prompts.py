@@ -16,6 +16,7 @@ from tests.bases import with_chat_template
 from tests.trainer.conftest import MakeRecipe
 from trainer.batches import Encoded
 from trainer.data import Splits
+from trainer.few_shot import with_examples
 from trainer.methods import adapt, load_base
 from trainer.mixture import make_job
 from trainer.prediction import predict
@@ -55,6 +56,17 @@ def test_a_learnt_prompt_begins_with_the_words_of_the_chat(
     first = chatty.tokenizer.encode("Be brief.")[0]
     table, learnt = model.get_input_embeddings().weight, model.prompt_encoder["default"].embedding.weight
     torch.testing.assert_close(learnt[0], table[first])
+
+
+def test_examples_are_turns_of_the_chat(make_recipe: MakeRecipe, splits: Splits, chatty: Base) -> None:
+    job = make_job(make_recipe(task=SUMMARY), splits, chatty)
+    rows = [Row("film is dull", "dull", ""), Row("it says <|im_end|> itself", "odd", "")]
+    asked, count = with_examples(job.codec, rows)
+    assert count == 1
+    text = asked.task.template.text
+    assert text.startswith("<|im_start|>system\nBe brief.<|endoftext|>\n<|im_start|>user\nfilm is dull<|endoftext|>")
+    assert "<|im_start|>assistant\ndull<|endoftext|>\n" in text
+    assert text.endswith(job.task.template.text)
 
 
 def test_a_text_is_a_template_as_before(make_recipe: MakeRecipe) -> None:

@@ -11,11 +11,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
+
+import psutil
 
 from adapters import cli
 from loadtests.serving import ready, say, service
@@ -24,6 +27,7 @@ from loadtests.traffic import Ask, connect, send
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 TEXT = "The second half of the film number {n} drags, but its two leads and the music more than make up for it."
 IN_FLIGHT = 32
+NUMBERS = count()
 OFF = {"engine_metrics": "false", "feedback_database": "off", "log_level": "error"}
 ON = {"engine_metrics": "true", "feedback_texts": "plain", "log_format": "json"}
 
@@ -31,52 +35,91 @@ ON = {"engine_metrics": "true", "feedback_texts": "plain", "log_format": "json"}
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.overhead",
-        description="Serve in turns with everything on (vLLM's metrics, feedback in a database with texts, a JSON line "
-        "and a trace for each request) and with what can be off, off; count answers. Writes overhead.json.",
-        epilog="example: python -m loadtests.overhead --turns 3 --seconds 20",
+        description="Two services side by side, asked in turns: one with everything on (vLLM's metrics, feedback "
+        "with texts in a database, a JSON line and a trace for each request), one without. Writes overhead.json.",
+        epilog="example: python -m loadtests.overhead --turns 20 --seconds 5",
     )
-    parser.add_argument("--turns", type=int, default=3, help="of each (3)")
-    parser.add_argument("--seconds", type=float, default=20, help="of each turn (20)")
-    parser.set_defaults(command=command)
+    parser.add_argument("--turns", type=int, default=20, help="of each (20)")
+    parser.add_argument("--seconds", type=float, default=5, help="of each turn (5)")
+    parser.set_defaults(command=lambda options: asyncio.run(compare(options)))
     return cli.run(parser)
 
 
-def command(options: argparse.Namespace) -> int:
-    rates: dict[str, list[float]] = {"off": [], "on": []}
-    with tempfile.TemporaryDirectory(prefix="hotswap-overhead-") as scratch, collector() as endpoint:
-        for turn in range(options.turns):
-            for name, settings in (("off", OFF), ("on", ON)) if turn % 2 == 0 else (("on", ON), ("off", OFF)):
-                rate = asyncio.run(measured(Path(scratch), settings, endpoint if name == "on" else "", options.seconds))
-                rates[name].append(round(rate, 1))
-                say(f"{name}: {rate:.1f} answers/s")
-    ratio = median(rates["on"]) / median(rates["off"])
-    told = {"answers a second": rates, "on/off": round(ratio, 4), "in flight": IN_FLIGHT, "seconds": options.seconds}
+async def compare(options: argparse.Namespace) -> int:
+    turns: dict[str, list[Turn]] = {"off": [], "on": []}
+    with tempfile.TemporaryDirectory(prefix="hotswap-overhead-") as made, collector() as endpoint, ExitStack() as stack:
+        scratch = Path(made)
+        sides = {
+            "off": stack.enter_context(served(scratch / "off", OFF, "")),
+            "on": stack.enter_context(served(scratch / "on", ON, endpoint)),
+        }
+        for side in sides.values():
+            await turn(side, 3.0)  # to warm up
+        for n in range(options.turns):
+            for name in ("off", "on") if n % 2 == 0 else ("on", "off"):
+                turns[name].append(await turn(sides[name], options.seconds))
+            off, on = (turns[name][-1] for name in ("off", "on"))
+            say(f"answers/s {off.rate:.1f} off, {on.rate:.1f} on; CPU {off.cost:.2f} and {on.cost:.2f} ms an answer")
+    pairs = list(zip(turns["off"], turns["on"], strict=True))
+    told = {
+        "throughput on/off": quartiles([on.rate / off.rate for off, on in pairs]),
+        "cpu on/off": quartiles([on.cost / off.cost for off, on in pairs]),
+        "cpu ms an answer": {name: round(median(each.cost for each in all_), 3) for name, all_ in turns.items()},
+        "answers a second": {name: round(median(each.rate for each in all_), 1) for name, all_ in turns.items()},
+        "in flight": IN_FLIGHT,
+        "turns": options.turns,
+        "seconds": options.seconds,
+    }
     RESULTS.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told))
     return 0
 
 
-async def measured(scratch: Path, settings: dict[str, str], endpoint: str, seconds: float) -> float:
-    """Return the answers a second of a service of its own, all of them right away asked again."""
+@dataclass(frozen=True)
+class Turn:
+    """Answers a second, and milliseconds of CPU, of all processes, an answer."""
+
+    rate: float
+    cost: float
+
+
+@contextmanager
+def served(scratch: Path, settings: dict[str, str], endpoint: str) -> Iterator[tuple[str, int]]:
+    """Serve, ready; yield address and process id."""
+    scratch.mkdir()
     os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
-    numbers, answered = count(), 0
-    with service(scratch / "service.log", cache_gib=1, store=scratch / "store", **settings) as (url, _):
+    with service(scratch / "log", cache_gib=1, store=scratch / "store", **settings) as (url, process):
         while not ready(url):
-            await asyncio.sleep(0.5)
-        async with connect(url) as client:
+            time.sleep(0.5)
+        yield url, process.id
 
-            async def ask(until: float) -> None:
-                nonlocal answered
-                while time.monotonic() < until:
-                    body = {"adapter": "sentiment", "input": TEXT.format(n=next(numbers))}
-                    outcome = await send(client, Ask("sentiment", 0, body), asyncio.get_running_loop().time())
-                    answered += outcome.status == 200
 
-            for length in (3.0, seconds):  # the first to warm up
-                answered, began = 0, time.monotonic()
-                await asyncio.gather(*(ask(began + length) for _ in range(IN_FLIGHT)))
-                took = time.monotonic() - began
-    return answered / took
+async def turn(side: tuple[str, int], seconds: float) -> Turn:
+    """Ask for so long, an answer's caller at once again."""
+    url, pid = side
+    answered = 0
+    async with connect(url) as client:
+
+        async def ask(until: float) -> None:
+            nonlocal answered
+            while time.monotonic() < until:
+                body = {"adapter": "sentiment", "input": TEXT.format(n=next(NUMBERS))}
+                outcome = await send(client, Ask("sentiment", 0, body), asyncio.get_running_loop().time())
+                answered += outcome.status == 200
+
+        began, used = time.monotonic(), cpu_seconds(pid)
+        await asyncio.gather(*(ask(began + seconds) for _ in range(IN_FLIGHT)))
+        return Turn(answered / (time.monotonic() - began), 1000 * (cpu_seconds(pid) - used) / answered)
+
+
+def cpu_seconds(pid: int) -> float:
+    server = psutil.Process(pid)
+    times = [each.cpu_times() for each in (server, *server.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return [round(value, 4) for value in quantiles(values, n=4)]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from service.heartbeat import Heartbeat
 from service.http import edge
 from service.http.keys import Keys, Scope
 from service.http.quota import Quota
-from service.http.routes import adapters, feedback, health, predict, releases
+from service.http.routes import adapters, feedback, health, kserve, openai, predict, releases
 from service.metrics import Metrics
 from service.monitoring.drift import Drift
 from service.monitoring.engine import EngineCollector
@@ -30,6 +30,7 @@ from service.rollout.reconciler import Reconciler
 from service.rollout.shadow import Shadow
 from service.serving.admission import Admission
 from service.serving.answering import Answering
+from service.serving.conversing import Conversing
 from service.serving.loader import Loader
 from service.serving.residency import Residency
 from service.serving.routing import Routing
@@ -118,8 +119,12 @@ def create_app(
     state = app.state
     state.engine, state.store, state.base, state.keys, state.metrics = engine, store, base, keys, metrics
     state.routing, state.residency, state.answering, state.offload = routing, residency, answering, offload
+    state.conversing = Conversing(engine, answering, admission, (base.name, base.digest), metrics)
     state.reconciler, state.supervisor, state.feedback, state.quota = reconciler, supervisor, judging, Quota()
     app.include_router(predict.router, dependencies=scope("predict"))
+    app.include_router(openai.router, dependencies=scope("predict"))
+    app.include_router(kserve.router, dependencies=scope("predict"))
+    app.include_router(kserve.health)
     app.include_router(feedback.router, dependencies=scope("predict"))
     app.include_router(adapters.router, dependencies=scope("predict"))
     app.include_router(releases.router, dependencies=scope("admin"))

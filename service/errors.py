@@ -11,6 +11,7 @@ from typing import Any
 from adapters.errors import GenerationConflict, HotswapError, InputTooLong, InvalidAdapter, NotInStore, StoreUnavailable
 from adapters.text import public
 from service.engine.base import EngineDown, EngineRefused
+from service.engine.openai import Refused
 
 
 class ServiceError(Exception):
@@ -20,6 +21,7 @@ class ServiceError(Exception):
     code = "internal"
     title = "Something failed inside the service"
     retry_after: int | None = None
+    param: str | None = None  # the field that is at fault, where one is
 
     def __init__(
         self, detail: str = "", *, retry_after: int | None = None, headers: Mapping[str, str] | None = None
@@ -158,6 +160,10 @@ def from_lower(error: Exception) -> ServiceError:
             return NotReady("The adapter store cannot be reached; retry shortly.")
         case EngineDown():
             return EngineUnavailable("Retry shortly; the service restarts it or is restarted.")
+        case Refused():
+            refusal = InvalidRequest(str(error))
+            refusal.param = error.param
+            return refusal
         case EngineRefused():
             return InvalidRequest("The engine refused this input; shorten it, or report it with its X-Request-Id.")
         case HotswapError():

@@ -131,6 +131,12 @@ class Settings(BaseModel):
         "grouped", description="how adapters are computed on a CPU: by us, or as vLLM comes"
     )
     engine_metrics: bool = Field(True, description="vLLM's own metrics, and time to the first token by version")
+    tool_parser: str | None = Field(
+        None, description="how the base model writes calls of tools, as vLLM names it (hermes, llama3_json, …)"
+    )
+    reasoning_parser: str | None = Field(
+        None, description="how the base model marks what it thinks, as vLLM names it (deepseek_r1, qwen3, …)"
+    )
     feedback_log: Path | None = Field(
         None, description="a file to add texts, answers and feedback to, to train on; none: texts are not kept"
     )

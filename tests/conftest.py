@@ -30,6 +30,10 @@ WORDS = (
     "A moving, beautifully acted film. The plot is dull and slow. Review: Sentiment: Text: Label: Summary: In one line:"
 )
 LABELS = ["positive", "negative"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 MakeAdapter = Callable[..., Path]
 
 
@@ -79,7 +83,11 @@ def _write_base(folder: Path) -> Path:
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator([WORDS + " positive negative billing bug"] * 8, trainer)
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>", unk_token="<|endoftext|>"
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        bos_token="<|im_start|>",
+        unk_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(

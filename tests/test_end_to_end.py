@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import openai
 import psutil
 import pytest
 
@@ -75,6 +76,22 @@ def test_what_was_trained_is_served_and_is_right(server: Server) -> None:
     body = server.predict("reviews", "moving film beautifully acted", "slow dull plot")
     assert body["adapter"]["version"] == 1
     assert [output["label"] for output in body["outputs"]] == ["positive", "negative"]
+
+
+def test_openais_client_gets_the_adapters_answers(server: Server) -> None:
+    with openai.OpenAI(base_url=f"{server.url.rstrip('/')}/v1", api_key="none") as ask:
+        assert "reviews" in [model.id for model in ask.models.list()]
+        for text, label in (("moving film beautifully acted", " positive"), ("slow dull plot", " negative")):
+            prompt = f"Review: {text}\nSentiment:"
+            told = ask.completions.create(model="reviews@1", prompt=prompt, max_tokens=1, temperature=0, logprobs=2)
+            assert label.startswith(told.choices[0].text), "the first token is the label's"
+            assert told.model == "reviews@1"
+            stream = ask.completions.create(model="reviews", prompt=prompt, max_tokens=8, temperature=0, stream=True)
+            assert "".join(piece.choices[0].text for piece in stream).startswith(told.choices[0].text)
+        chat = ask.chat.completions.create(
+            model="reviews", messages=[{"role": "user", "content": "slow"}], max_tokens=4
+        )
+        assert chat.usage.completion_tokens <= 4
 
 
 def test_the_log_says_how_adapters_are_computed(server: Server) -> None:

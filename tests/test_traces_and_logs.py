@@ -124,6 +124,7 @@ def test_every_line_is_an_object_and_one_is_written_for_a_request(tmp_path: Path
     with started(tmp_path, stocked, tiny, log_format="json") as server:
         server.client.post("/v1/predict", json={"adapter": "nobody", "input": SECRET})
         server.client.post("/v1/predict", content=b"{", headers={"content-type": "application/json"})
+        assert server.stop() == 0  # a request's line follows its answer
         said = lines(server)
     assert {"event", "level", "timestamp"} <= set.intersection(*(set(line) for line in said))
     assert [line["status"] for line in said if line.get("route") == "/v1/predict"] == ["404", "400"]

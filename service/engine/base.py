@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from adapters.tasks import Sampling
+
+if TYPE_CHECKING:
+    from service.engine.openai import OpenAI
 
 # Measured against PEFT on transformers: 1e-4 in float32. Half precision moves single log-probabilities by a tenth.
 FLOAT32_TOLERANCE, HALF_TOLERANCE = 0.02, 0.5
@@ -97,6 +100,9 @@ class Engine(Protocol):
 
     async def unload(self, name: str) -> None:
         """Free an adapter that no request uses. Unknown names are ignored."""
+
+    async def openai(self) -> OpenAI:
+        """Return OpenAI's API over this engine. Raises :class:`EngineDown`."""
 
     def generate(
         self, prompt: list[int], sampling: Sampling, adapter: str | None, *, stream: bool = False

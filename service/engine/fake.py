@@ -15,6 +15,7 @@ from adapters.lint import lint
 from adapters.probes import TEXTS
 from adapters.tasks import Sampling
 from service.engine.base import Chunk, EngineDown, EngineRefused, Limits, Timing
+from service.engine.openai import OpenAI
 
 
 class FakeEngine:
@@ -31,6 +32,8 @@ class FakeEngine:
         self.gate.set()
         self.active = self._life = 0
         self._alive = self._hung = self.loading = False
+        self._openai: OpenAI | None = None
+        self._making = asyncio.Lock()
 
     async def start(self) -> None:
         self.resident.clear()
@@ -79,6 +82,19 @@ class FakeEngine:
     async def unload(self, name: str) -> None:
         self._check_alive()
         self.resident.pop(name, None)
+
+    async def openai(self) -> OpenAI:
+        self._check_alive()
+        async with self._making:
+            if self._openai is None:
+                self._openai = await asyncio.to_thread(self._api)
+        return self._openai
+
+    def _api(self) -> OpenAI:
+        from service.engine.fake_client import FakeClient
+
+        client = FakeClient(self, self._base)
+        return OpenAI(client, self._base.name, client.adapters)
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, adapter: str | None, *, stream: bool = False

@@ -41,6 +41,7 @@ OURS = {theirs: PREFIX + ours.upper() for ours, theirs in NAMED.items()} | {
     "enable_prefix_caching": "HOTSWAP_PREFIX_CACHING",
     "disable_log_stats": "HOTSWAP_ENGINE_METRICS",
     "log_level": "HOTSWAP_LOG_LEVEL",
+    "reasoning_parser": "HOTSWAP_REASONING_PARSER",
     "spec_method": "HOTSWAP_SPECULATIVE",
     "spec_model": "HOTSWAP_SPECULATIVE",
     "spec_tokens": "HOTSWAP_SPECULATIVE",

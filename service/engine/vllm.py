@@ -24,6 +24,7 @@ from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
 from service.engine import dummies, failure, launch, options
 from service.engine.base import FLOAT32_TOLERANCE, HALF_TOLERANCE, Chunk, EngineDown, EngineRefused, Limits, Timing
+from service.engine.openai import OpenAI
 from service.engine.options import in_float32
 from service.engine.plugin import is_cpu, why_stock
 from service.settings import Settings, rank_above
@@ -52,6 +53,7 @@ class VllmEngine:
         self._adapter_ids = itertools.count(1)
         self._request_ids = itertools.count(1)
         self._llm: Any = None
+        self._openai: OpenAI | None = None
         self._loads = 0
 
     async def start(self) -> None:
@@ -66,6 +68,10 @@ class VllmEngine:
         except Exception as error:
             raise EngineDown(failure.explained(error, failure.read(), on_cpu=is_cpu())) from error
         await self._warm_up()
+        try:
+            await self.openai()
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineDown(f"HOTSWAP_TOOL_PARSER or HOTSWAP_REASONING_PARSER is none of vLLM's: {error}") from error
 
     async def _warm_up(self) -> None:
         """Answer once in each way: the first answer pays for what vLLM sets up lazily and Triton compiles, and nobody
@@ -156,7 +162,7 @@ class VllmEngine:
         return given
 
     async def stop(self) -> None:
-        llm, self._llm = self._llm, None
+        llm, self._llm, self._openai = self._llm, None, None
         if llm is not None:
             # Not in a thread: vLLM's output task would see its dying process first, and log that as a crash.
             gc.unfreeze()
@@ -325,6 +331,13 @@ class VllmEngine:
         known = [False] * len(resident) + [True] * len(prompt)
         ids = [self._base.end_id] * len(resident) + prompt
         return embeds_input(vectors, prompt_token_ids=ids, is_token_ids=known), None
+
+    async def openai(self) -> OpenAI:
+        llm = self._running()
+        if self._openai is None:
+            parsers = {"tool_parser": self._settings.tool_parser, "reasoning_parser": self._settings.reasoning_parser}
+            self._openai = await asyncio.to_thread(OpenAI, llm, self._base.name, self._adapters, **parsers)
+        return self._openai
 
     def _running(self) -> Any:
         if not self.alive:

@@ -13,10 +13,13 @@ from service.http.keys import Keys
 from service.http.quota import Quota
 
 # Neither asks for a key: whoever may know what is decided where it is answered.
-OPEN = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json")
+OPEN = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/")
 READING = ("GET", "HEAD", "OPTIONS")
 # What answers a question and changes nothing, whoever asks.
-ASKING = ("/v1/predict", "/v1/classify", "/v1/summarize")
+ASKING = (
+    *("/v1/predict", "/v1/classify", "/v1/summarize"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v2/models/"),
+)
 
 
 class Access:
@@ -30,7 +33,7 @@ class Access:
             try:
                 self._admit(scope)
             except ServiceError as error:
-                await problems.response(error)(scope, receive, send)
+                await problems.response(error, scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -114,7 +114,7 @@ class Connection(H11Protocol):
             self.cycle.message_event.set()
         if self.conn.our_state is h11.IDLE or self.conn.our_state is h11.SEND_RESPONSE:
             error = HeadTooLarge() if status == 431 else BadRequest("This is not HTTP/1.1.")
-            headers, body = problems.encoded(error)
+            _, headers, body = problems.encoded(error)
             response = h11.Response(
                 status_code=error.status,
                 reason=STATUS_PHRASES[error.status],
@@ -220,4 +220,6 @@ class _Full:
         if scope["path"] in PROBES:
             await self._app(scope, receive, send)
         else:
-            await problems.send(TooManyConnections("Come back later, or keep fewer connections open."), send)
+            await problems.send(
+                TooManyConnections("Come back later, or keep fewer connections open."), send, scope["path"]
+            )

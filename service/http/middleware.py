@@ -17,7 +17,7 @@ from service.http import problems
 from service.metrics import Metrics
 
 logger = logging.getLogger("hotswap.access")
-PROBES = ("/livez", "/readyz", "/metrics")
+PROBES = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 DISCARD_BYTES = 16 << 20
 # What a caller may name a request: nothing that could break a log line or a header.
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -74,12 +74,12 @@ class RequestId:
             logger.exception("%s failed", request_id.decode())
             if known["status"] != "499":
                 raise  # the answer has begun; the connection is closed, which says that it is not whole
-            await problems.send(ServiceError(), tagged)
+            await problems.send(ServiceError(), tagged, scope["path"])
         except asyncio.CancelledError:
             # The time to drain is over. Left alone, uvicorn would blame the service's code (500) for it.
             if known["status"] != "499":
                 raise
-            await problems.send(NotReady("The service stops; ask again."), tagged)
+            await problems.send(NotReady("The service stops; ask again."), tagged, scope["path"])
 
 
 class BodyLimit:
@@ -97,7 +97,7 @@ class BodyLimit:
         headers = dict(scope["headers"])
         if int(headers.get(b"content-length", b"0")) > self._limit:
             # Who asks first (Expect: 100-continue) has sent nothing yet, and must not be bidden to.
-            await self._refuse(too_large, receive, send, give_up, more=b"expect" not in headers)
+            await self._refuse(too_large, receive, send, give_up, scope["path"], more=b"expect" not in headers)
             return
         read, more = 0, True
         refusal: ServiceError | None = None
@@ -126,9 +126,11 @@ class BodyLimit:
         with suppress(ServiceError):
             await self._app(scope, counted, silenced)
         if refusal:
-            await self._refuse(refusal, receive, send, give_up, more)
+            await self._refuse(refusal, receive, send, give_up, scope["path"], more)
 
-    async def _refuse(self, error: ServiceError, receive: Receive, send: Send, give_up: float, more: bool) -> None:
+    async def _refuse(
+        self, error: ServiceError, receive: Receive, send: Send, give_up: float, path: str, more: bool
+    ) -> None:
         # Most clients read the answer only after the last byte is sent; hung up on, they never see it. So a
         # bounded rest is taken and thrown away.
         discarded = 0
@@ -138,4 +140,4 @@ class BodyLimit:
                     message = await receive()
                     discarded += len(message.get("body", b""))
                     more = message["type"] == "http.request" and message.get("more_body", False)
-        await problems.send(error, send)
+        await problems.send(error, send, path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 from ulid import ULID
@@ -20,6 +20,14 @@ from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFoun
 # Answers are for the one who asked, and are what their content type says, whatever a browser makes of them.
 SECURITY = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 SHOWN = 5
+# Where errors have OpenAI's shape, its types and, where it has one for the same, its codes.
+OPENAI = ("/v1/chat/", "/v1/completions", "/v1/responses", "/v1/models")
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+CODES = {
+    **{"unauthenticated": "invalid_api_key", "rate_limited": "rate_limit_exceeded"},
+    **{"adapter_not_found": "model_not_found", "version_not_found": "model_not_found"},
+    "input_too_long": "context_length_exceeded",
+}
 
 
 def install(app: FastAPI) -> None:
@@ -30,24 +38,46 @@ def install(app: FastAPI) -> None:
     app.exception_handler(HotswapError)(_known)
 
 
-def response(error: ServiceError) -> JSONResponse:
-    """Return what is sent for ``error``."""
+def response(error: ServiceError, path: str) -> Response:
+    """Return what is sent for ``error`` at ``path``."""
+    status, kind, body = _written(error, path)
     headers = {**error.headers, **({"WWW-Authenticate": "Bearer"} if error.status == 401 else {})}
-    return JSONResponse(error.problem(), error.status, headers, media_type="application/problem+json")
+    return Response(body, status, headers, media_type=kind)
 
 
-def encoded(error: ServiceError) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return headers and body for where no request reaches the application."""
-    body = json.dumps(error.problem()).encode()
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    return [*headers, *SECURITY, (b"x-request-id", new_request_id())], body
+def encoded(error: ServiceError, path: str = "") -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return status, headers and body for where no request reaches the application."""
+    status, kind, body = _written(error, path)
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+    return status, [*headers, *SECURITY, (b"x-request-id", new_request_id())], body.encode()
 
 
-async def send(error: ServiceError, send: Send) -> None:
+def _written(error: ServiceError, path: str) -> tuple[int, str, str]:
+    """Return status, content type and body: each API's clients know an error by its own shape."""
+    if path.startswith(OPENAI):
+        return 400 if error.status == 422 else error.status, "application/json", openai(error)
+    if path == "/v2" or path.startswith("/v2/"):
+        return 400 if error.status == 422 else error.status, "application/json", json.dumps({"error": _told(error)})
+    return error.status, "application/problem+json", json.dumps(error.problem())
+
+
+def openai(error: ServiceError) -> str:
+    """Return ``error`` as OpenAI's clients read it."""
+    kind = TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    code = CODES.get(error.code, error.code)
+    return json.dumps({"error": {"message": _told(error), "type": kind, "param": error.param, "code": code}})
+
+
+def _told(error: ServiceError) -> str:
+    told = error.problem()
+    return f"{told['title']}: {told['detail']}" if "detail" in told else str(told["title"])
+
+
+async def send(error: ServiceError, send: Send, path: str) -> None:
     """Send ``error`` from outside the application, and close the connection: what came with it is left unread."""
-    headers, body = encoded(error)
+    status, headers, body = encoded(error, path)
     given = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    start = {"type": "http.response.start", "status": error.status}
+    start = {"type": "http.response.start", "status": status}
     await send({**start, "headers": [*headers, *given, (b"connection", b"close")]})
     await send({"type": "http.response.body", "body": body})
 
@@ -56,30 +86,32 @@ def new_request_id() -> bytes:
     return f"req_{ULID()}".encode()
 
 
-async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
     _charge(request)
     faults = error.errors()
     if any(fault["type"] == "json_invalid" for fault in faults):
-        return response(BadRequest("The body is not valid JSON."))
+        return response(BadRequest("The body is not valid JSON."), request.url.path)
     shown = _explained(faults[:SHOWN])
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-    return response(InvalidRequest(shown + more))
+    return response(InvalidRequest(shown + more), request.url.path)
 
 
-async def _http(request: Request, error: HTTPException) -> JSONResponse:
+async def _http(request: Request, error: HTTPException) -> Response:
     match error.status_code:
         case 404:
-            return response(NotFound("See /docs for what there is."))
+            return response(NotFound("See /docs for what there is."), request.url.path)
         case 405:
-            refusal = response(MethodNotAllowed("See /docs for what there is."))
+            refusal = response(MethodNotAllowed("See /docs for what there is."), request.url.path)
             refusal.headers.update(error.headers or {})
             return refusal
         case 400:
             # FastAPI's word for whatever goes wrong where a body is read.
             _charge(request)
             cause = error.__cause__
-            return response(cause if isinstance(cause, ServiceError) else BadRequest("The body cannot be read."))
-    return response(ServiceError())
+            return response(
+                cause if isinstance(cause, ServiceError) else BadRequest("The body cannot be read."), request.url.path
+            )
+    return response(ServiceError(), request.url.path)
 
 
 def _charge(request: Request) -> None:
@@ -89,8 +121,8 @@ def _charge(request: Request) -> None:
         request.app.state.quota.charge(caller.name, caller.rate)
 
 
-async def _known(_: Request, error: Exception) -> JSONResponse:
-    return response(from_lower(error))
+async def _known(request: Request, error: Exception) -> Response:
+    return response(from_lower(error), request.url.path)
 
 
 def _explained(faults: Sequence[Any]) -> str:

@@ -152,8 +152,8 @@ class Admission:
         )
 
     @asynccontextmanager
-    async def turn(self, text: str) -> AsyncIterator[None]:
-        """Wait for the engine to take one more text."""
+    async def turn(self, tokens: float) -> AsyncIterator[None]:
+        """Wait for the engine to take one more text, of about so many tokens."""
         started = time.monotonic()
         self._metrics.waiting.inc()
         try:
@@ -169,7 +169,7 @@ class Admission:
         began = time.monotonic()
         try:
             yield
-            self._throughput.done(estimated_tokens([text]), time.monotonic() - began, busy=self._busy)
+            self._throughput.done(tokens, time.monotonic() - began, busy=self._busy)
         finally:
             self._in_engine -= 1
             self._metrics.in_flight.dec()

@@ -48,7 +48,7 @@ from service.http.schemas import (
 )
 from service.metrics import Metrics
 from service.rollout.evidence import Tally
-from service.serving.admission import Admission
+from service.serving.admission import Admission, estimated_tokens
 from service.serving.residency import Held, Residency
 from service.serving.routing import Choice, Routing
 from service.settings import Settings
@@ -210,23 +210,47 @@ class Answering:
             self._tally.answered(choice.name, choice.version, seconds, failed=outcome.failed)
 
     @asynccontextmanager
+    async def lend(
+        self, route: str, texts: Sequence[str], reference: str | None, caller: Caller, user: str | None
+    ) -> AsyncIterator[Held | None]:
+        """Yield who answers a request whose prompt is not ours to make: a version, or the base model for no reference.
+        It is admitted, bound in time and counted as any other."""
+        async with self._request(route) as outcome:
+            if sum(map(len, texts)) > self._settings.max_input_chars * len(texts):
+                raise TooLong(f"A text has more than {self._settings.max_input_chars} characters, which is the limit.")
+            if reference is None:
+                outcome.labels = BASE
+                async with self._admission.admit(texts):
+                    yield None
+            else:
+                async with self._held(outcome, reference, caller, texts, user) as held:
+                    yield held
+
+    @asynccontextmanager
     async def _work(
         self, outcome: _Outcome, reference: str, caller: Caller, inputs: Inputs, kind: Kind | None
     ) -> AsyncIterator[Work]:
+        async with self._held(outcome, reference, caller, inputs.texts, inputs.caller) as held:
+            work = Work(held.manifest.task, held)
+            if kind is not None and work.task.kind != kind:
+                raise TaskMismatch(f"'{held.choice.name}' does {work.task.kind}; use /v1/predict or its own route.")
+            yield work
+
+    @asynccontextmanager
+    async def _held(
+        self, outcome: _Outcome, reference: str, caller: Caller, texts: Sequence[str], user: str | None
+    ) -> AsyncIterator[Held]:
         with span("choice"):
-            choice = outcome.choice = await self._choose(Reference.parse(reference), caller, inputs.caller)
+            choice = outcome.choice = await self._choose(Reference.parse(reference), caller, user)
         tracing.note(adapter=choice.name, version=str(choice.version), channel=choice.channel)
-        async with self._admission.admit(inputs.texts) as ticket, AsyncExitStack() as stack:
+        async with self._admission.admit(texts) as ticket, AsyncExitStack() as stack:
             with span("hold"):
                 if self._residency.is_resident(*choice.key):
                     held = await stack.enter_async_context(self._residency.hold(choice))
                 else:  # who waits for a version is no work for the engine yet
                     with ticket.aside():
                         held = await stack.enter_async_context(self._residency.hold(choice))
-            work = Work(held.manifest.task, held)
-            if kind is not None and work.task.kind != kind:
-                raise TaskMismatch(f"'{choice.name}' does {work.task.kind}; use /v1/predict or its own route.")
-            yield work
+            yield held
 
     async def _choose(self, reference: Reference, caller: Caller, user: str | None) -> Choice:
         caller.need_adapter(reference.name)
@@ -347,7 +371,7 @@ class Answering:
         sampling = work.task.sampling(inputs.parameters.model_dump())
         async with AsyncExitStack() as stack:
             with span("queue"):
-                await stack.enter_async_context(self._admission.turn(text))
+                await stack.enter_async_context(self._admission.turn(estimated_tokens([text])))
             started, tokens = time.monotonic(), 0
             async with aclosing(self._engine.generate(prompt.ids, sampling, work.engine_name, stream=stream)) as chunks:
                 async for chunk in chunks:

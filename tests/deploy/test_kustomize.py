@@ -14,6 +14,7 @@ import yaml
 
 from service.engine.vllm import SHUTDOWN_SECONDS
 from service.settings import Settings
+from trainer.__main__ import parser
 
 ROOT = Path(__file__).parents[2]
 # The oldest release that is still in wide use, and the newest that the schemas know.
@@ -169,6 +170,47 @@ def test_the_overlay_in_the_docs_brings_keys_and_an_image(tmp_path: Path, settin
 def test_a_changed_key_is_a_rollout(tmp_path: Path) -> None:
     before, after = (overlay(tmp_path, keys)["Deployment"]["spec"]["template"] for keys in ("one\n", "two\n"))
     assert before != after
+
+
+@pytest.fixture(scope="module")
+def retraining(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """The resources of k8s/base with the component that trains anew, by kind."""
+    folder = tmp_path_factory.mktemp("overlay")
+    parts = {"resources": "base", "components": "retrain"}
+    listed = {kind: [os.path.relpath(ROOT / "k8s" / part, folder)] for kind, part in parts.items()}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(listed))
+    return {resource["kind"]: resource for resource in build(folder)}
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_job_that_trains_anew_is_valid(retraining: dict[str, dict], version: str) -> None:
+    kubernetes_validate.validate(retraining["CronJob"], version, strict=True)
+
+
+def test_who_trains_anew_has_the_servers_settings_feedback_and_volume(
+    retraining: dict[str, dict], settings: Settings
+) -> None:
+    def parts(of: dict) -> tuple[list, dict, list, dict]:
+        pod = of["spec"]["template"]["spec"]
+        env = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
+        claims = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+        return pod["containers"][0]["envFrom"], env["HOTSWAP_FEEDBACK_DATABASE"], claims, pod["affinity"]
+
+    job = retraining["CronJob"]["spec"]["jobTemplate"]
+    assert parts(job) == parts(retraining["Deployment"])
+    (trainer,) = job["spec"]["template"]["spec"]["containers"]
+    assert Path(settings.store).is_relative_to(trainer["workingDir"]), "where runs are kept, it may write"
+
+
+def test_who_trains_anew_is_no_replica_of_the_service(retraining: dict[str, dict]) -> None:
+    labels = retraining["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    assert not retraining["Service"]["spec"]["selector"].items() <= labels.items()
+
+
+def test_what_the_job_is_asked_to_do_is_a_command_of_the_trainer(retraining: dict[str, dict]) -> None:
+    (trainer,) = retraining["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    options = parser().parse_args(trainer["args"])
+    assert (options.name, options.least, options.canary) == ("sentiment", 200, 5)
 
 
 def test_grafana_and_prometheus_find_their_files() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from service.errors import Overloaded
 from service.metrics import Metrics
-from service.serving.admission import Admission
+from service.serving.admission import Admission, estimated_tokens
 
 pytestmark = pytest.mark.anyio
 MAX_WAIT = 10.0
@@ -69,7 +69,7 @@ class World:
         began, text = self.now, "x" * chars
 
         async def one() -> None:
-            async with self.admission.turn(text):
+            async with self.admission.turn(estimated_tokens([text])):
                 self._waiting.append(done := asyncio.get_running_loop().create_future())
                 self._work.set()
                 await done

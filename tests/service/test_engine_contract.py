@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,52 @@ async def test_a_slot_is_used_again_by_the_next_adapter(
 async def test_what_is_not_running_says_so(tiny: Base, prompt, sentiment_task) -> None:
     with pytest.raises(EngineDown):
         await answer(FakeEngine(LIMITS, tiny), prompt, choices(sentiment_task))
+
+
+class Counted:
+    """Lets every generation in, and counts."""
+
+    def __init__(self) -> None:
+        self.prompt = self.completion = 0
+
+    def turn(self, tokens: int) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    def count(self, prompt: int, completion: int) -> None:
+        self.prompt, self.completion = self.prompt + prompt, self.completion + completion
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+
+async def test_openais_api_says_what_the_engine_does_with_the_same_tokens_and_adapter(
+    engine: Engine, loaded, prompt
+) -> None:
+    api, sampling = await engine.openai(), Sampling(max_tokens=6)
+
+    async def said(adapter: str | None, stream: bool) -> str:
+        meter = Counted()
+        document = {"model": "x", "prompt": prompt, "max_tokens": 6, "temperature": 0, "stream": stream}
+        told = await api.answer("completions", api.parse("completions", document), adapter, meter)
+        if isinstance(told, dict):
+            assert told["usage"]["completion_tokens"] == meter.completion
+            return told["choices"][0]["text"]
+        events = [json.loads(event[6:]) async for event in told if "[DONE]" not in event]
+        return "".join(event["choices"][0]["text"] for event in events)
+
+    asked = [(name, stream) for name in (None, *loaded) for stream in (False, True)] * 2
+    answers = await asyncio.gather(*(said(name, stream) for name, stream in asked))
+    for (name, _), text in zip(asked, answers, strict=True):
+        assert text.strip() == (await answer(engine, prompt, sampling, name)).text.strip()
+
+
+async def test_a_shape_is_kept_by_an_adapter_too(engine: Engine, loaded) -> None:
+    if isinstance(engine, FakeEngine):
+        return  # which has no grammar to keep to
+    api = await engine.openai()
+    shape = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
+    form = {"type": "json_schema", "json_schema": {"name": "mood", "schema": shape}}
+    document = {"model": "x", "messages": [{"role": "user", "content": "A film."}], "response_format": form}
+    told = await api.answer("chat", api.parse("chat", document | {"max_tokens": 60}), loaded[0], Counted())
+    assert isinstance(told, dict)
+    assert json.loads(told["choices"][0]["message"]["content"])["mood"] in ("good", "bad")

@@ -13,7 +13,7 @@ from adapters.releases import NewRelease
 from adapters.store import Store
 from service.http.keys import new_key
 from tests.conftest import MakeAdapter
-from tests.service.conftest import Serve
+from tests.service.conftest import Running, Serve
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 EXAMPLES, SEED = 25, 1
@@ -28,8 +28,10 @@ def documented(stocked: Store, make_adapter: MakeAdapter, sentiment_task, summar
     return stocked
 
 
-async def schemathesis(url: str, folder: Path, *options: str) -> int | None:
+async def schemathesis(service: Running, folder: Path, *options: str) -> int | None:
     """Run every check in a process of its own, whose words are captured; return its exit status."""
+    await service.engine.openai()  # which imports vLLM; afterwards every answer comes in time
+    url = service.url
     command = ["run", f"{url}/openapi.json", "--max-examples", str(EXAMPLES), "--seed", str(SEED), "--mode", "all"]
     # JSON Schema cannot say all that makes a request senseless (a summary asked of a classifier), and takes 1.0 for
     # an integer; what is refused is refused with a documented status, which is checked.
@@ -51,18 +53,18 @@ async def schemathesis(url: str, folder: Path, *options: str) -> int | None:
 
 async def test_without_keys(serve: Serve, documented: Store, tmp_path: Path) -> None:
     async with serve() as service:
-        assert await schemathesis(service.url, tmp_path) == 0
+        assert await schemathesis(service, tmp_path) == 0
 
 
 async def test_with_a_key_that_may_do_everything(serve: Serve, documented: Store, tmp_path: Path) -> None:
     key, line = new_key("name=boss scopes=predict,admin")
     (tmp_path / "keys").write_text(line + "\n")
     async with serve(api_keys=tmp_path / "keys") as service:
-        assert await schemathesis(service.url, tmp_path, "--header", f"Authorization: Bearer {key}") == 0
+        assert await schemathesis(service, tmp_path, "--header", f"Authorization: Bearer {key}") == 0
 
 
 async def test_with_a_key_that_may_do_little(serve: Serve, documented: Store, tmp_path: Path) -> None:
     key, line = new_key("name=writer scopes=predict adapters=brief rate=5/second")
     (tmp_path / "keys").write_text(line + "\n")
     async with serve(api_keys=tmp_path / "keys") as service:
-        assert await schemathesis(service.url, tmp_path, "--header", f"Authorization: Bearer {key}") == 0
+        assert await schemathesis(service, tmp_path, "--header", f"Authorization: Bearer {key}") == 0

@@ -11,7 +11,7 @@ import pytest
 from service.engine.base import Chunk
 from service.errors import Overloaded
 from service.metrics import Metrics
-from service.serving.admission import Admission
+from service.serving.admission import Admission, estimated_tokens
 from tests.service.conftest import Serve, until
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +60,7 @@ class Clock:
 
 
 async def answer(admission: Admission, clock: Clock, text: str, seconds: float) -> None:
-    async with admission.admit([text]), admission.turn(text):
+    async with admission.admit([text]), admission.turn(estimated_tokens([text])):
         clock.now += seconds
 
 
@@ -280,9 +280,9 @@ async def test_a_turn_is_given_back_however_the_text_ends() -> None:
     admission = Admission(1, 10, 2.0, metrics)
     for error in (RuntimeError(), asyncio.CancelledError(), TimeoutError()):
         with pytest.raises(type(error)):
-            async with admission.admit(["a"]), admission.turn("a"):
+            async with admission.admit(["a"]), admission.turn(16):
                 raise error
-    async with admission.admit(["a"]), asyncio.timeout(5), admission.turn("a"):
+    async with admission.admit(["a"]), asyncio.timeout(5), admission.turn(16):
         waiting = asyncio.create_task(_turn(admission))
         await asyncio.sleep(0)
         assert metrics.registry.get_sample_value("hotswap_waiting") == 1
@@ -298,7 +298,7 @@ async def test_a_turn_is_given_back_however_the_text_ends() -> None:
 
 
 async def _turn(admission: Admission) -> None:
-    async with admission.turn("a"):
+    async with admission.turn(16):
         pass
 
 

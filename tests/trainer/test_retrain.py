@@ -56,7 +56,6 @@ def test_makes_a_guarded_canary_that_learnt_from_both(place: Workplace) -> None:
     ("arguments", "said"),
     [
         (("nobody", "--feedback", "judged.jsonl"), "nobody is not released; train and publish a first version."),
-        (("mood", "--feedback", "judged.jsonl", "--least", "31"), "there are fewer than 31 judged answers"),
         (("mood", "--feedback", "none.jsonl"), "cannot read none.jsonl: No such file"),
         (("mood", "--feedback", "judged.jsonl", "--least", "1", "--set", "data.path=gone.csv"), "gone.csv"),
     ],
@@ -81,11 +80,18 @@ def test_a_share_that_is_none_is_refused_before_anything_is_done(
     assert place.store.versions("mood") == [1]
 
 
+def test_with_too_few_judged_answers_waits_which_is_no_failure(place: Workplace) -> None:
+    result = place.run("retrain", "mood", "--feedback", judged(place, 30), "--least", 31)
+    assert result.status == 0
+    assert result.err.splitlines()[-1] == "mood: 30 judged answers since version 1, 31 are waited for"
+    assert place.store.versions("mood") == [1]
+
+
 def test_leaves_a_trial_that_runs_alone(place: Workplace) -> None:
     assert place.run("retrain", "mood", "--feedback", judged(place, 30), "--least", 1).status == 0
     again = place.run("retrain", "mood", "--feedback", judged(place, 40), "--least", 1)
-    assert again.status == 1
-    assert "has a trial running" in again.err
+    assert again.status == 0
+    assert again.err.strip() == "mood: version 2 is being tried out; nothing is trained meanwhile"
     assert place.store.versions("mood") == [1, 2]
 
 
@@ -127,14 +133,17 @@ def alertmanager() -> Iterator[tuple[str, list[Any]]]:
 def test_an_alert_of_the_adapter_is_reason_enough(place: Workplace, alertmanager: tuple[str, list[Any]]) -> None:
     where, alerts = alertmanager
     asked = ("retrain", "mood", "--feedback", judged(place, 30), "--least", 1000, "--alerts", where)
-    assert place.run(*asked).status == 1
+    assert place.run(*asked).status == 0
+    assert place.store.versions("mood") == [1]
     alerts.append({"labels": {"alertname": "HotswapDrift", "adapter": "mood"}})
     assert place.run(*asked).status == 0
+    assert place.store.versions("mood") == [1, 2]
 
 
 def test_an_alertmanager_that_is_away_is_said_and_is_no_alert(place: Workplace) -> None:
     result = place.run(
         "retrain", "mood", "--feedback", judged(place, 30), "--least", 1000, "--alerts", "http://127.0.0.1:9"
     )
-    assert result.status == 1
+    assert result.status == 0
+    assert place.store.versions("mood") == [1]
     assert "http://127.0.0.1:9 does not say its alerts" in result.err

@@ -19,7 +19,6 @@ from adapters import cli
 from adapters.errors import HotswapError
 from adapters.manifest import Manifest
 from adapters.progress import say
-from adapters.store import Store
 from trainer.commands.common import add_json_option, add_set_option, add_store_option, percent, store_at
 from trainer.commands.publish import publish_run
 from trainer.commands.train import complete
@@ -55,24 +54,26 @@ def add(commands: Any) -> None:
 
 def retrain(options: argparse.Namespace) -> None:
     if options.watch is None:
-        if not _once(options):
-            raise HotswapError(f"there are fewer than {options.least} judged answers; lower --least, or wait.")
+        _once(options)
         return
     while True:
         try:
             _once(options)
-        except HotswapError as error:  # a trial that runs, a gate that holds: another time may be better
+        except HotswapError as error:  # a gate that holds, a store that is away: another time may be better
             say(f"{options.name}: {error}")
         time.sleep(options.watch)
 
 
-def _once(options: argparse.Namespace) -> bool:
-    """Retrain if there is reason to; return whether there was."""
+def _once(options: argparse.Namespace) -> None:
+    """Retrain if there is reason to; else say that there is none."""
     store = store_at(options.store)
-    manifest = _released(store, options.name)
-    if options.watch is not None and (trial := store.released(options.name)) and trial.canary:
-        say(f"{options.name}: version {trial.canary.version} is being tried out")
-        return False
+    release = store.released(options.name)
+    if release is None:
+        raise HotswapError(f"{options.name} is not released; train and publish a first version.")
+    if release.canary:
+        say(f"{options.name}: version {release.canary.version} is being tried out; nothing is trained meanwhile")
+        return
+    manifest = store.manifest(options.name, release.stable)[0]
     folder = Path("runs") / f"{options.name}-retrained"
     folder.mkdir(parents=True, exist_ok=True)
     rows = options.feedback or _exported(options.name, folder / "feedback.jsonl")
@@ -80,17 +81,9 @@ def _once(options: argparse.Namespace) -> bool:
     alerted = options.alerts is not None and since > 0 and _alerted(options.alerts, options.name)
     if since < options.least and not alerted:
         say(f"{options.name}: {since} judged answers since version {manifest.version}, {options.least} are waited for")
-        return False
+        return
     say(f"{options.name}: {since} judged answers since version {manifest.version}{', and an alert' if alerted else ''}")
     _train_and_publish(folder, manifest, rows, since, options)
-    return True
-
-
-def _released(store: Store, name: str) -> Manifest:
-    release = store.released(name)
-    if release is None:
-        raise HotswapError(f"{name} is not released; train and publish a first version.")
-    return store.manifest(name, release.stable)[0]
 
 
 def _train_and_publish(folder: Path, manifest: Manifest, rows: Path, count: int, options: argparse.Namespace) -> None:

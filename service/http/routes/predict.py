@@ -71,23 +71,23 @@ async def summarize(request: Request, body: SummarizeRequest) -> Response:
 
 
 async def _answer(request: Request, route: str, body: PredictRequest | ClassifyRequest, kind: Kind | None) -> Response:
-    headers = _take(request, body)
+    headers = take(request, body)
     answering, caller = _answering(request), _caller(request)
     if isinstance(body, ClassifyRequest) and body.adapter is None:
         work = answering.zero_shot(route, body, body.labels or [])
     else:
         work = answering.predict(route, body, body.adapter or "", caller, kind)
-    return Response(_to_json(await _unless_gone(request, work)), headers=headers, media_type="application/json")
+    return Response(_to_json(await unless_gone(request, work)), headers=headers, media_type="application/json")
 
 
-def _take(request: Request, body: Inputs) -> dict[str, str]:
+def take(request: Request, body: Inputs) -> dict[str, str]:
     """Count the texts against the caller's rate; return what is left as headers."""
     caller = _caller(request)
     quota: Quota = request.app.state.quota
     return quota.take(caller.name, caller.rate, len(body.texts))
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """Wait for ``work``, but no longer than the client does: it is cancelled when the client hangs up."""
     answer = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
@@ -110,14 +110,14 @@ async def _disconnected(request: Request) -> None:
 async def _stream(request: Request, route: str, body: PredictRequest) -> Response:
     if body.input is None:
         raise InvalidRequest("'stream' takes one 'input'.")
-    headers = _take(request, body)
+    headers = take(request, body)
     pieces: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
     # In a task of its own from beginning to end: the deadline counts for the task that set it.
     work = asyncio.create_task(
         _collect(_answering(request).stream(route, body, body.adapter, _caller(request)), pieces)
     )
     try:
-        first = await _unless_gone(request, pieces.get())
+        first = await unless_gone(request, pieces.get())
     except BaseException:
         work.cancel()
         raise

@@ -1,0 +1,111 @@
+"""Requests in OpenAI's shapes: reference → choice → hold → vLLM's own serving → answer under the version's name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.reference import InvalidReference, Reference
+from service.engine.base import Engine
+from service.engine.openai import Kind, texts
+from service.errors import AdapterNotFound, InvalidRequest, TaskMismatch
+from service.http.keys import Caller
+from service.metrics import Metrics
+from service.serving.admission import Admission
+from service.serving.answering import BASE, Answering
+from service.serving.residency import Held
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What precedes an answer: who gives it, and the answer itself where it is not a stream."""
+
+    model: str
+    digest: str
+    document: dict[str, Any] | None = None
+
+
+class Conversing:
+    """Answers with vLLM's own serving classes what they know how to; the rest of the way is every request's."""
+
+    def __init__(
+        self, engine: Engine, answering: Answering, admission: Admission, base: tuple[str, str], metrics: Metrics
+    ) -> None:
+        self._engine, self._answering, self._admission, self._metrics = engine, answering, admission, metrics
+        self._base, self._digest = base
+
+    async def answer(self, kind: Kind, document: Mapping[str, Any], caller: Caller) -> AsyncGenerator[Reply | str]:
+        """Yield who answers, with the answer; for a stream, without it and then the stream's events.
+
+        To be read in one task. Raises :class:`ServiceError`.
+        """
+        reference = self._reference(document.get("model"))
+        user = next((document[name] for name in ("safety_identifier", "user") if document.get(name)), None)
+        async with self._answering.lend(kind, texts(document), reference, caller, _known(user)) as held:
+            if held is not None and held.manifest.virtual_tokens:
+                raise TaskMismatch(f"'{held.choice.name}' is a learnt prompt; ask it at /v1/predict.")
+            api = await self._engine.openai()
+            request = api.parse(kind, document)
+            model, digest = self._named(held)
+            meter = _Meter(self._admission, self._metrics, held)
+            adapter = held.loaded.engine_name if held else None
+            answer = await api.answer(kind, request, adapter, meter)
+            if isinstance(answer, dict):
+                if "system_fingerprint" in answer:
+                    answer["system_fingerprint"] = f"{model}-{digest.removeprefix('sha256:')[:12]}"
+                yield Reply(model, digest, answer)
+                return
+            yield Reply(model, digest)
+            async with aclosing(answer):  # type: ignore[type-var]
+                async for event in answer:
+                    if meter.failure:
+                        raise meter.failure
+                    yield event
+
+    def _reference(self, model: Any) -> str | None:
+        """Return the adapter that is meant, or none for the base model."""
+        if not isinstance(model, str) or not model:
+            raise InvalidRequest("'model' is an adapter, such as sentiment or sentiment@3, or the base model.")
+        if model == self._base:
+            return None
+        try:
+            return str(Reference.parse(model))
+        except InvalidReference:
+            raise AdapterNotFound(f"No model is called '{model[:100]}'; GET /v1/models lists them.") from None
+
+    def _named(self, held: Held | None) -> tuple[str, str]:
+        if held is None:
+            return self._base, self._digest
+        return f"{held.choice.name}@{held.choice.version}", held.loaded.digest
+
+
+def _known(user: Any) -> str | None:
+    return user[:200] if isinstance(user, str) else None
+
+
+class _Meter:
+    """Lets one request's generations into the engine as there is room, and counts them for its version."""
+
+    def __init__(self, admission: Admission, metrics: Metrics, held: Held | None) -> None:
+        labels = (held.choice.name, str(held.choice.version)) if held else BASE
+        self._admission, self._metrics, self._labels = admission, metrics, metrics.version(*labels)
+        self.failure: Exception | None = None
+
+    @asynccontextmanager
+    async def turn(self, tokens: int) -> AsyncIterator[None]:
+        async with self._admission.turn(tokens):
+            started = time.monotonic()
+            yield
+            self._metrics.engine_seconds.labels(*self._labels).observe(time.monotonic() - started)
+
+    def count(self, prompt: int, completion: int) -> None:
+        if prompt:
+            self._metrics.input_tokens.labels(*self._labels).observe(prompt)
+            self._metrics.prompt_tokens.labels(*self._labels).inc(prompt)
+        self._metrics.completion_tokens.labels(*self._labels).inc(completion)
+
+    def fail(self, error: Exception) -> None:
+        self.failure = error

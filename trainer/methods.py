@@ -90,7 +90,7 @@ def layers_of(model: Any, recipe: Recipe) -> list[int] | None:
     """Return the numbers of the layers to adapt; None for all."""
     if recipe.last_layers is None:
         return None
-    count = model.config.num_hidden_layers
+    count = model.config.get_text_config().num_hidden_layers
     if recipe.last_layers > count:
         raise HotswapError(f"last_layers is {recipe.last_layers}; this base has {count} layers.")
     return list(range(count - recipe.last_layers, count))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 from itertools import chain, islice, repeat
 
+from adapters.architecture import Architecture
 from adapters.base_model import Base
 from adapters.chat import asked
 from adapters.errors import HotswapError
@@ -37,7 +37,7 @@ def make_task(recipe: Recipe, splits: Splits, base: Base) -> AnyTask:
 
 def _check_context(task: BaseTask, recipe: Recipe, base: Base) -> None:
     """Raise where longer texts would be trained on than the base can read: the service would cut them."""
-    room = json.loads((base.folder / "config.json").read_bytes()).get("max_position_embeddings")
+    room = Architecture.of(base.folder).longest
     if room is None:
         return
     fits = task.limit(base.tokenizer, room - (recipe.soft_prompt.tokens if recipe.method in PROMPTS else 0))

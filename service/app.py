@@ -31,6 +31,7 @@ from service.rollout.shadow import Shadow
 from service.serving.admission import Admission
 from service.serving.answering import Answering
 from service.serving.conversing import Conversing
+from service.serving.deciding import Deciding
 from service.serving.loader import Loader
 from service.serving.residency import Residency
 from service.serving.routing import Routing
@@ -119,6 +120,7 @@ def create_app(
     state = app.state
     state.engine, state.store, state.base, state.keys, state.metrics = engine, store, base, keys, metrics
     state.routing, state.residency, state.answering, state.offload = routing, residency, answering, offload
+    state.deciding = Deciding(engine, answering, admission, base, metrics)
     state.conversing = Conversing(engine, answering, admission, (base.name, base.digest), metrics)
     state.reconciler, state.supervisor, state.feedback, state.quota = reconciler, supervisor, judging, Quota()
     app.include_router(predict.router, dependencies=scope("predict"))

@@ -15,19 +15,23 @@ from service.engine.openai import Refused
 
 
 class ServiceError(Exception):
-    """Base of the tree. An error with ``retry_after`` (seconds) is worth repeating."""
+    """Base of the tree. An error with ``retry_after`` (seconds) is worth repeating; ``param`` is the field at fault."""
 
     status = 500
     code = "internal"
     title = "Something failed inside the service"
     retry_after: int | None = None
-    param: str | None = None  # the field that is at fault, where one is
 
     def __init__(
-        self, detail: str = "", *, retry_after: int | None = None, headers: Mapping[str, str] | None = None
+        self,
+        detail: str = "",
+        *,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(detail)
-        self.detail = detail
+        self.detail, self.param = detail, param
         if retry_after is not None:
             self.retry_after = retry_after
         self.headers = {**(headers or {}), **({"Retry-After": str(self.retry_after)} if self.retry_after else {})}
@@ -161,9 +165,7 @@ def from_lower(error: Exception) -> ServiceError:
         case EngineDown():
             return EngineUnavailable("Retry shortly; the service restarts it or is restarted.")
         case Refused():
-            refusal = InvalidRequest(str(error))
-            refusal.param = error.param
-            return refusal
+            return InvalidRequest(str(error), param=error.param)
         case EngineRefused():
             return InvalidRequest("The engine refused this input; shorten it, or report it with its X-Request-Id.")
         case HotswapError():

@@ -18,7 +18,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 # What answers a question and changes nothing, whoever asks.
 ASKING = (
     *("/v1/predict", "/v1/classify", "/v1/summarize"),
-    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v2/models/"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/decisions", "/v2/models/"),
 )
 
 

@@ -21,7 +21,7 @@ from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFoun
 SECURITY = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 SHOWN = 5
 # Where errors have OpenAI's shape, its types and, where it has one for the same, its codes.
-OPENAI = ("/v1/chat/", "/v1/completions", "/v1/responses", "/v1/models")
+OPENAI = ("/v1/chat/", "/v1/completions", "/v1/responses", "/v1/models", "/v1/decisions")
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {
     **{"unauthenticated": "invalid_api_key", "rate_limited": "rate_limit_exceeded"},
@@ -93,7 +93,8 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
         return response(BadRequest("The body is not valid JSON."), request.url.path)
     shown = _explained(faults[:SHOWN])
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-    return response(InvalidRequest(shown + more), request.url.path)
+    field = next((str(part) for part in faults[0]["loc"][1:2]), None)
+    return response(InvalidRequest(shown + more, param=field), request.url.path)
 
 
 async def _http(request: Request, error: HTTPException) -> Response:

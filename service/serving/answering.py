@@ -277,7 +277,7 @@ class Answering:
     async def _outputs(self, work: Work, inputs: Inputs, usage: Usage) -> list[Any]:
         if inputs.input is not None:
             return [await self._answer(work, inputs.input, inputs, usage)]
-        return await _together(self._answer_or_error(work, text, inputs, usage) for text in inputs.texts)
+        return await together(self._answer_or_error(work, text, inputs, usage) for text in inputs.texts)
 
     async def _answer_or_error(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> Any:
         try:
@@ -352,7 +352,7 @@ class Answering:
                 grown = "".join([chunk.text async for chunk, _ in chunks])
             return str(work.task.read(Completion(text=grown), {})["summary"])
 
-        return await _together(summary(part) for part in parts)
+        return await together(summary(part) for part in parts)
 
     async def _ask(
         self, work: Work, text: str, inputs: Inputs, usage: Usage, *, stream: bool
@@ -434,7 +434,7 @@ def _check_finite(work: Work, chunk: Chunk) -> None:
         raise AdapterFailed(f"{who} does not answer with numbers to this text; train it again at a lower rate.")
 
 
-async def _together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+async def together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """Return what all come to; the first that fails ends the others, and is raised as itself."""
     try:
         async with asyncio.TaskGroup() as group:

@@ -42,7 +42,7 @@ class Conversing:
 
         To be read in one task. Raises :class:`ServiceError`.
         """
-        reference = self._reference(document.get("model"))
+        reference = reference_of(document.get("model"), self._base)
         user = next((document[name] for name in ("safety_identifier", "user") if document.get(name)), None)
         async with self._answering.lend(kind, texts(document), reference, caller, _known(user)) as held:
             if held is not None and held.manifest.virtual_tokens:
@@ -50,7 +50,7 @@ class Conversing:
             api = await self._engine.openai()
             request = api.parse(kind, document)
             model, digest = self._named(held)
-            meter = _Meter(self._admission, self._metrics, held)
+            meter = Meter(self._admission, self._metrics, held)
             adapter = held.loaded.engine_name if held else None
             answer = await api.answer(kind, request, adapter, meter)
             if isinstance(answer, dict):
@@ -65,28 +65,29 @@ class Conversing:
                         raise meter.failure
                     yield event
 
-    def _reference(self, model: Any) -> str | None:
-        """Return the adapter that is meant, or none for the base model."""
-        if not isinstance(model, str) or not model:
-            raise InvalidRequest("'model' is an adapter, such as sentiment or sentiment@3, or the base model.")
-        if model == self._base:
-            return None
-        try:
-            return str(Reference.parse(model))
-        except InvalidReference:
-            raise AdapterNotFound(f"No model is called '{model[:100]}'; GET /v1/models lists them.") from None
-
     def _named(self, held: Held | None) -> tuple[str, str]:
         if held is None:
             return self._base, self._digest
         return f"{held.choice.name}@{held.choice.version}", held.loaded.digest
 
 
+def reference_of(model: Any, base: str) -> str | None:
+    """Return the adapter that is meant by ``model``, or none for the base model. Raises :class:`ServiceError`."""
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("It is an adapter, such as sentiment or sentiment@3, or the base model.", param="model")
+    if model == base:
+        return None
+    try:
+        return str(Reference.parse(model))
+    except InvalidReference:
+        raise AdapterNotFound(f"No model is called '{model[:100]}'; GET /v1/models lists them.") from None
+
+
 def _known(user: Any) -> str | None:
     return user[:200] if isinstance(user, str) else None
 
 
-class _Meter:
+class Meter:
     """Lets one request's generations into the engine as there is room, and counts them for its version."""
 
     def __init__(self, admission: Admission, metrics: Metrics, held: Held | None) -> None:

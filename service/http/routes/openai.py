@@ -14,7 +14,8 @@ from adapters.reference import InvalidReference, Reference
 from service.engine.openai import Kind, sequences
 from service.errors import AdapterNotFound, BadRequest, ServiceError
 from service.http import problems
-from service.http.body import parse
+from service.http.body import JsonRoute, parse
+from service.http.decisions import DecisionRequest
 from service.http.routes.predict import unless_gone
 from service.serving.conversing import Reply
 
@@ -47,7 +48,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (504, "server_error"),
     )
 }
-router = APIRouter(tags=["OpenAI's API"], responses=ERRORS)
+router = APIRouter(route_class=JsonRoute, tags=["OpenAI's API"], responses=ERRORS)
 
 
 def _document(required: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +94,15 @@ async def completions(request: Request) -> Response:
 async def responses(request: Request) -> Response:
     """Respond; nothing is stored, so that every request brings what was said before."""
     return await _converse(request, "responses")
+
+
+@router.post("/v1/decisions", response_model=None, responses=_answered("a decision"))
+async def decisions(request: Request, body: DecisionRequest) -> Response:
+    """Answer questions about a text: whether something is true of it, which choice fits, how it scores."""
+    state, caller = request.app.state, request.state.caller
+    headers = state.quota.take(caller.name, caller.rate, len(body.questions))
+    model, digest, decision = await unless_gone(request, state.deciding.answer(body, caller))
+    return JSONResponse(decision, headers={**headers, "X-Hotswap-Version": model, "X-Hotswap-Digest": digest})
 
 
 @router.get("/v1/models")

@@ -18,9 +18,12 @@ from pydantic import TypeAdapter
 from adapters import cli, verification
 from adapters.base_model import Base, resolve_base
 from adapters.catalogue import Entry
+from adapters.chat import rendered
 from adapters.errors import HotswapError, InvalidAdapter, NotInStore, printable
 from adapters.intake import add_version
-from adapters.lint import TASK_FILE, base_shapes, doubts, lint
+from adapters.kinship import check_family
+from adapters.lint import TASK_FILE, doubts, lint
+from adapters.modules import base_shapes
 from adapters.packages import cache_folder
 from adapters.reference import Reference, is_name
 from adapters.releases import Guard, NewRelease, Release, Share
@@ -28,7 +31,8 @@ from adapters.seed import open_store
 from adapters.server import ask_server
 from adapters.signing import TrustedKeys
 from adapters.store import Store
-from adapters.tasks import AnyTask, ClassificationTask, SummarizationTask, Task
+from adapters.tasks import AnyTask, Chat, ClassificationTask, SummarizationTask, Task, Template
+from adapters.tasks.base import SLOT
 from adapters.tasks.classification import order_decides
 from adapters.validation import explained
 
@@ -55,9 +59,9 @@ def add(options: argparse.Namespace) -> None:
         print(json.dumps({"name": manifest.name, "version": manifest.version}))
     else:
         print(manifest.version)
-    if task.answers and options.labels and order_decides(task.answers, base.tokenizer):
+    if task.answers and options.labels and order_decides(task.answers, base.tokenizer, task.template):
         print("These labels begin alike: --labels must have the order in which they were trained", file=sys.stderr)
-    if options.task and not options.template:
+    if options.task and not options.template and not options.chat:
         prompt = TEMPLATES[options.task].replace("\n", "\\n")
         print(f"No --template: taken to be trained with the prompt '{prompt}'", file=sys.stderr)
     print(f"Not served yet: python -m adapters release {manifest.name} {manifest.version}", file=sys.stderr)
@@ -66,17 +70,28 @@ def add(options: argparse.Namespace) -> None:
 def _task(options: argparse.Namespace, base: Base) -> AnyTask:
     own = options.dir / TASK_FILE
     if options.task is None:
-        if not own.is_file() or options.labels or options.template:
+        if not own.is_file() or options.labels or options.template or options.chat:
             raise HotswapError(f"say what it does: --task classification --labels a,b (or put {TASK_FILE} beside it).")
         with explained(ClassificationTask, f"{own} is no task"):
             return TypeAdapter(Task).validate_json(own.read_bytes())
-    template = (options.template or TEMPLATES[options.task]).replace("\\n", "\n")
+    template = _template(options, base)
     if options.task == "summarization":
         return SummarizationTask.of(template)
     labels = _labels(options.labels or "")
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise HotswapError("a classification adapter needs two or more different labels: --labels a,b")
     return ClassificationTask.of(template, labels, base.tokenizer)
+
+
+def _template(options: argparse.Namespace, base: Base) -> str | Template:
+    given = options.template.replace("\\n", "\n") if options.template else None
+    if options.system and not options.chat:
+        raise HotswapError("--system is said in a chat: give --chat too, or write it into --template.")
+    if not options.chat:
+        return given or TEMPLATES[options.task]
+    with explained(Chat, "--template is no prompt"):
+        chat = Chat(system=options.system, user=given or SLOT)
+    return rendered(chat, base.folder)
 
 
 def _labels(text: str) -> list[str]:
@@ -150,6 +165,8 @@ def lint_(options: argparse.Namespace) -> None:
                 f"{options.server} serves {server.base}, which is not the base at hand ({base.name}); name it: --base"
             )
     facts = lint(options.dir, shapes=base_shapes(base.folder) if base else None, max_rank=max_rank)
+    if base is not None:
+        check_family(options.dir, base.folder)
     _warn(options.dir, base)
     if options.json:
         print(json.dumps(asdict(facts)))
@@ -362,6 +379,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--task", choices=sorted(TEMPLATES))
     sub.add_argument("--labels", help='a row of CSV (a,"b, c"), in the order of training (this trainer sorts them)')
     sub.add_argument("--template", help="the prompt it was trained with; {text} marks the input, \\n a new line")
+    sub.add_argument("--chat", action="store_true", help="--template (default {text}) is what the user says in a chat")
+    sub.add_argument("--system", metavar="TEXT", help="with --chat: what the system says first")
     sub.add_argument("--description", default="")
     cli.add_sign_option(sub)
     command("list", list_, "adapters, their versions and what is released", "list --json")

@@ -11,8 +11,10 @@ from typing import Any
 
 from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
-from adapters.lint import CARD, READ, REPORT, Examined, base_shapes, examine
+from adapters.kinship import check_family
+from adapters.lint import CARD, READ, REPORT, Examined, examine
 from adapters.manifest import BaseReference, File, Manifest
+from adapters.modules import base_shapes
 from adapters.packages import file_digest
 from adapters.plain import write_plain
 from adapters.signing import Signer
@@ -39,6 +41,7 @@ def add_version(
     writes nothing then.
     """
     examined = examine(folder, shapes=base_shapes(base.folder))
+    check_family(folder, base.folder)
     facts = examined.facts
     _check_label_tokens(task, base)
     with _plain(folder, examined) as ready:

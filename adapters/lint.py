@@ -96,16 +96,6 @@ def adapts_embeddings(folder: Path) -> bool:
         return False
 
 
-def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return module name → (out, in) for every matrix of the checkpoint in ``folder``."""
-    return {
-        key.removesuffix(".weight"): tensor.shape
-        for path in folder.glob("*.safetensors")
-        for key, tensor in read_header(path).items()
-        if len(tensor.shape) == 2
-    }
-
-
 def doubts(folder: Path, base: str | None) -> list[str]:
     """Return what is worth a word to who takes in a sound folder for ``base``, and no reason to refuse it."""
     config = read_config(folder)

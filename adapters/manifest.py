@@ -44,6 +44,13 @@ class Reference(Strict):
     logprobs: dict[Annotated[int, Field(ge=0)], float] = Field(min_length=2, max_length=MAX_LABELS)
 
 
+class Computed(Strict):
+    """In which numbers, and on what, scores were computed: elsewhere they differ in the last places."""
+
+    dtype: str = Field(examples=["float32", "bfloat16"])
+    device: str = Field(examples=["cpu", "NVIDIA H100 80GB HBM3"])
+
+
 class Manifest(Strict):
     """One immutable version of one adapter. Its presence in the store is the commit of the version."""
 
@@ -61,6 +68,7 @@ class Manifest(Strict):
     virtual_tokens: int = Field(default=0, ge=0, description="vectors that stand in front of the prompt")
     files: dict[FileName, File]
     metrics: dict[str, Any] = Field(default_factory=dict, description="held-out scores, by test set")
+    computed: Computed | None = Field(default=None, description="how the scores were; not known of old versions")
     profile: Profile | None = None
     references: tuple[Reference, ...] = Field(default=(), max_length=8)
     lineage: dict[str, Any] = Field(default_factory=dict, description="recipe, data, seed, library versions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import math
 import os
@@ -22,8 +23,11 @@ from adapters.seed import open_store
 from adapters.signing import TrustedKeys
 from adapters.store import Store
 from service import logs, tracing
-from service.engine import launch
-from service.engine.base import Engine, Limits
+from service.engine import fitness, launch, sizing
+from service.engine import options as vllm_options
+from service.engine.base import Engine, EngineDown, Limits
+from service.engine.device import Device
+from service.engine.options import in_float32
 from service.monitoring import commands, drift_report
 from service.settings import Settings, rank_above
 
@@ -47,6 +51,11 @@ def main(*, relaunch: bool = False) -> int:
     )
     parser.add_argument("--prepare", action="store_true", help="fetch what is missing (the base model), then exit")
     parser.add_argument(
+        "--warm-cache",
+        action="store_true",
+        help="start the engine once, so that all it compiles is in HOTSWAP_CACHE, then exit: for images",
+    )
+    parser.add_argument(
         "--new-key",
         metavar="ATTRIBUTES",
         nargs="?",
@@ -66,6 +75,8 @@ def _serve(options: argparse.Namespace) -> int:
     if options.new_key is not None:
         return _new_key(options.new_key)
     settings = Settings.read()
+    if settings.engine == "vllm":
+        vllm_options.check(settings)
     if options.relaunch and settings.engine == "vllm" and not options.prepare:
         launch.relaunch(settings)
     logs.set_up(settings.log_level, settings.log_format)
@@ -74,20 +85,71 @@ def _serve(options: argparse.Namespace) -> int:
     if options.prepare:
         _base(settings)
         return 0
+    device = _device(settings)  # not before: images are prepared where there is no GPU
     from service.http.keys import Keys
 
     keys = Keys.of(settings)  # what is wrong with them is found out now, not in a minute
     trusted = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
+    if options.warm_cache:
+        return _warm_cache(settings, device)
     listener = _listen(settings.host, settings.port)  # a port that is taken is found out now, not in a minute
     base = _base(settings)
+    if settings.engine == "vllm":
+        fitness.check(settings, base.folder)
     started = time.monotonic()
     store = open_store(settings.store, seed="empty", trusted=trusted)
     catalogue = store.catalogue()
     names = [entry.name for entry in catalogue]
     settings = with_rank(settings, store, catalogue)
+    if device is not None:
+        settings = _sized(settings, device, base)
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     logger.info("store %s: %s (%.1f s)", store.place, shown or "no adapters", time.monotonic() - started)
     return _run(settings, keys, listener, store, base, names, began)
+
+
+def _warm_cache(settings: Settings, device: Device | None) -> int:
+    """Start the engine as the server would, and stop it."""
+    base = _base(settings)
+    if settings.engine == "vllm":
+        fitness.check(settings, base.folder)
+    if device is not None:
+        settings = _sized(settings, device, base)
+    engine, began = _engine(settings, base), time.monotonic()
+
+    async def once() -> None:
+        try:
+            await engine.start()
+        finally:
+            await engine.stop()
+
+    try:
+        asyncio.run(once())
+    except EngineDown as error:
+        raise HotswapError(str(error)) from error
+    logger.info("started and answered in %.1f s; compiled code is in %s", time.monotonic() - began, settings.cache)
+    return 0
+
+
+def _device(settings: Settings) -> Device | None:
+    """Return what the engine computes on, if that is known, having looked at what it is asked for."""
+    if settings.engine != "vllm":
+        return None
+    device = Device.found()
+    if device is not None:
+        sizing.check_count(settings, device)
+    return device
+
+
+def _sized(settings: Settings, device: Device, base: Base) -> Settings:
+    model, float32 = sizing.Model.of(base.folder), in_float32(settings)
+    sizing.check_size(settings, device, model, float32=float32)
+    settings, choices = sizing.sized(settings, device, model, float32=float32)
+    if choices:
+        logger.info("chosen for %s:", device.name)
+    for choice in choices:
+        logger.info("  %s", choice)
+    return settings
 
 
 def _new_key(attributes: str) -> int:
@@ -128,7 +190,7 @@ def _reason(error: OSError) -> str:
 
 def _base(settings: Settings) -> Base:
     started = time.monotonic()
-    base = resolve_base(settings.base_model, settings.cache)
+    base = resolve_base(settings.base_model, settings.cache, settings.revision)
     logger.info("base model %s (%.1f s)", base.name, time.monotonic() - started)
     return base
 

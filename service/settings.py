@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 
 from adapters.errors import HotswapError
 from adapters.reference import InvalidReference, Reference
@@ -36,6 +38,11 @@ class Settings(BaseModel):
         None, description="adapters: a folder, s3://… or gs://…; default var/store in the project"
     )
     base_model: str | None = Field(None, description="a folder or a Hugging Face id; default SmolLM2-135M-Instruct")
+    revision: str | None = Field(
+        None,
+        pattern=r"^[\w./-]{1,200}$",
+        description="branch, tag or commit of a base by Hugging Face id; default main",
+    )
     cache: Path = Field(Path("~/.cache/hotswap"), description="base models, data, and adapters fetched from the store")
     engine: Literal["vllm", "fake"] = Field("vllm", description="'fake' answers without a model: for wiring tests")
     api_keys: Path | None = Field(
@@ -102,6 +109,24 @@ class Settings(BaseModel):
         "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU"
     )
     kv_cache_gib: float = Field(1.0, gt=0, le=16384, description="memory for the KV cache (CPU only)")
+    kv_cache_dtype: str = Field("auto", description="numbers in the KV cache: fp8 takes half of bfloat16's memory")
+    gpu_memory_share: float = Field(
+        0.9, gt=0, le=1, description="of each GPU's memory, for weights, slots and KV cache"
+    )
+    tensor_parallel: int = Field(1, ge=1, le=1024, description="GPUs that share every layer of the base")
+    pipeline_parallel: int = Field(1, ge=1, le=1024, description="groups of GPUs that divide the layers among them")
+    data_parallel: int = Field(1, ge=1, le=1024, description="copies of the base, each on GPUs of its own")
+    quantization: str | None = Field(
+        None, description="quantize the base while it is read: fp8 …; default: as its checkpoint is"
+    )
+    eager: bool = Field(False, description="no CUDA graphs and no compiling: a start in half the time, slower answers")
+    attention_backend: str | None = Field(None, description="FLASH_ATTN, TRITON_ATTN …; default: vLLM's choice")
+    speculative: dict[str, Any] | None = Field(
+        None, description="vLLM's speculative_config, as JSON; default: no speculative decoding"
+    )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description='further options by vLLM\'s names, as JSON: {"block_size": 32}'
+    )
     cpu_lora: Literal["grouped", "stock"] = Field(
         "grouped", description="how adapters are computed on a CPU: by us, or as vLLM comes"
     )
@@ -204,7 +229,7 @@ class Settings(BaseModel):
         """Return the settings, their defaults and what they mean, one a line."""
         lines = []
         for name, info in cls.model_fields.items():
-            default = "" if info.default in (None, ()) else info.default
+            default = "" if info.default in (None, (), PydanticUndefined) else info.default
             lines.append(f"  {PREFIX + name.upper():<26} {default!s:<17} {info.description}")
         return "\n".join(lines)
 
@@ -216,7 +241,19 @@ def _value(key: str, value: str) -> object:
             return int(value)
         case "warm" | "cors_origins":
             return [part.strip() for part in value.split(",") if part.strip()]
+        case "engine_args" | "speculative":
+            return _object(key, value)
     return value
+
+
+def _object(key: str, value: str) -> dict[str, Any]:
+    try:
+        read = json.loads(value)
+    except ValueError as error:
+        raise HotswapError(f'{PREFIX}{key.upper()} is not JSON ({error}); write it as {{"name": value}}.') from None
+    if not isinstance(read, dict):
+        raise HotswapError(f'{PREFIX}{key.upper()} is no JSON object; write it as {{"name": value}}.')
+    return read
 
 
 def rank_above(largest: int) -> int:

@@ -45,6 +45,7 @@ from trainer.faithfulness import faithfulness
 from trainer.few_shot import with_examples
 from trainer.job import Job
 from trainer.mixture import mixed_jobs
+from trainer.precision import computed_by
 from trainer.prediction import predict, with_adapter
 from trainer.robustness import AS_WRITTEN, DISTURBANCES
 from trainer.rows import Row
@@ -82,6 +83,7 @@ def evaluate(
         raise HotswapError(f"{adapter} holds no adapter; run train first.")
     task, codec, base, costs = job.task, job.codec, job.base, Costs()
     model = with_adapter(adapter, base)
+    computed = computed_by(model)
     tests = job.splits.tests["test"]
     scores: dict[str, Both] = {}
     with costs.of("the simple baseline"):
@@ -124,6 +126,7 @@ def evaluate(
         scores=scores,
         profile=profile,
         references=references,
+        computed=computed,
         base=ByBase.model_validate(by_base),
         baseline=by_baseline,
         released=against,

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_serializer
 
-from adapters.manifest import Reference
+from adapters.manifest import Computed, Reference
 from adapters.profile import Profile
 
 
@@ -160,11 +160,12 @@ class Evaluation(Kept):
     """``scores``: base and adapter, by test set; ``profile``: how the test rows look to the adapter; ``references``:
     what it answers to the texts that the service asks it before it is served; ``base``, ``baseline`` and
     ``released``: how it compares with the base untrained, with what does without a language model and with what is
-    served now, on the test rows; ``seconds``: what each part took."""
+    served now, on the test rows; ``computed``: in which numbers and on what; ``seconds``: what each part took."""
 
     scores: dict[str, Both]
     profile: Profile
     references: tuple[Reference, ...] = ()
+    computed: Computed | None = None
     base: ByBase | None = None
     baseline: ByBaseline | None = None
     released: ByReleased | None = None

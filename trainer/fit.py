@@ -20,14 +20,17 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from adapters.architecture import Architecture
 from adapters.base_model import Base
 from adapters.errors import HotswapError
+from adapters.modules import numbers_of
 from adapters.progress import say, spoken
 from trainer import methods
 from trainer.batches import Encoded
 from trainer.frozen_layers import Rows, lower_layers_once
 from trainer.job import Job
 from trainer.long_documents import in_parts
+from trainer.memory import fitting
 from trainer.objectives import make_trainer
 from trainer.precision import in_bfloat16, settle_attention
 from trainer.progress import Progress, StopAtNaN
@@ -93,6 +96,9 @@ def fit(
     micro = recipe.training.batch_size // processes().num_processes
     if recipe.objective == "supervised" and processes().num_processes > 1 and not torch.cuda.is_available():
         micro = _at_a_time(micro, max(learnt.lengths))
+    again = recipe.training.gradient_checkpointing or False
+    if recipe.objective == "supervised" and torch.cuda.is_available():
+        micro, again = _by_memory(recipe, base, micro, max(learnt.lengths))
     asked = Stopping(recipe.run_folder, resumable=resumable)
     while True:
         set_seed(recipe.seed)
@@ -103,7 +109,7 @@ def fit(
         settle_attention(model, bfloat16=in_bfloat16(recipe.training.precision))
         stopping = () if recipe.method == "adalora" else (EarlyStoppingCallback(recipe.training.patience),)
         try:
-            return _attempt(job, model, learnt, (*stopping, *callbacks), steps, micro, checkpoint, asked)
+            return _attempt(job, model, learnt, (*stopping, *callbacks), steps, micro, again, checkpoint, asked)
         except (RuntimeError, OSError, SafetensorError) as error:
             if _disk_is_full(error):
                 raise HotswapError(
@@ -132,6 +138,7 @@ def _attempt(
     callbacks: Sequence[TrainerCallback],
     steps: int,
     micro: int,
+    again: bool,
     checkpoint: str | None,
     asked: Stopping,
 ) -> tuple[Trainer, TrainOutput]:
@@ -141,7 +148,7 @@ def _attempt(
         if held_out is not None and measured:
             steps, told = _within_budget(model, job, entering, held_out, steps, micro, spent)
             say(told)
-        trainer = make_trainer(job, model, _arguments(job.recipe, steps, micro), entering, held_out)
+        trainer = make_trainer(job, model, _arguments(job.recipe, steps, micro, again), entering, held_out)
         a_step = training.batch_size * training.accumulate * sum(learnt.lengths) / len(learnt)
         with Progress(a_step) as progress, asked:
             for callback in (progress, StopAtNaN(), *callbacks, asked):
@@ -208,8 +215,29 @@ def _disk_is_full(error: Exception) -> bool:
     return any(said in str(error) for said in ("os error 28", "os error 122", "os error 27", "inline_container"))
 
 
-def _arguments(recipe: Recipe, steps: int, micro: int) -> dict[str, Any]:
-    """Return what transformers' Trainer is told; ``micro`` rows are in memory at a time."""
+def _by_memory(recipe: Recipe, base: Base, rows: int, longest: int) -> tuple[int, bool]:
+    """Return how many of the ``rows`` of a batch a GPU takes at a time, and whether it computes activations again."""
+    memory = int(torch.cuda.get_device_properties(0).total_memory)
+    fit = fitting(
+        Architecture.of(base.folder),
+        numbers_of(base.folder),
+        memory,
+        rows=rows,
+        longest=longest,
+        bfloat16=in_bfloat16(recipe.training.precision),
+        four_bit=recipe.method == "qlora",
+        # What a prefix puts into every layer cannot be computed again.
+        checkpointing=False if recipe.method == "prefix_tuning" else recipe.training.gradient_checkpointing,
+    )
+    if fit.rows < rows or fit.checkpointing:
+        kept = "activations computed again" if fit.checkpointing else "activations kept"
+        say(f"GPU of {memory / 2**30:.0f} GiB: {fit.rows} of {rows} rows at a time, {kept}")
+    return fit.rows, fit.checkpointing
+
+
+def _arguments(recipe: Recipe, steps: int, micro: int, again: bool) -> dict[str, Any]:
+    """Return what transformers' Trainer is told; ``micro`` rows are in memory at a time, and their activations are kept
+    or computed ``again``."""
     training, workers = recipe.training, processes().num_processes
     # AdaLoRA's ranks are settled at the end of the run, and PEFT's checkpoints lack what they are chosen by: such a run
     # neither stops early nor goes on after a kill.
@@ -244,8 +272,8 @@ def _arguments(recipe: Recipe, steps: int, micro: int) -> dict[str, Any]:
         "use_cpu": not torch.cuda.is_available(),
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "gradient_checkpointing": training.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
+        "gradient_checkpointing": again,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if again else None,
         "report_to": list(training.report_to),
         "disable_tqdm": True,  # Progress draws the bar
     }

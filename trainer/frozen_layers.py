@@ -44,7 +44,7 @@ class HiddenStates(torch.utils.data.Dataset):
         self.lengths = encoded.lengths
         self._wanted = [{key: example[key] for key in ("labels", "choices")} for example in encoded]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        width = model.config.hidden_size
+        width = model.config.get_text_config().hidden_size
         order = sorted(range(len(encoded)), key=lambda i: self.lengths[i])
         with path.open("wb") as file, bar(len(order), "lower layers", "rows") as shown:
             file.truncate(int(self._starts[-1]) * width * 4)
@@ -137,7 +137,7 @@ def lower_layers_once(
 
 def _room_for(parts: Sequence[Encoded], model: Any, folder: Path) -> bool:
     """Whether what enters a layer may be kept for all rows: a quarter of the disk's free space is theirs at most."""
-    needed = sum(sum(part.lengths) for part in parts) * model.config.hidden_size * 4
+    needed = sum(sum(part.lengths) for part in parts) * model.config.get_text_config().hidden_size * 4
     if 4 * needed <= (free := shutil.disk_usage(folder).free):
         return True
     say(f"the lower layers are computed at every pass: to keep them takes {needed >> 20} MiB, of {free >> 20} MiB free")

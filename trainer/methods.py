@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from adapters.base_model import Base
+from adapters.chat import wording
 from adapters.errors import HotswapError
 from adapters.progress import say
 from adapters.tasks.base import SLOT
@@ -79,7 +80,7 @@ def adapt(model: Any, recipe: Recipe, base: Base, steps: int, start: Path | None
 @torch.no_grad()
 def _begin_with_words(model: Any, recipe: Recipe, base: Base) -> None:
     """Words are a better beginning than noise (Lester et al. 2021, section 3.2)."""
-    words = recipe.soft_prompt.start or recipe.task.template.replace(SLOT, " ")
+    words = recipe.soft_prompt.start or wording(recipe.task.template).replace(SLOT, " ")
     ids = base.tokenizer.encode(words)
     table, prompt = model.get_base_model().get_input_embeddings().weight, model.prompt_encoder["default"].embedding
     prompt.weight.copy_(table[[ids[n % len(ids)] for n in range(recipe.soft_prompt.tokens)]])
@@ -89,7 +90,7 @@ def layers_of(model: Any, recipe: Recipe) -> list[int] | None:
     """Return the numbers of the layers to adapt; None for all."""
     if recipe.last_layers is None:
         return None
-    count = model.config.num_hidden_layers
+    count = model.config.get_text_config().num_hidden_layers
     if recipe.last_layers > count:
         raise HotswapError(f"last_layers is {recipe.last_layers}; this base has {count} layers.")
     return list(range(count - recipe.last_layers, count))

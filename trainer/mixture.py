@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from itertools import chain, islice, repeat
 
+from adapters.architecture import Architecture
 from adapters.base_model import Base
+from adapters.chat import asked
 from adapters.errors import HotswapError
 from adapters.tasks import AnyTask, ClassificationTask, SummarizationTask
 from adapters.tasks.base import BaseTask
@@ -24,18 +25,19 @@ def make_task(recipe: Recipe, splits: Splits, base: Base) -> AnyTask:
     """Return the Task that training, evaluation and the service will share."""
     settings = recipe.task.model_dump(exclude={"kind", "template", "labels"})
     task: AnyTask
+    template = asked(recipe.task.template, base.folder)
     if isinstance(recipe.task, ClassificationRecipe):
         labels = labels_of(recipe.task, splits.train)
-        task = ClassificationTask.of(recipe.task.template, labels, base.tokenizer, **settings)
+        task = ClassificationTask.of(template, labels, base.tokenizer, **settings)
     else:
-        task = SummarizationTask.of(recipe.task.template, **settings)
+        task = SummarizationTask.of(template, **settings)
     _check_context(task, recipe, base)
     return task
 
 
 def _check_context(task: BaseTask, recipe: Recipe, base: Base) -> None:
     """Raise where longer texts would be trained on than the base can read: the service would cut them."""
-    room = json.loads((base.folder / "config.json").read_bytes()).get("max_position_embeddings")
+    room = Architecture.of(base.folder).longest
     if room is None:
         return
     fits = task.limit(base.tokenizer, room - (recipe.soft_prompt.tokens if recipe.method in PROMPTS else 0))

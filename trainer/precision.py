@@ -10,6 +10,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from adapters.manifest import Computed
+
 SDPA_FLOAT32 = "sdpa_float32"
 
 
@@ -27,6 +29,13 @@ def in_bfloat16(precision: str) -> bool:
         return False
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def computed_by(model: Any) -> Computed:
+    """Return in which numbers, and on what, a model computes."""
+    device = torch.device(model.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Computed(dtype=str(model.dtype).removeprefix("torch."), device=name)
 
 
 def settle_attention(model: Any, *, bfloat16: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,18 @@ def _scored(model: Any, ids: torch.Tensor, mask: torch.Tensor, codec: Codec) -> 
 
 @torch.inference_mode()
 def _generated(model: Any, ids: torch.Tensor, mask: torch.Tensor, codec: Codec) -> Iterator[Completion]:
-    base = codec.base
+    base, sampling = codec.base, codec.task.sampling({})
+    ends = {base.end_id, *sampling.stop}
     called, inputs = spelled(model, {"input_ids": ids, "attention_mask": mask})
     out = called.generate(
         **inputs,
-        max_new_tokens=codec.task.sampling({}).max_tokens,
+        max_new_tokens=sampling.max_tokens,
         do_sample=False,
-        eos_token_id=base.end_id,
+        eos_token_id=sorted(ends),
         pad_token_id=base.end_id,
     )
     begun = ids.shape[1] if "input_ids" in inputs else 0  # of vectors, transformers gives back the new ids alone
     for row in out[:, begun:].tolist():
-        ended = base.end_id in row
-        kept = row[: row.index(base.end_id)] if ended else row
-        yield Completion(text=base.tokenizer.decode(kept), finish_reason="stop" if ended else "length")
+        kept = list(takewhile(lambda token: token not in ends, row))
+        finish_reason = "stop" if len(kept) < len(row) else "length"
+        yield Completion(text=base.tokenizer.decode(kept), finish_reason=finish_reason)

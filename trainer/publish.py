@@ -98,5 +98,6 @@ def publish(
         metrics={test: both.content() for test, both in evaluation.scores.items()},
         profile=evaluation.profile,
         references=evaluation.references,
+        computed=evaluation.computed,
         lineage=lineage,
     )

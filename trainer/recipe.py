@@ -24,7 +24,7 @@ from pydantic import (
 from adapters.manifest import NAME_PATTERN
 from adapters.reference import is_name
 from adapters.tasks import BaseTask, ClassificationTask, SummarizationTask
-from adapters.tasks.base import checked_template
+from adapters.tasks.base import Chat, checked_template
 from adapters.tasks.summarization import Long
 
 VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]{0,8}$"
@@ -179,13 +179,22 @@ def _check_names(parts: Iterable[str]) -> None:
             raise ValueError(f"'{name}' is no name; use letters, digits, '.', '_' and '-'")
 
 
-TemplateText = Annotated[str, AfterValidator(checked_template)]
+def _checked(template: str | Chat) -> str | Chat:
+    return checked_template(template) if isinstance(template, str) else template
+
+
+# A text, or a chat as {system: …, user: …}.
+AnyTemplate = Annotated[
+    Annotated[str, Tag("text")] | Annotated[Chat, Tag("chat")],
+    Discriminator(lambda given: "text" if isinstance(given, str) else "chat"),
+    AfterValidator(_checked),
+]
 
 
 class ClassificationRecipe(Strict):
     makes: ClassVar = ClassificationTask
     kind: Literal["classification"]
-    template: TemplateText = "Text: {text}\nLabel:"
+    template: AnyTemplate = "Text: {text}\nLabel:"
     labels: tuple[str, ...] | None = Field(default=None, description="default: those in the data, sorted")
     max_input_tokens: int = Field(default=512, ge=8)
     normalize: bool = False
@@ -205,7 +214,7 @@ class ClassificationRecipe(Strict):
 class SummarizationRecipe(Strict):
     makes: ClassVar = SummarizationTask
     kind: Literal["summarization"]
-    template: TemplateText = "Text: {text}\n\nSummary:"
+    template: AnyTemplate = "Text: {text}\n\nSummary:"
     max_input_tokens: int = Field(default=1024, ge=8)
     max_answer_tokens: int = Field(default=128, ge=1)
     normalize: bool = False
@@ -317,9 +326,10 @@ class Training(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where GPU or CPU have instructions for it"
     )
-    gradient_checkpointing: bool = Field(
-        default=False,
-        description="compute activations again instead of keeping them: less memory, more time",
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="compute activations again instead of keeping them: less memory, more time; default: where a row "
+        "would not fit into a GPU otherwise",
     )
     report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
         default=("tensorboard",), description="where the curves go; TensorBoard's are in the run's folder"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from adapters.tasks.base import BaseTask, Completion, Prompt, Sampling, Template
+from adapters.tasks.base import BaseTask, Chat, Completion, Prompt, Sampling, Template
 from adapters.tasks.classification import ClassificationTask
 from adapters.tasks.summarization import SummarizationTask
 
@@ -17,6 +17,7 @@ __all__ = [
     "KINDS",
     "AnyTask",
     "BaseTask",
+    "Chat",
     "ClassificationTask",
     "Completion",
     "Prompt",

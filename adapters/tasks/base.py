@@ -39,20 +39,63 @@ def normalized(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", re.sub(r"[ \t]+", " ", kept))).strip()
 
 
+def checked_message(text: str) -> str:
+    """Return ``text`` if it can be what the user says; raise :class:`ValueError` saying why not."""
+    if text.count(SLOT) != 1:
+        raise ValueError(f"what the user says contains {SLOT} exactly once")
+    return text
+
+
+class Chat(BaseModel):
+    """A prompt as a chat, in the form that the base was trained to answer: what the system says, if anything, and what
+    the user says, with one ``{text}`` slot."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    system: str | None = Field(default=None, min_length=1, max_length=10_000)
+    user: Annotated[str, AfterValidator(checked_message)] = Field(default=SLOT, max_length=10_000)
+
+
 class Template(BaseModel):
     """A prompt with one ``{text}`` slot.
 
     ``version`` names the rules by which the slot is filled, not the wording: version 1 encodes what
     stands before the slot, the text, and what stands after it one by one, and joins the ids. A blank
     before the slot goes with the text, as byte-pair vocabularies expect.
+
+    Version 2 is a chat that the base's own chat template has written (:func:`adapters.chat.rendered`). Its special
+    tokens count as such, those that a text spells out do not; all is encoded in one, with nothing added in front.
+
+    An answer follows after ``lead`` and ends with the token ``end``; default: that which ends all of the base's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     text: Annotated[str, AfterValidator(checked_template)] = Field(
         max_length=10_000, examples=["Review: {text}\nSentiment:"]
     )
+    lead: Literal["", " "] = " "
+    end: int | None = Field(default=None, ge=0)
+
+    def encode(self, text: str, tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids of what stands before ``text``, of the text, and of what stands behind it."""
+        return self.encode_all([text], tokenizer)[0]
+
+    def encode_all(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[tuple[list[int], list[int], list[int]]]:
+        """Return for each of ``texts`` what :meth:`encode` does, by one call of the tokenizer where that is possible."""
+        before, after = self.text.split(SLOT)
+        if self.version == 2:
+            return [tokenizer.encode_within(before, text, after) for text in texts]
+        blank = " " if before.endswith(" ") else ""
+        head, tail = _around(self.text, tokenizer)
+        return [(head, body, tail) for body in tokenizer.encode_all([blank + text for text in texts])]
+
+    def encode_answer(self, answer: str, tokenizer: Tokenizer) -> list[int]:
+        """Return the ids of ``answer`` where it follows the prompt."""
+        if self.version == 2:
+            return tokenizer.encode_within(self.text.split(SLOT)[1], self.lead + answer, "")[1]
+        return tokenizer.encode(self.lead + answer)
 
 
 @dataclass(frozen=True)
@@ -68,11 +111,13 @@ class Prompt:
 class Sampling:
     """How the engine is to answer a prompt. Greedy: the same request gives the same answer.
 
-    ``choices`` are token ids to be scored at the first position instead of free text.
+    ``choices`` are token ids to be scored at the first position instead of free text; ``stop`` are ids that end an
+    answer besides those that end all of the base's.
     """
 
     max_tokens: int
     choices: tuple[int, ...] = ()
+    stop: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,18 +168,17 @@ class BaseTask(BaseModel):
         self, texts: Sequence[str], tokenizer: Tokenizer, *, room: int | None = None, cut: bool = True
     ) -> list[Prompt | InputTooLong]:
         """Return for each of ``texts`` what :meth:`prompt` would return or raise."""
-        head, tail = _around(self.template.text, tokenizer)
-        try:
-            limit = self.limit(tokenizer, room)
-        except InputTooLong as error:
-            return [error] * len(texts)
         made: list[Prompt | InputTooLong] = []
-        for body in tokenizer.encode_all([self._slot(text) for text in texts]):
+        for head, body, tail in self.template.encode_all([self._tidied(text) for text in texts], tokenizer):
+            try:
+                limit = self._limit(len(head) + len(tail), room)
+            except InputTooLong as error:
+                made.append(error)
+                continue
             truncated = len(body) > limit
             if truncated and not cut:
-                made.append(
-                    InputTooLong(f"the text has {len(body)} tokens and {limit} fit; shorten it or let it be cut.")
-                )
+                told = f"the text has {len(body)} tokens and {limit} fit; shorten it or let it be cut."
+                made.append(InputTooLong(told))
                 continue
             kept = self.cut(body, limit) if truncated else body
             made.append(Prompt(ids=[*head, *kept, *tail], truncated=truncated, input_tokens=len(body)))
@@ -142,18 +186,20 @@ class BaseTask(BaseModel):
 
     def body(self, text: str, tokenizer: Tokenizer) -> list[int]:
         """Return the ids that stand in the slot for ``text``."""
-        return tokenizer.encode(self._slot(text))
+        return self.template.encode(self._tidied(text), tokenizer)[1]
 
-    def _slot(self, text: str) -> str:
-        blank = " " if self.template.text.split(SLOT)[0].endswith(" ") else ""
-        return blank + (normalized(text) if self.normalize else text.strip())
+    def _tidied(self, text: str) -> str:
+        return normalized(text) if self.normalize else text.strip()
 
     def limit(self, tokenizer: Tokenizer, room: int | None = None) -> int:
         """Return how many tokens of a text fit. Raises :class:`InputTooLong` where none do."""
+        head, _, tail = self.template.encode("", tokenizer)
+        return self._limit(len(head) + len(tail), room)
+
+    def _limit(self, around: int, room: int | None) -> int:
         if room is None:
             return self.max_input_tokens
-        head, tail = _around(self.template.text, tokenizer)
-        limit = min(self.max_input_tokens, room - len(head) - len(tail) - self.answer_tokens)
+        limit = min(self.max_input_tokens, room - around - self.answer_tokens)
         if limit < 1:
             raise InputTooLong(f"the instruction alone fills the context of {room} tokens; raise the model length.")
         return limit

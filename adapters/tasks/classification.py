@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.errors import InvalidAdapter
-from adapters.tasks.base import SLOT, BaseTask, Completion, Sampling
+from adapters.tasks.base import SLOT, BaseTask, Completion, Sampling, Template
 from adapters.tokens import Tokenizer
 from adapters.validation import explained
 
@@ -58,17 +58,19 @@ class ClassificationTask(BaseTask):
         return self
 
     @classmethod
-    def of(cls, template: str, labels: Sequence[str], tokenizer: Tokenizer, **settings: Any) -> Self:
+    def of(cls, template: str | Template, labels: Sequence[str], tokenizer: Tokenizer, **settings: Any) -> Self:
         """Make a task, choosing a token for each label.
 
         Raises :class:`InvalidAdapter` where none is left, or the template or a label is not one.
         """
-        return cls._made(template, choose_tokens(labels, tokenizer), **settings)
+        chat = template if isinstance(template, Template) else None
+        return cls._made(template, choose_tokens(labels, tokenizer, chat), **settings)
 
     @classmethod
-    def _made(cls, template: str, labels: Sequence[Label], **settings: Any) -> Self:
+    def _made(cls, template: str | Template, labels: Sequence[Label], **settings: Any) -> Self:
         with explained(cls, "the task is invalid"):
-            return cls.model_validate({"template": {"text": template}, "labels": tuple(labels), **settings})
+            made = template if isinstance(template, Template) else {"text": template}
+            return cls.model_validate({"template": made, "labels": tuple(labels), **settings})
 
     @classmethod
     def zero_shot(cls, labels: Sequence[str], tokenizer: Tokenizer) -> Self:
@@ -160,24 +162,26 @@ def calibration_error(outputs: Sequence[Mapping[str, Any]], references: Sequence
     return sum(abs(a - b) for a, b in zip(confidence, correct, strict=True)) / max(len(outputs), 1)
 
 
-def order_decides(labels: Sequence[str], tokenizer: Tokenizer) -> bool:
+def order_decides(labels: Sequence[str], tokenizer: Tokenizer, template: Template | None = None) -> bool:
     """Whether labels begin alike, so that their tokens depend on the order in which they are given."""
-    there, back = (set(choose_tokens(given, tokenizer)) for given in (labels, labels[::-1]))
+    there, back = (set(choose_tokens(given, tokenizer, template)) for given in (labels, labels[::-1]))
     return there != back
 
 
-def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[Label, ...]:
-    """Give each label a token of its own, the first of the label itself wherever that is free.
+def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer, template: Template | None = None) -> tuple[Label, ...]:
+    """Give each label a token of its own, the first of the label itself, as it follows the ``template`` (default: after
+    a blank), wherever that is free.
 
     Labels that begin alike ("Copyleft", "Copyleft Limited") get a later word of theirs, and at last a
     letter code; the adapter learns what it stands for.
     """
+    asked = template or Template(text=f"{SLOT}:")
     taken: set[int] = set()
     chosen = []
     for name in labels:
         if not name.strip():
             raise InvalidAdapter("a label is empty; every label needs a name.")
-        token_id = next((i for i in _candidates(name, tokenizer) if i not in taken), None)
+        token_id = next((i for i in _candidates(name, tokenizer, asked) if i not in taken), None)
         if token_id is None:
             raise InvalidAdapter(f"the vocabulary has no token left for label '{name}'; use fewer labels.")
         taken.add(token_id)
@@ -186,12 +190,12 @@ def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[Label, .
     return tuple(chosen)
 
 
-def _candidates(name: str, tokenizer: Tokenizer) -> Iterator[int]:
+def _candidates(name: str, tokenizer: Tokenizer, template: Template) -> Iterator[int]:
     blank = tokenizer.encode(" ")
-    yield from (i for i in tokenizer.encode(" " + name.strip()) if [i] != blank)
-    yield from (i for i in tokenizer.encode(" " + name.strip().title()) if [i] != blank)
+    for spelling in (name.strip(), name.strip().title()):
+        yield from (i for i in template.encode_answer(spelling, tokenizer) if [i] != blank)
     for length in (1, 2):
         for letters in product(ascii_uppercase, repeat=length):
-            ids = tokenizer.encode(" " + "".join(letters))
+            ids = template.encode_answer("".join(letters), tokenizer)
             if len(ids) == 1:
                 yield ids[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from adapters.tasks.base import BaseTask, Completion, Sampling
+from adapters.tasks.base import BaseTask, Completion, Sampling, Template
 from adapters.tasks.chunks import in_chunks
 from adapters.tokens import Tokenizer
 from adapters.validation import explained
@@ -42,10 +42,11 @@ class SummarizationTask(BaseTask):
     )
 
     @classmethod
-    def of(cls, template: str, **settings: Any) -> Self:
+    def of(cls, template: str | Template, **settings: Any) -> Self:
         """Make a task. Raises :class:`~adapters.errors.InvalidAdapter` for a template that is none."""
         with explained(cls, "the task is invalid"):
-            return cls.model_validate({"template": {"text": template}, **settings})
+            made = template if isinstance(template, Template) else {"text": template}
+            return cls.model_validate({"template": made, **settings})
 
     @property
     def answer_tokens(self) -> int:
@@ -63,14 +64,14 @@ class SummarizationTask(BaseTask):
         return ids[:limit]
 
     def target(self, answer: str, tokenizer: Tokenizer, *, end: int) -> list[int]:
-        ids = tokenizer.encode(" " + answer.strip())[: self.max_answer_tokens - 1]
-        return [*ids, end]
+        ids = self.template.encode_answer(answer.strip(), tokenizer)[: self.max_answer_tokens - 1]
+        return [*ids, end if self.template.end is None else self.template.end]
 
     def sampling(self, parameters: Mapping[str, Any]) -> Sampling:
-        words = parameters.get("max_words")
-        if words is None:
-            return Sampling(max_tokens=self.max_answer_tokens)
-        return Sampling(max_tokens=min(self.max_answer_tokens, math.ceil(words * TOKENS_PER_WORD) + 1))
+        words, tokens = parameters.get("max_words"), self.max_answer_tokens
+        if words is not None:
+            tokens = min(tokens, math.ceil(words * TOKENS_PER_WORD) + 1)
+        return Sampling(max_tokens=tokens, stop=() if self.template.end is None else (self.template.end,))
 
     def read(self, completion: Completion, parameters: Mapping[str, Any]) -> dict[str, Any]:
         summary, finish_reason = completion.text.strip(), completion.finish_reason

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from adapters.lint import base_shapes
+from adapters.modules import base_shapes
 from loadtests.bench.process import Failed
 
 FLOAT = 4

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from adapters.base_model import Base, resolve_base
-from adapters.lint import base_shapes
+from adapters.modules import base_shapes
 from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask
 from loadtests.swap_under_load.fingerprints import LABELS, Scores, make_variants, reference, write_adapter

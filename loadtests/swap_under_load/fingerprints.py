@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.lint import base_shapes
+from adapters.modules import base_shapes
 from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask
 

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from adapters.errors import HotswapError
+from service.engine import caches, failure
 from service.engine.plugin import SWITCH, is_cpu
 from service.settings import Settings
 
@@ -22,9 +23,14 @@ PRELOADED = "_HOTSWAP_PRELOADED"
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 
 
-def prepare(settings: Settings) -> None:
-    """Set what vLLM and its processes read from the environment, where the operator has not."""
-    for name, value in _defaults(settings).items():
+def prepare(settings: Settings, base_digest: str | None = None) -> None:
+    """Set what vLLM and its processes read from the environment, where the operator has not; with the base's digest,
+    where they keep what they compile for it."""
+    variables = _defaults(settings)
+    if base_digest:
+        variables |= caches.environment(settings.cache, base_digest)
+        variables |= failure.log_config(variables["VLLM_LOGGING_LEVEL"])
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
     if is_cpu():
         os.environ[SWITCH] = settings.cpu_lora

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import json
 import logging
 import math
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import lru_cache, partial
@@ -16,13 +16,14 @@ from typing import Any
 
 import psutil
 
+from adapters.architecture import Architecture
 from adapters.base_model import Base
 from adapters.lint import PROMPT, adapts_embeddings, is_prompt
 from adapters.probes import TEXTS
 from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
-from service.engine import launch
+from service.engine import dummies, failure, launch, options
 from service.engine.base import (
     FLOAT32_TOLERANCE,
     HALF_TOLERANCE,
@@ -35,6 +36,7 @@ from service.engine.base import (
     Timing,
 )
 from service.engine.openai import OpenAI
+from service.engine.options import in_float32
 from service.engine.plugin import is_cpu, why_stock
 from service.settings import Settings, rank_above
 
@@ -54,7 +56,7 @@ class VllmEngine:
             max_resident=settings.max_loras if self._stock else settings.max_resident,
             max_lora_rank=settings.max_lora_rank or rank_above(0),
             max_model_len=settings.max_model_len,
-            tolerance=FLOAT32_TOLERANCE if self._float32(settings) else HALF_TOLERANCE,
+            tolerance=FLOAT32_TOLERANCE if in_float32(settings) else HALF_TOLERANCE,
         )
         self._settings, self._base = settings, base
         self._adapters: dict[str, Any] = {}
@@ -66,7 +68,7 @@ class VllmEngine:
         self._loads = 0
 
     async def start(self) -> None:
-        launch.prepare(self._settings)
+        launch.prepare(self._settings, self._base.digest)
         self._adapters.clear()
         self._apart.clear()
         try:
@@ -75,25 +77,35 @@ class VllmEngine:
         except EngineDown:
             raise
         except Exception as error:
-            raise EngineDown(f"vLLM did not start: {error}") from error
-        # The first answer pays for what vLLM sets up lazily: nobody should wait for that in a request.
-        for sampling in (Sampling(max_tokens=1, choices=(0, 1)), Sampling(max_tokens=2)):
-            async for _ in self.generate([self._base.end_id] * 8, sampling, None):
-                pass
+            raise EngineDown(failure.explained(error, failure.read(), on_cpu=is_cpu())) from error
+        await self._warm_up()
         try:
             await self.openai()
         except (KeyError, TypeError, ValueError) as error:
             raise EngineDown(f"HOTSWAP_TOOL_PARSER or HOTSWAP_REASONING_PARSER is none of vLLM's: {error}") from error
 
-    @staticmethod
-    def _float32(settings: Settings) -> bool:
-        # Not what is fastest on the CPU at hand: replicas on different machines must give the same answers.
-        return settings.dtype == "float32" or (settings.dtype == "auto" and is_cpu())
+    async def _warm_up(self) -> None:
+        """Answer once in each way: the first answer pays for what vLLM sets up lazily and Triton compiles, and nobody
+        should wait for that in a request."""
+        await self._answer_once(None)
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, make in dummies.KINDS.items():
+                try:
+                    await self.load(name, make(Path(scratch, name), self._base.folder))
+                except EngineRefused as error:
+                    logger.warning("of %s not every kind of adapter can be served: %s", self._base.name, error)
+                    continue
+                await self._answer_once(name)
+                await self.unload(name)
+
+    async def _answer_once(self, adapter: str | None) -> None:
+        for sampling in (Sampling(max_tokens=1, choices=(0, 1)), Sampling(max_tokens=2)):
+            async for _ in self.generate([self._base.end_id] * 8, sampling, adapter):
+                pass
 
     def _build(self) -> Any:
         settings = self._settings
-        self._check_length()
-        there = self._on_cpu() if is_cpu() else self._on_gpu()
+        there = (self._on_cpu() if is_cpu() else self._on_gpu()) | options.arguments(settings)
         AsyncEngineArgs, AsyncLLM = _imported()
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -121,7 +133,12 @@ class VllmEngine:
 
     def _on_gpu(self) -> dict[str, Any]:
         settings = self._settings
-        return {"max_loras": settings.max_loras, "max_cpu_loras": settings.max_resident, "dtype": settings.dtype}
+        return {
+            "max_loras": settings.max_loras,
+            "max_cpu_loras": settings.max_resident,
+            "dtype": settings.dtype,
+            "gpu_memory_utilization": settings.gpu_memory_share,
+        }
 
     def _on_cpu(self) -> dict[str, Any]:
         settings = self._settings
@@ -133,7 +150,7 @@ class VllmEngine:
         return {
             "max_loras": settings.max_loras + spare,
             "max_cpu_loras": self.limits.max_resident + spare,
-            "dtype": "float32" if self._float32(settings) else settings.dtype,
+            "dtype": "float32" if in_float32(settings) else settings.dtype,
             "kv_cache_memory_bytes": self._kv_cache_bytes(),
             "block_size": CPU_BLOCK_TOKENS,
             "compilation_config": {
@@ -141,26 +158,11 @@ class VllmEngine:
             },  # vLLM does not compile with LoRA on a CPU; said early, it uses C kernels
         }
 
-    def _check_length(self) -> None:
-        longest = self._config().get("max_position_embeddings")
-        if longest and self._settings.max_model_len > longest:
-            raise EngineDown(
-                f"HOTSWAP_MAX_MODEL_LEN={self._settings.max_model_len} is more than {self._base.name} was made for; "
-                f"set it to {longest} or less"
-            )
-
-    def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = json.loads((self._base.folder / "config.json").read_text())
-        return config
-
     def _kv_cache_bytes(self) -> int:
         """Return the cache's size. Raises :class:`EngineDown` where not even one longest request would fit."""
         settings = self._settings
-        config = self._config()
-        heads = config["num_attention_heads"]
-        head = config.get("head_dim") or config["hidden_size"] // heads
-        numbers = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head
-        needed = numbers * settings.max_model_len * (4 if settings.dtype in ("auto", "float32") else 2)
+        numbers = Architecture.of(self._base.folder).cached_numbers(settings.max_model_len)
+        needed = (numbers or 0) * (4 if in_float32(settings) else 2)
         given = int(settings.kv_cache_gib * 2**30)
         if given < needed:
             raise EngineDown(
@@ -423,6 +425,7 @@ def _parameters(sampling: Sampling, *, stream: bool = False) -> Any:
     return SamplingParams(
         temperature=0,
         max_tokens=sampling.max_tokens,
+        stop_token_ids=list(sampling.stop),
         logprob_token_ids=list(sampling.choices) or None,
         detokenize=not sampling.choices,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,

@@ -12,8 +12,8 @@ from pathlib import Path
 from adapters.base_model import Base
 from adapters.cache import trim
 from adapters.errors import InvalidAdapter
-from adapters.lint import base_shapes
 from adapters.manifest import Manifest
+from adapters.modules import base_shapes
 from adapters.store import Store
 from adapters.verification import Verified, verify
 from service.engine.base import Engine

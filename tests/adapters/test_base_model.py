@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.numpy import load_file, save_file
 
 import adapters.base_model
@@ -118,7 +121,44 @@ class TestABase:
     @pytest.mark.parametrize("end", [None, [], "2", "absent"])
     def test_without_an_end_token_is_refused(self, copy: Path, cache: Path, end: object) -> None:
         configure(copy, eos_token_id=end)
+        for also in ("generation_config.json", "tokenizer_config.json"):
+            (copy / also).unlink()
         with pytest.raises(HotswapError, match=r"config\.json names no eos_token_id; add it"):
+            resolve_base(str(copy), cache)
+
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("generation_config.json", {"eos_token_id": [1, 2]}),
+            ("tokenizer_config.json", {"eos_token": "<|im_start|>"}),
+            ("tokenizer_config.json", {"eos_token": {"content": "<|im_start|>"}}),
+        ],
+    )
+    def test_may_name_its_end_in_another_file(self, copy: Path, cache: Path, file: str, content: object) -> None:
+        configure(copy, eos_token_id="absent")
+        for also in ("generation_config.json", "tokenizer_config.json"):
+            (copy / also).unlink()
+        (copy / file).write_text(json.dumps(content))
+        assert resolve_base(str(copy), cache).end_id == 1
+
+    def test_beside_a_vision_tower_has_its_settings_nested(self, copy: Path, cache: Path) -> None:
+        config = json.loads((copy / "config.json").read_text())
+        nested = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": config}
+        (copy / "config.json").write_text(json.dumps(nested))
+        assert resolve_base(str(copy), cache).end_id == 2
+
+    def test_in_shards_is_what_its_index_names(self, tiny_folder: Path, copy: Path, cache: Path) -> None:
+        shards = in_shards(copy)
+        shutil.copy(copy / shards[0], copy / "consolidated.safetensors")  # Mistral's repositories have both
+        assert resolve_base(str(copy), cache).digest == base_digest(tiny_folder)
+        (copy / shards[1]).unlink()
+        with pytest.raises(HotswapError, match=f"lacks {shards[1]}, which its index names; fetch the model again"):
+            resolve_base(str(copy), cache)
+
+    @pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": []}'])
+    def test_with_a_damaged_index_is_refused(self, copy: Path, cache: Path, index: str) -> None:
+        (copy / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(HotswapError, match="is no index of weights"):
             resolve_base(str(copy), cache)
 
     @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b""])
@@ -154,6 +194,61 @@ class TestABase:
             resolve_base(reference, cache)
         assert f"HOTSWAP_BASE_MODEL '{reference}' is neither a folder nor a model" in str(refused.value)
         assert "\n" not in str(refused.value)
+
+
+def hub_refuses(error: type[Exception]) -> Any:
+    """A stand-in for Hugging Face that refuses every download so."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise error("refused", response=httpx.Response(403, request=httpx.Request("GET", "https://hub.test")))
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (GatedRepoError, "is gated: accept its terms .* and set HF_TOKEN"),
+        (RevisionNotFoundError, "HOTSWAP_REVISION: 'team/model' has no 'v9'; name one"),
+        (RepositoryNotFoundError, "neither a folder nor a model .* set HF_TOKEN if it is private"),
+    ],
+)
+def test_what_the_hub_refuses_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], advice: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub_refuses(error))
+    with pytest.raises(HotswapError, match=advice):
+        resolve_base("team/model", tmp_path, "v9")
+
+
+def test_the_revision_is_that_of_the_base_that_the_environment_names(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(repository: str, *, revision: str | None, **_: object) -> str:
+        asked.append((repository, revision))
+        return str(tiny_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setenv("HOTSWAP_BASE_MODEL", "team/model")
+    monkeypatch.setenv("HOTSWAP_REVISION", "v2")
+    for reference in ("team/model", "team/other"):
+        resolve_base(reference, tmp_path)
+    assert asked == [("team/model", "v2"), ("team/other", None)]
+
+
+def in_shards(folder: Path) -> list[str]:
+    """Divide a checkpoint's weights among two files and an index, as large ones are."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    where = {name: files[number % 2] for number, name in enumerate(tensors)}
+    for file in files:
+        part = {name: tensors[name] for name in tensors if where[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return files
 
 
 def configure(folder: Path, eos_token_id: object) -> None:

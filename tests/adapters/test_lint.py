@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
 from adapters.intake import add_version
-from adapters.lint import Facts, base_shapes, lint
+from adapters.lint import Facts, lint
+from adapters.modules import base_shapes
 from adapters.store import CONFIG, WEIGHTS, Store
 from adapters.tasks import ClassificationTask
 from tests.conftest import HIDDEN, MakeAdapter, write_prompt

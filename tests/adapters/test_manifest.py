@@ -110,6 +110,14 @@ def test_names_of_letters_digits_dots_and_dashes_are_taken(name: str) -> None:
     assert Manifest.from_bytes(stored(name=name)).name == name
 
 
+def test_how_scores_were_computed_is_said_where_it_is_known() -> None:
+    assert Manifest.from_bytes(stored()).computed is None
+    read = Manifest.from_bytes(stored(computed={"dtype": "bfloat16", "device": "NVIDIA H100"}))
+    assert Manifest.from_bytes(read.to_bytes()) == read
+    assert read.computed is not None
+    assert (read.computed.dtype, read.computed.device) == ("bfloat16", "NVIDIA H100")
+
+
 def test_a_manifest_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Manifest.model_validate(fields()).version = 4  # type: ignore[misc]

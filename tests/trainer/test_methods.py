@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.lint import base_shapes, lint
+from adapters.lint import lint
+from adapters.modules import base_shapes
 from tests.trainer.conftest import MakeRecipe, reviews
 from trainer.codec import Codec
 from trainer.conversion import changes_of, to_lora

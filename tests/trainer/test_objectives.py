@@ -12,7 +12,8 @@ import torch
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.lint import base_shapes, lint
+from adapters.lint import lint
+from adapters.modules import base_shapes
 from adapters.tasks.base import BaseTask
 from tests.trainer.conftest import MakeRecipe, WriteRows
 from trainer.codec import Codec

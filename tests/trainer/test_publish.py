@@ -426,6 +426,11 @@ class TestPublishing:
         assert math.isclose(sum(manifest.profile.labels.values()), 1)
         assert manifest.profile.confidence[1.0] == 1
 
+    def test_says_in_the_manifest_how_its_scores_were_computed(self, published: Workplace) -> None:
+        computed = published.store.manifest("mood", 1)[0].computed
+        assert computed is not None
+        assert (computed.dtype, computed.device) == ("float32", "cpu")
+
     def test_puts_a_card_into_the_version(self, published: Workplace, tmp_path: Path) -> None:
         text = (published.store.fetch("mood", 1, tmp_path) / "README.md").read_text()
         manifest, _ = published.store.manifest("mood", 1)

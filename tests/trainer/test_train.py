@@ -21,7 +21,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from adapters.base_model import Base
 from adapters.errors import HotswapError
-from adapters.lint import base_shapes, lint
+from adapters.lint import lint
+from adapters.modules import base_shapes
 from adapters.packages import file_digest
 from adapters.store import CONFIG, WEIGHTS
 from adapters.tasks import ClassificationTask, SummarizationTask

@@ -83,7 +83,7 @@ class Template(BaseModel):
         return self.encode_all([text], tokenizer)[0]
 
     def encode_all(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[tuple[list[int], list[int], list[int]]]:
-        """Return for each of ``texts`` what :meth:`encode` does, by one call of the tokenizer where that is possible."""
+        """Return for each of ``texts`` what :meth:`encode` does, by one call of the tokenizer where it can be."""
         before, after = self.text.split(SLOT)
         if self.version == 2:
             return [tokenizer.encode_within(before, text, after) for text in texts]

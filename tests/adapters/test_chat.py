@@ -120,6 +120,7 @@ def test_a_chat_that_the_base_cannot_write_says_what_to_do(
     tiny_folder: Path, tmp_path: Path, template: str | None, chat: dict[str, str], advice: str
 ) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+    (folder / "chat_template.jinja").unlink()
     if template:
         with_chat_template(folder, template)
     with pytest.raises(HotswapError, match=advice) as refused:

@@ -26,11 +26,12 @@ setup-serve:
 serve: setup-serve
 	@exec $(PY) -m service
 
+# Two at a time, what shares a server on one of them.
 test: setup
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadscope
 
 test-fast: setup
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m pytest -n 2 --dist loadscope -m "not slow"
 
 lint: setup
 	@$(PY) -m ruff check .

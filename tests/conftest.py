@@ -25,6 +25,10 @@ from adapters.tasks import ClassificationTask, SummarizationTask
 from tests.postgres import PostgresServer
 from tests.s3 import S3Server
 
+# Beside each other, engines and trainings with a thread for each core would wait for one another's threads, spinning.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 LAYERS, HIDDEN, HEADS, VOCABULARY = 2, 128, 2, 600
 WORDS = (
     "A moving, beautifully acted film. The plot is dull and slow. Review: Sentiment: Text: Label: Summary: In one line:"

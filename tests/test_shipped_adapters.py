@@ -74,7 +74,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, base: Base) -> Store:
 
 @pytest.fixture(scope="module")
 def server(store: Store) -> Iterator[Server]:
-    with serving(Path(store.place).parent / "server.log", store=store.place) as started:
+    patient = {"max_wait_seconds": "300", "deadline_seconds": "300"}  # what is tested are answers, on any machine
+    with serving(Path(store.place).parent / "server.log", store=store.place, **patient) as started:
         yield started
         assert started.stop() == 0
 

@@ -64,8 +64,8 @@ class Refused(HotswapError):
 class Meter(Protocol):
     """Who lets a request's generations into the engine, and counts them."""
 
-    def turn(self, tokens: int) -> AbstractAsyncContextManager[None]:
-        """Wait until the engine has room for a prompt of so many tokens."""
+    def turn(self, tokens: int, answers: int = 1) -> AbstractAsyncContextManager[None]:
+        """Wait until the engine has room for a prompt of so many tokens, to be answered so often."""
 
     def count(self, prompt: int, completion: int) -> None:
         """Take note of tokens that were read, or made."""
@@ -189,7 +189,7 @@ class _Metered:
         length = len(prompt["prompt_token_ids"])
         try:
             async with (
-                meter.turn(length),
+                meter.turn(length, sampling_params.n),
                 aclosing(self._client.generate(prompt, sampling_params, request_id, **how)) as outputs,
             ):
                 meter.count(length, 0)
@@ -227,24 +227,31 @@ def _check(kind: Kind, given: Mapping[str, Any]) -> None:
         raise Refused("The chat template is the base model's own.", "chat_template_kwargs")
     if kind == "responses" and given.get("truncation") == "auto":
         raise Refused("Nothing is cut in silence; send less, or 'truncation': 'disabled'.", "truncation")
-    if sequences(given) > SEQUENCES:
-        raise Refused(f"A request is answered at most {SEQUENCES} times; lower 'n', or send fewer prompts.", "n")
 
 
 def sequences(document: Mapping[str, Any]) -> int:
-    """Return how many answers ``document`` asks for: ``n`` to each prompt."""
-    prompt, n = document.get("prompt"), document.get("n") or 1
-    prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(part, int) for part in prompt) else 1
-    return max(1, prompts) * (n if isinstance(n, int) else 1)
+    """Return how many answers ``document`` asks for: ``n`` to each prompt. Raises :class:`Refused` for too many."""
+    count = len(_prompts(document)) * _often(document)
+    if count > SEQUENCES:
+        raise Refused(f"A request is answered at most {SEQUENCES} times; lower 'n', or send fewer prompts.", "n")
+    return count
 
 
 def texts(document: Mapping[str, Any]) -> list[str]:
     """Return the texts that are to be read, one for each answer."""
-    prompt = document.get("prompt", "")
-    prompts = prompt if isinstance(prompt, list) and not all(isinstance(part, int) for part in prompt) else [prompt]
     said = "\n".join(_strings([document.get(name) for name in ("messages", "input", "instructions", "tools")]))
-    n = document.get("n") or 1
-    return [said + _text(each) for each in prompts or [""]] * (n if isinstance(n, int) else 1)
+    return [said + _text(each) for each in _prompts(document)] * _often(document)
+
+
+def _prompts(document: Mapping[str, Any]) -> list[Any]:
+    prompt = document.get("prompt", "")
+    several = isinstance(prompt, list) and prompt and not all(isinstance(part, int) for part in prompt)
+    return prompt if several else [prompt]
+
+
+def _often(document: Mapping[str, Any]) -> int:
+    n = document.get("n")
+    return n if isinstance(n, int) and n > 0 else 1
 
 
 def _text(prompt: Any) -> str:

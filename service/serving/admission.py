@@ -98,7 +98,7 @@ class Admission:
     """
 
     def __init__(self, concurrency: int, queue: int, max_wait: float, metrics: Metrics) -> None:
-        self._concurrency, self._capacity, self._max_wait = concurrency, concurrency + queue, max_wait
+        self.concurrency, self._capacity, self._max_wait = concurrency, concurrency + queue, max_wait
         self._metrics = metrics
         self._line: deque[Turns] = deque()
         self._throughput = Throughput()
@@ -107,17 +107,17 @@ class Admission:
     @property
     def has_time(self) -> bool:
         """Whether the engine is less than half full: time for what nobody waits for."""
-        return 2 * self._texts < self._concurrency
+        return 2 * self._texts < self.concurrency
 
     @property
     def occupancy(self) -> float:
         """Texts in the engine, of those that it takes at once."""
-        return self._in_engine / self._concurrency
+        return self._in_engine / self.concurrency
 
     @property
     def _busy(self) -> bool:
         """Whether the engine is full: its rate says what it can do."""
-        return self._in_engine >= self._concurrency
+        return self._in_engine >= self.concurrency
 
     @asynccontextmanager
     async def admit(self, texts: Sequence[str]) -> AsyncIterator[Ticket]:
@@ -128,7 +128,7 @@ class Admission:
         tokens, rate = estimated_tokens(texts), self._throughput.rate
         crowd = self._texts + len(texts) - self._capacity
         excess = self._queued_tokens + tokens - self._max_wait * rate
-        if crowd > 0 or (excess > 0 and self._texts >= self._concurrency):
+        if crowd > 0 or (excess > 0 and self._texts >= self.concurrency):
             self._metrics.refused_tokens.inc(tokens)
             # Whatever is over must be done first; beyond an empty queue there is nothing to wait for.
             share = min(1.0, max(crowd / max(self._texts, 1), excess / max(self._queued_tokens, 1.0)))
@@ -175,9 +175,9 @@ class Admission:
 
     def _let_in(self) -> None:
         """Give the free places in the engine to whoever came first."""
-        while self._line and self._in_engine < self._concurrency:
+        while self._line and self._in_engine < self.concurrency:
             first, was_busy = self._line[0], self._busy
-            count = min(self._concurrency - self._in_engine, first.left)
+            count = min(self.concurrency - self._in_engine, first.left)
             self._in_engine += count
             if self._busy and not was_busy:
                 self._throughput.resume()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -47,6 +46,10 @@ class Conversing:
         async with self._answering.lend(kind, texts(document), reference, caller, _known(user)) as held:
             if held is not None and held.manifest.virtual_tokens:
                 raise TaskMismatch(f"'{held.choice.name}' is a learnt prompt; ask it at /v1/predict.")
+            if (n := document.get("n") or 1) != 1 and n > self._admission.concurrency:
+                raise InvalidRequest(
+                    f"'n' is at most {self._admission.concurrency} here; ask again for more.", param="n"
+                )
             api = await self._engine.openai()
             request = api.parse(kind, document)
             model, digest = self._named(held)
@@ -96,11 +99,14 @@ class Meter:
         self.failure: Exception | None = None
 
     @asynccontextmanager
-    async def turn(self, tokens: int) -> AsyncIterator[None]:
-        async with self._admission.turn(tokens):
-            started = time.monotonic()
+    async def turn(self, tokens: int, answers: int = 1) -> AsyncIterator[None]:
+        with self._admission.turns([tokens] * answers) as turns:
+            given = 0
+            while given < answers:  # who is first in line gets every place that becomes free: nobody waits for another
+                given += len(await turns.next())
             yield
-            self._metrics.engine_seconds.labels(*self._labels).observe(time.monotonic() - started)
+            seconds = [turns.done(place) for place in range(answers)]
+            self._metrics.engine_seconds.labels(*self._labels).observe(seconds[0])
 
     def count(self, prompt: int, completion: int) -> None:
         if prompt:

@@ -258,7 +258,7 @@ class Counted:
     def __init__(self) -> None:
         self.prompt = self.completion = 0
 
-    def turn(self, tokens: int) -> AbstractAsyncContextManager[None]:
+    def turn(self, tokens: int, answers: int = 1) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
     def count(self, prompt: int, completion: int) -> None:

@@ -187,6 +187,8 @@ async def test_no_address_is_fetched_for_anybody(serve: Serve, part: dict[str, A
         ("completions", {"model": 7}, 400, "invalid_request", None),
         ("completions", {"n": 129}, 400, "invalid_request", "n"),
         ("completions", {"prompt": ["a"] * 129}, 400, "invalid_request", "n"),
+        ("completions", {"n": 10**12}, 400, "invalid_request", "n"),
+        ("completions", {"n": "x"}, 400, "invalid_request", "n"),
         ("completions", {"n": 0}, 400, "invalid_request", None),
         ("completions", {"max_tokens": -1}, 400, "invalid_request", None),
         ("completions", {"prompt": []}, 400, "invalid_request", None),
@@ -226,6 +228,18 @@ async def test_limits_hold_as_on_predict(serve: Serve) -> None:
         assert (status, error["type"], error["code"]) == (429, "rate_limit_error", "overloaded")
         status, error = await first
         assert (status, error["code"]) == (504, "deadline_exceeded")
+
+
+async def test_every_answer_takes_a_place_in_the_engine(serve: Serve) -> None:
+    async with serve(max_concurrency=4) as service, client(service) as ask:
+        service.engine.gate.clear()
+        asked = [asyncio.create_task(ask.completions.create(model="brief", prompt=TEXT, n=n)) for n in (3, 2, 4, 1)]
+        await until(lambda: service.engine.active == 1)
+        assert await service.metric("hotswap_in_flight") == 4, "the second has one of its two places, and waits"
+        service.engine.gate.set()
+        assert [len((await each).choices) for each in asked] == [3, 2, 4, 1]
+        status, error = await refusal(service, "completions", n=5)
+        assert (status, error["param"]) == (400, "n")
 
 
 @pytest.mark.parametrize("ends", ["engine_down", "deadline_exceeded"])

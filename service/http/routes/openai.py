@@ -148,7 +148,7 @@ async def _converse(request: Request, kind: Kind) -> Response:
     if not isinstance(document, dict):
         raise BadRequest("The body must be a JSON object.")
     state, caller = request.app.state, request.state.caller
-    headers = state.quota.take(caller.name, caller.rate, max(1, sequences(document)))
+    headers = state.quota.take(caller.name, caller.rate, sequences(document))
     pieces: asyncio.Queue[Reply | str | ServiceError | None] = asyncio.Queue()
     # In a task of its own from beginning to end: the deadline counts for the task that set it.
     work = asyncio.create_task(_collect(state.conversing.answer(kind, document, caller), pieces))

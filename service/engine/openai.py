@@ -6,6 +6,7 @@ What is let through reaches them unchanged: an answer is what ``vllm serve`` wou
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -51,6 +52,8 @@ TAKEN: dict[Kind, set[str]] = {
 # What is no text names an address, which the server would fetch for a stranger, or brings megabytes.
 MEDIA = re.compile(r"(^|_)(image|audio|video|file|media|embed)(s|_|$)|_embeds$")
 SEQUENCES = 128
+# What says which shape an answer is to have: a grammar is made of it, and the engine's processes wait for that.
+SHAPES, MOST_OF_A_SHAPE = ("response_format", "structured_outputs", "tools", "text"), 32_768
 
 
 class Refused(HotswapError):
@@ -126,16 +129,21 @@ class OpenAI:
         for name in given:
             if name not in TAKEN[kind]:
                 raise Refused(f"'{name}' is not taken here; leave it out.", name)
-        _check(kind, given)
+        for name in ("messages", "input"):
+            for part in _objects(given.get(name)):
+                if found := next(filter(MEDIA.search, (*part, str(part.get("type")))), None):
+                    raise Refused(f"Text alone is taken, and no '{found}'.", name)
         if kind == "responses":
             given["store"] = False  # nothing is kept
         try:
-            return form.model_validate(given)
+            request = form.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
             raise Refused(explain([first]), ".".join(map(str, first["loc"][:1])) or None) from None
         except Exception as error:
             raise _refusal(error) from None
+        _check(kind, given)
+        return request
 
     async def answer(
         self, kind: Kind, request: Any, adapter: str | None, meter: Meter
@@ -145,6 +153,7 @@ class OpenAI:
         Raises :class:`Refused`, :class:`EngineDown`.
         """
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+        from vllm.exceptions import GenerationError
 
         _meter.set(meter)
         request.model = adapter or self._base
@@ -157,6 +166,10 @@ class OpenAI:
             # Without the HTTP request, whose headers may name a priority, a rank, or another request's id.
             answer = await create(request, None)
         except (EngineDown, TimeoutError):
+            raise
+        except GenerationError as error:  # the engine ended it: a shape that can be compiled and not kept to
+            if any(getattr(request, name, None) for name in SHAPES):
+                raise Refused("The engine cannot keep to this shape; give a simpler one.", "response_format") from error
             raise
         except Exception as error:
             raise _refusal(error) from error
@@ -215,14 +228,15 @@ def _models(client: Any, base: list[Any], adapters: Mapping[str, Any]) -> Any:
 
 
 def _check(kind: Kind, given: Mapping[str, Any]) -> None:
-    """Refuse what is no text, what would look elsewhere, and more than one request's share."""
-    for name in ("messages", "input"):
-        for part in _objects(given.get(name)):
-            if found := next(filter(MEDIA.search, (*part, str(part.get("type")))), None):
-                raise Refused(f"Text alone is taken, and no '{found}'.", name)
+    """Refuse what would look elsewhere, is not ours to keep to, or takes too long."""
     for tool in filter(lambda each: isinstance(each, dict), given.get("tools") or ()):
         if tool.get("type") != "function":
             raise Refused("Tools are functions that the caller runs; others are not taken.", "tools")
+    for name in SHAPES:
+        if len(json.dumps(given.get(name))) > MOST_OF_A_SHAPE:
+            raise Refused(
+                f"'{name}' has more than {MOST_OF_A_SHAPE:,} characters, which take too long to compile.", name
+            )
     if "chat_template" in (given.get("chat_template_kwargs") or ()):
         raise Refused("The chat template is the base model's own.", "chat_template_kwargs")
     if kind == "responses" and given.get("truncation") == "auto":

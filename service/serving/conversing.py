@@ -46,12 +46,12 @@ class Conversing:
         async with self._answering.lend(kind, texts(document), reference, caller, _known(user)) as held:
             if held is not None and held.manifest.virtual_tokens:
                 raise TaskMismatch(f"'{held.choice.name}' is a learnt prompt; ask it at /v1/predict.")
-            if (n := document.get("n") or 1) != 1 and n > self._admission.concurrency:
+            api = await self._engine.openai()
+            request = api.parse(kind, document)
+            if (getattr(request, "n", 1) or 1) > self._admission.concurrency:
                 raise InvalidRequest(
                     f"'n' is at most {self._admission.concurrency} here; ask again for more.", param="n"
                 )
-            api = await self._engine.openai()
-            request = api.parse(kind, document)
             model, digest = self._named(held)
             meter = Meter(self._admission, self._metrics, held)
             adapter = held.loaded.engine_name if held else None

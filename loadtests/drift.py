@@ -166,9 +166,9 @@ async def measure(material: Material, scratch: Path, options: argparse.Namespace
             await asyncio.sleep(0.5)
         async with connect(url) as client:
             say("answering the held-out rows, for the reference")
-            reference = await _answered(client, 1, material.reference)
-            profile = _profile(material, reference)
-            recorded = await _answered(client, 1, material.unshifted)
+            reference = await answered(client, 1, material.reference)
+            profile = profiled(material, reference)
+            recorded = await answered(client, 1, material.unshifted)
             found = {}
             for version, (shift, draw) in enumerate(shifts(material).items(), start=2):
                 add_version(store, NAME, material.folder, task, base, profile=profile)
@@ -184,7 +184,7 @@ async def measure(material: Material, scratch: Path, options: argparse.Namespace
 Answer = tuple[Row, dict[str, Any]]
 
 
-async def _answered(client: aiohttp.ClientSession, version: int, rows: list[Row]) -> list[Answer]:
+async def answered(client: aiohttp.ClientSession, version: int, rows: list[Row]) -> list[Answer]:
     """Return rows with the service's answers."""
     answers: list[Answer] = []
     for start in range(0, len(rows), AT_A_TIME):
@@ -202,7 +202,7 @@ async def _predict(client: aiohttp.ClientSession, version: int, texts: Texts) ->
         return told["outputs"], told["id"]
 
 
-def _profile(material: Material, answers: list[Answer]) -> Profile:
+def profiled(material: Material, answers: list[Answer]) -> Profile:
     values = [_values(material, row, output) for row, output in answers]
     right = sum(output["label"] == row.answer for row, output in answers) / len(answers)
     return Profile.of(values, material.known, right)

@@ -37,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.scene",
         description="Serve the shipped sentiment adapter by the real engine, watched by Prometheus with the shipped "
-        "rules: film reviews; a version as canary and shadow; product reviews instead; a crowd; the new version for all. "
+        "rules: film reviews; a version as canary and shadow; product reviews instead; a crowd; the new one for all. "
         "Three of ten answers are judged by their rows' labels. Then draw the three dashboards into docs/.",
         epilog="example: python -m loadtests.scene --minutes 24",
     )

@@ -12,7 +12,8 @@ from sqlalchemy import delete, func, insert, or_, select
 
 from adapters.database import Database
 from adapters.errors import NotKept, QuotaSpent, Untimely
-from adapters.jobs.pages import Record, new_id, now, page
+from adapters.jobs.ids import new_id
+from adapters.jobs.pages import Record, now, page
 from adapters.jobs.rows import Checked
 from adapters.jobs.tables import files, jobs
 

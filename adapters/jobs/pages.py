@@ -6,7 +6,6 @@ from datetime import UTC
 from typing import Any
 
 from sqlalchemy import Connection, Select, Table, func, select
-from ulid import ULID
 
 from adapters.errors import NotKept
 
@@ -36,8 +35,3 @@ def now(connection: Connection) -> int:
     found = connection.scalar(select(func.now()))
     assert found is not None
     return int(found.replace(tzinfo=UTC).timestamp())
-
-
-def new_id(kind: str) -> str:
-    """Return an id such as ``file-01j…``; part of it makes a name for an adapter."""
-    return f"{kind}-{str(ULID()).lower()}"

@@ -15,7 +15,8 @@ from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, selec
 from adapters.database import Database
 from adapters.errors import NotKept, QuotaSpent, Untimely
 from adapters.jobs.files import UNFINISHED
-from adapters.jobs.pages import Record, new_id, now, page
+from adapters.jobs.ids import new_id
+from adapters.jobs.pages import Record, now, page
 from adapters.jobs.tables import events, jobs
 
 LEASE_SECONDS, RETRY_SECONDS = 60, 60
@@ -37,7 +38,7 @@ class Queue:
         with self._database.writing() as connection:
             if (connection.scalar(select(func.count()).select_from(jobs).where(mine)) or 0) >= most:
                 raise QuotaSpent(f"a key may have {most} unfinished jobs at a time; wait for one, or cancel it.")
-            row = {"id": new_id("ftjob"), "status": "queued", "created_at": now(connection), **job}
+            row = {"status": "queued", "created_at": now(connection), **job}
             connection.execute(insert(jobs).values(row))
             _tell(connection, row["id"], f"Created fine-tuning job: {row['id']}")
             return _one(connection, row["id"])

@@ -21,7 +21,15 @@ from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFoun
 SECURITY = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 SHOWN = 5
 # Where errors have OpenAI's shape, its types and, where it has one for the same, its codes.
-OPENAI = ("/v1/chat/", "/v1/completions", "/v1/responses", "/v1/models", "/v1/decisions")
+OPENAI = (
+    "/v1/chat/",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/models",
+    "/v1/decisions",
+    "/v1/files",
+    "/v1/fine_tuning",
+)
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {
     **{"unauthenticated": "invalid_api_key", "rate_limited": "rate_limit_exceeded"},

@@ -236,7 +236,7 @@ class TestAJob:
         assert [release.stable for release in shop.store.history("moods")] == [1]
 
     def test_that_does_not_pass_the_gate_is_not_published(self, shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
-        method = {"type": "supervised", "hyperparameters": {"learning_rate_multiplier": 1e-6, "n_epochs": 1}}
+        method = {"type": "supervised", "hyperparameters": {"learning_rate_multiplier": 1e-2, "n_epochs": 1}}
         told = do(shop, shop.order(method=method), capsys)[-1]
         assert (told["event"], told["code"]) == ("failed", "gate_closed"), told
         assert "TF-IDF" in told["message"]

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from starlette.datastructures import FormData, UploadFile
+from starlette.requests import ClientDisconnect
 
 from adapters.jobs.rows import check
 from adapters.text import escaped
-from service.errors import InvalidRequest, StorageFull
+from service.errors import ClientClosed, InvalidRequest, StorageFull
 from service.http import fine_tuning
 from service.http.keys import Caller
 from service.http.routes.openai import ERRORS
@@ -42,6 +43,8 @@ async def create(request: Request) -> Record:
         async with request.form(max_files=1, max_fields=3) as form:
             upload = _upload(form)
             row = await desk.files(caller.name, _kept, upload, caller, desk.settings.files_bytes)
+    except ClientDisconnect:
+        raise ClientClosed from None
     except OSError:
         raise StorageFull("The server has no room for the file.") from None
     return fine_tuning.file(row)

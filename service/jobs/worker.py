@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
 import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
-from contextlib import suppress
 
 from adapters.jobs.place import Place
 from service.settings import PREFIX, Settings
@@ -34,7 +33,7 @@ class LocalWorker:
         }
         self._command = command
         self._task: asyncio.Task[None] | None = None
-        self.process: Process | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._keep())
@@ -45,28 +44,31 @@ class LocalWorker:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        process = self.process
-        if process is not None and process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), STOP_SECONDS)
-            except TimeoutError:
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+        if self.process is not None:
+            await asyncio.to_thread(_stop, self.process)
 
     async def _keep(self) -> None:
         pause = FIRST_PAUSE
         while True:
             began = time.monotonic()
             try:
-                self.process = await asyncio.create_subprocess_exec(
-                    *self._command, env=self._environment, stdin=PIPE, stdout=DEVNULL
+                # Not asyncio's: uvloop forks, and what is forked from this process runs launch.keep_from_forks first.
+                self.process = process = subprocess.Popen(  # noqa: ASYNC220
+                    self._command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
                 )
-                logger.info("fine-tuning jobs are done by process %d", self.process.pid)
-                logger.warning("the worker of fine-tuning jobs ended with status %d", await self.process.wait())
+                logger.info("fine-tuning jobs are done by process %d", process.pid)
+                status = await asyncio.to_thread(process.wait)
+                logger.warning("the worker of fine-tuning jobs ended with status %d", status)
             except OSError as error:
                 logger.error("the worker of fine-tuning jobs did not start: %s", error)
             pause = FIRST_PAUSE if time.monotonic() - began > STEADY_SECONDS else min(LONGEST_PAUSE, 2 * pause)
             await asyncio.sleep(pause)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

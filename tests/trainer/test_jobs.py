@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import update
 
 from adapters.base_model import Base
-from adapters.errors import StoreUnavailable
+from adapters.errors import HotswapError, StoreUnavailable
 from adapters.intake import add_version
 from adapters.jobs.files import Files
 from adapters.jobs.ids import new_id
@@ -235,11 +235,17 @@ class TestAJob:
         assert "report.html" not in manifest.files, "it would quote the tenant's rows"
         assert [release.stable for release in shop.store.history("moods")] == [1]
 
-    def test_that_does_not_pass_the_gate_is_not_published(self, shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
-        method = {"type": "supervised", "hyperparameters": {"learning_rate_multiplier": 1e-2, "n_epochs": 1}}
-        told = do(shop, shop.order(method=method), capsys)[-1]
-        assert (told["event"], told["code"]) == ("failed", "gate_closed"), told
-        assert "TF-IDF" in told["message"]
+    def test_that_does_not_pass_the_gate_is_not_published(
+        self, shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def closed(*_: Any) -> None:
+            raise HotswapError("the gate is closed, nothing is published: TF-IDF is better")
+
+        monkeypatch.setattr("trainer.publish.check_gate", closed)
+        order = shop.order(method={"type": "supervised", "hyperparameters": QUICK | {"n_epochs": 1}})
+        told = do(shop, order, capsys)[-1]
+        assert (told["event"], told["code"]) == ("failed", "gate_closed")
+        assert "TF-IDF is better" in told["message"]
         assert shop.store.versions("moods") == []
 
     @pytest.mark.parametrize(

@@ -38,3 +38,19 @@ class GenerationConflict(HotswapError):
 
 class StoreUnavailable(HotswapError):
     """The store could not be reached, read or written."""
+
+
+class DatabaseAway(HotswapError):
+    """The database cannot be reached, read or written; or its tables are not those of this version."""
+
+
+class NotKept(HotswapError):
+    """No uploaded file or fine-tuning job is called that, or it is somebody else's."""
+
+
+class Untimely(HotswapError):
+    """A file or job is not in the state for what was asked of it."""
+
+
+class QuotaSpent(HotswapError):
+    """Whoever asks has as many files or jobs as they may have."""

@@ -47,6 +47,13 @@ def open_store(
     return Store(target or place or DEFAULT_STORE, trusted=trusted)
 
 
+def of_store(store: str) -> str:
+    """Return a name for what belongs to the store at a place, and to no other."""
+    whole = store if "://" in store else str(Path(store).expanduser().resolve())
+    name = Path(whole).name or "store"
+    return f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
 def _seed(folder: Path) -> None:
     """Copy the starter adapters into ``folder`` if it has no adapters, or if a seeding of it was not finished.
 

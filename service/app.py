@@ -18,7 +18,9 @@ from service.heartbeat import Heartbeat
 from service.http import edge
 from service.http.keys import Keys, Scope
 from service.http.quota import Quota
-from service.http.routes import adapters, feedback, health, kserve, openai, predict, releases
+from service.http.routes import adapters, feedback, files, fine_tuning, health, kserve, openai, predict, releases
+from service.jobs.desk import Desk
+from service.jobs.worker import LocalWorker
 from service.metrics import Metrics
 from service.monitoring.drift import Drift
 from service.monitoring.engine import EngineCollector
@@ -79,11 +81,15 @@ def create_app(
     metrics.batch_occupancy.set_function(lambda: admission.occupancy)
     metrics.registry.register(EngineCollector(residency.named, engine.limits.max_resident))
     heartbeat = Heartbeat(engine, settings.engine_seconds)
+    desk = Desk(settings, store.place)
+    worker = LocalWorker(settings, desk.place, store.place)
     supervisor = Supervisor(engine, residency, reconciler, promotion, answering, metrics, heartbeat)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         def ready() -> None:
+            if settings.jobs == "local":
+                worker.start()
             judging.start()  # when the engine has its processes: a thread is no help to who is forked from this one
             on_ready()
 
@@ -94,6 +100,7 @@ def create_app(
             supervisor.stop()
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            await worker.close()
             await shadow.close()
             await judging.close()
             await residency.close()
@@ -123,8 +130,11 @@ def create_app(
     state.deciding = Deciding(engine, answering, admission, base, metrics)
     state.conversing = Conversing(engine, answering, admission, (base.name, base.digest), metrics)
     state.reconciler, state.supervisor, state.feedback, state.quota = reconciler, supervisor, judging, Quota()
+    state.desk = desk
     app.include_router(predict.router, dependencies=scope("predict"))
     app.include_router(openai.router, dependencies=scope("predict"))
+    app.include_router(files.router, dependencies=scope("train"))
+    app.include_router(fine_tuning.router, dependencies=scope("train"))
     app.include_router(kserve.router, dependencies=scope("predict"))
     app.include_router(kserve.health)
     app.include_router(feedback.router, dependencies=scope("predict"))

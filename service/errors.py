@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adapters.errors import GenerationConflict, HotswapError, InputTooLong, InvalidAdapter, NotInStore, StoreUnavailable
+from adapters.errors import (
+    DatabaseAway,
+    GenerationConflict,
+    HotswapError,
+    InputTooLong,
+    InvalidAdapter,
+    NotInStore,
+    NotKept,
+    QuotaSpent,
+    StoreUnavailable,
+    Untimely,
+)
 from adapters.text import public
 from service.engine.base import EngineDown, EngineRefused
 from service.engine.openai import Refused
@@ -77,6 +88,24 @@ def no_such_adapter(name: str) -> AdapterNotFound:
     return AdapterNotFound(f"No adapter is called '{name}'; GET /v1/adapters lists them.")
 
 
+class NoSuchObject(ServiceError):
+    status, code, title = 404, "not_found", "There is no such file or job"
+
+
+class JobsOff(ServiceError):
+    status, code, title = 404, "fine_tuning_off", "This server takes no fine-tuning jobs"
+
+
+class WrongState(ServiceError):
+    """400, as at OpenAI: its clients repeat a 409 by themselves."""
+
+    status, code, title = 400, "wrong_state", "It is too late for this, or too early"
+
+
+class QuotaExceeded(ServiceError):
+    status, code, title = 400, "quota_exceeded", "The API key has as many as it may have"
+
+
 class MethodNotAllowed(ServiceError):
     status, code, title = 405, "method_not_allowed", "This address takes another method"
 
@@ -131,6 +160,14 @@ class FeedbackUnavailable(ServiceError):
     status, code, title, retry_after = 503, "feedback_unavailable", "The feedback database cannot be reached", 10
 
 
+class JobsUnavailable(ServiceError):
+    status, code, title, retry_after = 503, "jobs_unavailable", "The jobs database cannot be reached", 10
+
+
+class StorageFull(ServiceError):
+    status, code, title = 507, "storage_full", "The file could not be kept"
+
+
 class TooManyConnections(ServiceError):
     status, code, title, retry_after = 503, "too_many_connections", "All connections of the service are taken", 5
 
@@ -160,6 +197,14 @@ def from_lower(error: Exception) -> ServiceError:
             return AdapterNotFound(str(error))
         case GenerationConflict():
             return Conflict(str(error))
+        case NotKept():
+            return NoSuchObject(str(error))
+        case Untimely():
+            return WrongState(str(error))
+        case QuotaSpent():
+            return QuotaExceeded(str(error))
+        case DatabaseAway():
+            return JobsUnavailable("Retry shortly.")
         case StoreUnavailable():
             return NotReady("The adapter store cannot be reached; retry shortly.")
         case EngineDown():

@@ -154,6 +154,20 @@ class Settings(BaseModel):
     feedback_gib: float = Field(
         1.0, gt=0, le=2**20, description="a SQLite file grows to so much; then the oldest that nobody judged go"
     )
+    jobs: Literal["off", "queue", "local"] = Field(
+        "off",
+        description="fine-tuning jobs: refused, done by `python -m trainer jobs` elsewhere, or by a niced process here",
+    )
+    jobs_folder: Path | None = Field(None, description="uploaded files, and what jobs work in; default: in the cache")
+    jobs_database: str | None = Field(
+        None, description="their queue: a path, or postgresql://…; default: a SQLite file in that folder"
+    )
+    max_file_bytes: int = Field(100_000_000, ge=1000, description="larger uploaded files are refused with 413")
+    files_gib: float = Field(1.0, gt=0, le=2**20, description="uploaded files that a key may keep")
+    max_jobs: int = Field(10, ge=1, description="unfinished fine-tuning jobs that a key may have")
+    auto_release: Literal["none", "canary", "guarded"] = Field(
+        "none", description="what becomes of a job's version: asked by number only, a canary, or a guarded one"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log verbosity")
     log_format: Literal["text", "json"] = Field("text", description="lines for people, or objects for machines")
 
@@ -197,6 +211,10 @@ class Settings(BaseModel):
     @property
     def feedback_bytes(self) -> int:
         return int(self.feedback_gib * 2**30)
+
+    @property
+    def files_bytes(self) -> int:
+        return int(self.files_gib * 2**30)
 
     @property
     def max_resident(self) -> int:

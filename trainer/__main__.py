@@ -11,7 +11,7 @@ import warnings
 from adapters import cli
 
 try:
-    from trainer.commands import compare, data, evaluate, publish, retrain, runs, sweep, train
+    from trainer.commands import compare, data, evaluate, jobs, publish, retrain, runs, sweep, train
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("trainer", "adapters"):
         raise
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m trainer train trainer/recipes/sentiment.yaml --set training.epochs=2",
     )
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    for command in (data, train, sweep, runs, evaluate, publish, compare, retrain):
+    for command in (data, train, sweep, runs, evaluate, publish, compare, retrain, jobs):
         command.add(commands)
     return whole
 

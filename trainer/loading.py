@@ -88,6 +88,10 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# Its own, for there are libraries that change the loader they share.
+_UniqueKeys.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_timestamp)
+
+
 def general_text(path: Path) -> str:
     """Return a text to measure forgetting on. Raises :class:`HotswapError` where there is none, or too little."""
     try:

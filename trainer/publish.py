@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from adapters.base_model import Base
@@ -72,9 +73,10 @@ def publish(
     signer: Signer | None = None,
     *,
     with_report: bool = True,
+    made_by: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Write the run's adapter as the next version and return its manifest; ``with_report`` puts the page into it, which
-    quotes test rows. Raises where gate or lint refuse."""
+    quotes test rows; ``made_by`` is more of its lineage. Raises where gate or lint refuse."""
     check_gate(recipe, evaluation)
     folder: Path = recipe.run_folder / "adapter"
     if with_report:
@@ -85,6 +87,7 @@ def publish(
         "data": {"fingerprint": run.data, "rows": run.rows},
         "seconds": run.seconds,
         **run.made_with.content(),
+        **(made_by or {}),
     }
     return add_version(
         store,

@@ -19,7 +19,7 @@ class HotswapCpuPlatform(CpuPlatform):
 
     @classmethod
     def get_punica_wrapper(cls) -> str:
-        if os.environ[SWITCH] == "grouped":
+        if os.environ.get(SWITCH) == "grouped":
             return "service.engine.cpu_lora.GroupedLoRA"
         default: str = super().get_punica_wrapper()
         return default
@@ -28,7 +28,7 @@ class HotswapCpuPlatform(CpuPlatform):
     def check_and_update_config(cls, vllm_config: Any) -> None:
         super().check_and_update_config(vllm_config)
         parallel = vllm_config.parallel_config
-        if os.environ[SWITCH] == "grouped":
+        if os.environ.get(SWITCH) == "grouped":
             parallel.worker_cls = "service.engine.cpu_worker.HotswapCpuWorker"
         # vLLM keeps a worker process of its own because OpenMP must be configured before it starts; ours was.
         if parallel.world_size == 1 and launch.threads_are_set():

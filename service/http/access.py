@@ -41,13 +41,18 @@ class Access:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         if not self._keys.required and scope["method"] not in READING:
             refuse_pages(headers, self._origins)
-            if not scope["path"].startswith(ASKING):
+            if not scope["path"].startswith(ASKING) and not _is_upload(scope, headers):
                 refuse_forms(headers)
         caller = self._keys.caller(headers)
         if scope["path"].startswith(ASKING):
             # Where nothing is left, nothing is read, parsed or explained either.
             self._quota.check(caller.name, caller.rate)
         scope.setdefault("state", {})["caller"] = caller
+
+
+def _is_upload(scope: Scope, headers: Mapping[str, str]) -> bool:
+    """Whether a program sends a file: a form on a page cannot send this header without asking first."""
+    return scope["path"] == "/v1/files" and (scope["method"] != "POST" or "authorization" in headers)
 
 
 def refuse_pages(headers: Mapping[str, str], origins: tuple[str, ...]) -> None:

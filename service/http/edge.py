@@ -15,6 +15,9 @@ from service.http.routes import predict
 from service.metrics import Metrics
 from service.settings import Settings
 
+# What a form puts around a file; how long one may take to arrive.
+FORM_BYTES, UPLOAD_SECONDS = 16_384, 600.0
+
 
 def install(app: FastAPI, settings: Settings, keys: Keys, quota: Quota, metrics: Metrics) -> None:
     """Put the edge around ``app``: an id, the origins that may call, who asks, the size of bodies, errors' form."""
@@ -22,7 +25,8 @@ def install(app: FastAPI, settings: Settings, keys: Keys, quota: Quota, metrics:
     problems.install(app)
     # What is added last is outermost.
     app.add_middleware(Direct, addresses=predict.ADDRESSES)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    uploads = {"/v1/files": (settings.max_file_bytes + FORM_BYTES, UPLOAD_SECONDS)} if settings.jobs != "off" else {}
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds, uploads=uploads)
     app.add_middleware(Access, keys=keys, quota=quota, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(

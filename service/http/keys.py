@@ -25,7 +25,7 @@ from service.settings import Settings
 
 logger = logging.getLogger("hotswap")
 
-Scope = Literal["predict", "feedback", "admin", "metrics"]
+Scope = Literal["predict", "feedback", "admin", "metrics", "train"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 HASHED = re.compile(r"sha256:[0-9a-f]{64}")
 ATTRIBUTE = re.compile(r"(name|scopes|adapters|rate)=(\S+)")
@@ -47,8 +47,8 @@ class Caller:
             raise Forbidden(f"This needs a key with the scope '{scope}'.")
 
     def may(self, scope: Scope) -> bool:
-        """Whether the key has ``scope``. Who may release may also judge answers and read the metrics."""
-        return scope in self.scopes or (scope in ("feedback", "metrics") and "admin" in self.scopes)
+        """Whether the key has ``scope``. Who may release may also judge answers, read the metrics and train."""
+        return scope in self.scopes or (scope in ("feedback", "metrics", "train") and "admin" in self.scopes)
 
     def need_adapter(self, adapter: str) -> None:
         """Raise :class:`AdapterNotFound`, as for one that does not exist, unless this caller may know of it."""
@@ -67,7 +67,7 @@ class Keys:
     """The keys of a file, which is read again when it changes. Without a file, everyone is ``anonymous``.
 
     A line is a key's hash, ``sha256:…`` (or the key itself, which is warned about), followed by any of
-    ``name=team-a``, ``scopes=predict,feedback,admin,metrics`` (default: predict), ``adapters=legal-*,sentiment``
+    ``name=team-a``, ``scopes=predict,feedback,admin,metrics,train`` (default: predict), ``adapters=legal-*,sentiment``
     (default: all) and ``rate=600/minute`` (texts; default: no limit).
     Raises :class:`HotswapError` where the file cannot be used at the start; later the last good one stays.
     """

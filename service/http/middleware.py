@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from urllib.parse import quote
 
@@ -85,18 +86,22 @@ class RequestId:
 class BodyLimit:
     """Refuse a body that is too large (413), announced or not, or too slow (400), and keep none of it."""
 
-    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
-        self._app, self._limit, self._seconds = app, limit, seconds
+    def __init__(
+        self, app: ASGIApp, limit: int, seconds: float, uploads: Mapping[str, tuple[int, float]] | None = None
+    ) -> None:
+        """``uploads`` are paths with limits of their own, in bytes and seconds."""
+        self._app, self._usual, self._uploads = app, (limit, seconds), uploads or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        give_up = asyncio.get_running_loop().time() + self._seconds
+        limit, seconds = self._uploads.get(scope["path"], self._usual)
+        give_up = asyncio.get_running_loop().time() + seconds
         headers = dict(scope["headers"])
-        if int(headers.get(b"content-length", b"0")) > self._limit:
+        if int(headers.get(b"content-length", b"0")) > limit:
             # Who asks first (Expect: 100-continue) has sent nothing yet, and must not be bidden to.
-            await self._refuse(self._too_large(), receive, send, give_up, scope["path"], more=b"expect" not in headers)
+            await self._refuse(_too_large(limit), receive, send, give_up, scope["path"], more=b"expect" not in headers)
             return
         read, more = 0, True
         refusal: ServiceError | None = None
@@ -109,11 +114,11 @@ class BodyLimit:
                 async with asyncio.timeout_at(give_up):
                     message = await receive()
             except TimeoutError:
-                refusal = BadRequest(f"The body did not arrive within {self._seconds:g} s.")
+                refusal = BadRequest(f"The body did not arrive within {seconds:g} s.")
                 raise refusal from None
             read, more = read + len(message.get("body", b"")), message.get("more_body", False)
-            if read > self._limit:
-                refusal = self._too_large()
+            if read > limit:
+                refusal = _too_large(limit)
             if refusal:
                 raise refusal
             return message
@@ -128,9 +133,6 @@ class BodyLimit:
         if refusal:
             await self._refuse(refusal, receive, send, give_up, scope["path"], more)
 
-    def _too_large(self) -> ServiceError:
-        return BodyTooLarge(f"The limit is {self._limit} bytes; send fewer texts at once.")
-
     async def _refuse(
         self, error: ServiceError, receive: Receive, send: Send, give_up: float, path: str, more: bool
     ) -> None:
@@ -144,3 +146,7 @@ class BodyLimit:
                     discarded += len(message.get("body", b""))
                     more = message["type"] == "http.request" and message.get("more_body", False)
         await problems.send(error, send, path)
+
+
+def _too_large(limit: int) -> ServiceError:
+    return BodyTooLarge(f"The limit is {limit} bytes; send fewer texts at once.")

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Send
 from ulid import ULID
 
@@ -21,7 +22,15 @@ from service.errors import BadRequest, InvalidRequest, MethodNotAllowed, NotFoun
 SECURITY = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 SHOWN = 5
 # Where errors have OpenAI's shape, its types and, where it has one for the same, its codes.
-OPENAI = ("/v1/chat/", "/v1/completions", "/v1/responses", "/v1/models", "/v1/decisions")
+OPENAI = (
+    "/v1/chat/",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/models",
+    "/v1/decisions",
+    "/v1/files",
+    "/v1/fine_tuning",
+)
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {
     **{"unauthenticated": "invalid_api_key", "rate_limited": "rate_limit_exceeded"},
@@ -103,7 +112,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
             return response(NotFound("See /docs for what there is."), request.url.path)
         case 405:
             refusal = response(MethodNotAllowed("See /docs for what there is."), request.url.path)
-            refusal.headers.update(error.headers or {})
+            refusal.headers["Allow"] = ", ".join(sorted(_methods(request)))
             return refusal
         case 400:
             # FastAPI's word for whatever goes wrong where a body is read.
@@ -113,6 +122,12 @@ async def _http(request: Request, error: HTTPException) -> Response:
                 cause if isinstance(cause, ServiceError) else BadRequest("The body cannot be read."), request.url.path
             )
     return response(ServiceError(), request.url.path)
+
+
+def _methods(request: Request) -> set[str]:
+    """Return all methods that an address takes: each of its routes knows its own alone."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in routes for method in getattr(route, "methods", None) or ()}
 
 
 def _charge(request: Request) -> None:

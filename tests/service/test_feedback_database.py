@@ -40,6 +40,7 @@ def _tried_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(writer, "LONGEST_PAUSE", 0.02)
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(writer, "VERDICT_SECONDS", 30.0)  # a busy machine's database takes its time
 
 
 async def judge(service: Running, prediction: str, key: str = "", **said: Any) -> httpx.Response:

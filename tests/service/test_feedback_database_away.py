@@ -15,6 +15,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from adapters import database as reached
 from service.monitoring import database, writer
 from service.monitoring.database import Database, DatabaseAway
 from service.monitoring.tables import SCHEMA_TABLE, judgements, metadata
@@ -122,7 +123,7 @@ TROUBLES: list[tuple[str, Trouble]] = [
 async def test_meanwhile_memory_does_and_afterwards_all_is_there(
     serve: Serve, place: str, trouble: Trouble, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(reached, "LOCK_SECONDS", 1)
     async with serve(feedback_database=place) as service, serve(feedback_database=place) as other:
         before = (await predicted(service))["id"]
         await written(service, 1)
@@ -173,8 +174,8 @@ async def test_what_there_is_no_room_for_is_shed_and_counted(
 async def test_a_disk_that_is_full_costs_no_answer(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(database, "PRAGMAS", ("foreign_keys=ON", "max_page_count=20"))
-    monkeypatch.setattr(database, "PAGE_BYTES", 2**60 // 20)  # as many as the file's own limit
+    monkeypatch.setattr(reached, "PRAGMAS", ("foreign_keys=ON", "max_page_count=20"))
+    monkeypatch.setattr(reached, "PAGE_BYTES", 2**60 // 20)  # as many as the file's own limit
     async with serve(feedback_database=str(tmp_path / "feedback.db"), feedback_texts="plain") as service:
         for _ in range(50):
             told = await predicted(service, text="x" * 4000)
@@ -189,7 +190,7 @@ async def test_a_file_that_may_not_be_written_is_said_and_costs_no_answer(
 ) -> None:
     place = str(tmp_path / "feedback.db")
     Database(place).prepare()
-    monkeypatch.setattr(database, "PRAGMAS", ("query_only=ON",))
+    monkeypatch.setattr(reached, "PRAGMAS", ("query_only=ON",))
     async with serve(feedback_database=place) as service:
         told = await predicted(service)
         assert (await judge(service, told["id"], correct=True)).status_code == 200

@@ -138,7 +138,7 @@ def test_an_emptied_file_lets_nobody_in(tmp_path: Path) -> None:
     ("line", "fault"),
     [
         ("secret-key scope=admin", "line 2: after the key come"),
-        ("secret-key scopes=predict,root", "scopes are predict, feedback, admin, metrics, not root"),
+        ("secret-key scopes=predict,root", "scopes are predict, feedback, admin, metrics, train, not root"),
         ("secret-key name=a/b", "a name is made of"),
         ("secret-key name=a name=b", "each at most once"),
         ("secret-kéy", "use ASCII"),

@@ -59,7 +59,7 @@ async def test_without_keys(serve: Serve, documented: Store, tmp_path: Path) -> 
 async def test_with_a_key_that_may_do_everything(serve: Serve, documented: Store, tmp_path: Path) -> None:
     key, line = new_key("name=boss scopes=predict,admin")
     (tmp_path / "keys").write_text(line + "\n")
-    async with serve(api_keys=tmp_path / "keys") as service:
+    async with serve(api_keys=tmp_path / "keys", jobs="queue") as service:
         assert await schemathesis(service, tmp_path, "--header", f"Authorization: Bearer {key}") == 0
 
 

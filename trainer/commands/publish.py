@@ -49,7 +49,7 @@ def publish_run(run: Run, options: argparse.Namespace) -> None:
         raise HotswapError(recipe.unserved)
     trained, store = run.trained(), store_at(options.store)
     generation = None if options.no_release else _newest(store, recipe.name, end_canary=options.end_canary)
-    evaluation = _evaluation(run, store)
+    evaluation = evaluation_of(run, store)
     from trainer import publish as publishing
 
     shown = not options.no_report
@@ -96,7 +96,7 @@ def _release(store: Store, manifest: Manifest, newest: int, options: argparse.Na
         ) from error
 
 
-def _evaluation(run: Run, store: Store) -> Evaluation:
+def evaluation_of(run: Run, store: Store) -> Evaluation:
     """Return what evaluation found, asked again where it is to be compared with another version by now."""
     why = "nobody evaluated it yet"
     if (run.folder / EVALUATION).is_file():

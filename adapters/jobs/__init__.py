@@ -1,0 +1,1 @@
+"""Fine-tuning jobs: what the service, which takes them, and the trainer, which does them, agree on."""

@@ -1,0 +1,1 @@
+"""How the jobs database came to its tables, step by step."""

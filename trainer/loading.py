@@ -89,7 +89,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 # Its own, for there are libraries that change the loader they share.
-_UniqueKeys.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_timestamp)
+_UniqueKeys.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_timestamp)  # type: ignore[type-var]
 
 
 def general_text(path: Path) -> str:

@@ -87,8 +87,8 @@ class OnGpu(Hotswap):
 
 class EngineOnGpu(Engine):
     def _process(self) -> Process:
-        given = json.dumps(GPU | {"max_loras": max(FULL.counts), "max_cpu_loras": self.resident})
-        return Process("loadtests.bench.engine", ["--settings", given], {}, self.log, piped=True)
+        more = {"max_loras": max(FULL.counts), "max_cpu_loras": self.resident, "cache": str(self.material.cache)}
+        return self._alone(["--settings", json.dumps(GPU | more)])
 
 
 class VllmOnGpu(Vllm):

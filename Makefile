@@ -2,7 +2,7 @@
 # needs a part of it only.
 PY := .venv/bin/python
 
-.PHONY: help setup setup-serve serve test test-fast lint format bench loadtest swap-under-load complaints mutants monitor docs
+.PHONY: help setup setup-serve serve test test-fast lint format bench loadtest gpu-check swap-under-load complaints mutants monitor docs
 
 help:
 	@echo "make serve      set up what is missing, then serve on http://127.0.0.1:8000"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      ours beside vLLM's server and the one people write first; QUICK=1 takes six minutes"
 	@echo "make loadtest   Locust against a running service"
+	@echo "make gpu-check  on a GPU machine (HOTSWAP_EXTRA=gpu make setup): all that is measured there, in eight minutes"
 	@echo "make monitor    Prometheus and Alertmanager beside a running service"
 	@echo "make docs       docs/metrics.md and the dashboards, from what they are made of"
 	@echo "make mutants    changes the serving core and the store, and looks whether a test fails; ONLY=FILE, SAMPLE=60"
@@ -48,6 +49,10 @@ bench: setup
 
 loadtest: setup
 	@$(PY) -m locust -f loadtests/locustfile.py --headless -u 4 -r 2 -t 30s --host $${HOTSWAP_URL:-http://127.0.0.1:8000}
+
+# Without setup, which would take minutes of a machine that is lent: packages and base are to be there.
+gpu-check:
+	@$(PY) -m loadtests.gpu $(if $(QUICK),--quick)
 
 swap-under-load: setup
 	@$(PY) -m loadtests.swap_under_load

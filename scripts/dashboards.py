@@ -275,6 +275,14 @@ ADAPTERS: list[Panel] = [
         dashed="B",
     ),
     graph(
+        "Texts answered from the cache",
+        "A second, by outcome of the look-up. Dashed: MiB that the answers of all versions take.",
+        "short",
+        (total("hotswap_answer_cache_lookups_total", "adapter, version, outcome", VERSION), f"{NAMED} {{{{outcome}}}}"),
+        ("sum(hotswap_answer_cache_bytes) / 2^20", "MiB"),
+        dashed="B",
+    ),
+    graph(
         "Text length",
         "Tokens before cutting.",
         "short",

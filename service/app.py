@@ -31,6 +31,7 @@ from service.rollout.promotion import Promotion
 from service.rollout.reconciler import Reconciler
 from service.rollout.shadow import Shadow
 from service.serving.admission import Admission
+from service.serving.answer_cache import AnswerCache
 from service.serving.answering import Answering
 from service.serving.conversing import Conversing
 from service.serving.deciding import Deciding
@@ -67,7 +68,10 @@ def create_app(
     reconciler = Reconciler(routing, residency, store, offload, metrics, settings)
     promotion = Promotion(routing, reconciler, store, offload, tally, settings.poll_seconds)
     admission = Admission(settings.max_concurrency, settings.max_queue, settings.max_wait_seconds, metrics)
-    answering = Answering(engine, routing, residency, admission, base, settings, metrics, tally, find=reconciler.find)
+    cache = AnswerCache(settings.answer_cache_bytes, metrics)
+    answering = Answering(
+        *(engine, routing, residency, admission, base, settings, metrics, tally, cache), find=reconciler.find
+    )
 
     async def manifest(name: str, version: int) -> Manifest:
         return (await offload(name, store.manifest, name, version))[0]

@@ -100,6 +100,15 @@ class Metrics:
             VERSION,
             registry=registry,
         )
+        self.answer_cache_lookups = Counter(
+            "hotswap_answer_cache_lookups",
+            "Texts looked up in the answer cache: hit, or miss and then answered by the engine.",
+            (*VERSION, "outcome"),
+            registry=registry,
+        )
+        self.answer_cache_bytes = Gauge(
+            "hotswap_answer_cache_bytes", "Memory that the answer cache takes, by estimate.", registry=registry
+        )
         self.prompt_tokens = Counter("hotswap_prompt_tokens", "Tokens in.", VERSION, registry=registry)
         self.completion_tokens = Counter("hotswap_completion_tokens", "Tokens out.", VERSION, registry=registry)
         self.input_tokens = Histogram(

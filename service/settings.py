@@ -84,6 +84,9 @@ class Settings(BaseModel):
         le=3600,
         description="more work than that, by estimate, is refused with 429 however short the queue is",
     )
+    answer_cache_mib: float = Field(
+        0, ge=0, le=2**20, description="memory for answers given before, which are given again at once; 0: none is kept"
+    )
     deadline_seconds: float = Field(300, gt=0, le=3600, description="a request that takes longer is aborted: 504")
     drain_seconds: float = Field(30, ge=0, le=3600, description="how long SIGTERM waits for requests in flight")
     warm: tuple[str, ...] = Field(
@@ -207,6 +210,10 @@ class Settings(BaseModel):
     @property
     def cache_bytes(self) -> int:
         return int(self.cache_gib * 2**30)
+
+    @property
+    def answer_cache_bytes(self) -> int:
+        return int(self.answer_cache_mib * 2**20)
 
     @property
     def feedback_bytes(self) -> int:

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from adapters.base_model import resolve_base
 from adapters.packages import cache_folder
@@ -26,16 +26,17 @@ from service.engine.vllm import VllmEngine
 from service.settings import Settings
 
 
-def settings(kernel: Literal["grouped", "stock"]) -> Settings:
-    return Settings(
-        max_loras=LORAS,
-        max_lora_rank=RANK,
-        max_model_len=MODEL_LEN,
-        max_concurrency=SEQUENCES,
-        kv_cache_gib=KV_GIB,
-        dtype=DTYPE,
-        cpu_lora=kernel,
-    )
+def settings(kernel: Literal["grouped", "stock"], **others: Any) -> Settings:
+    ours = {
+        "max_loras": LORAS,
+        "max_lora_rank": RANK,
+        "max_model_len": MODEL_LEN,
+        "max_concurrency": SEQUENCES,
+        "kv_cache_gib": KV_GIB,
+        "dtype": DTYPE,
+        "cpu_lora": kernel,
+    }
+    return Settings.model_validate(ours | others)
 
 
 async def serve(engine: VllmEngine, lines: TextIO, out: TextIO) -> None:
@@ -81,8 +82,9 @@ async def batch(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", choices=("grouped", "stock"), default="grouped", help="how LoRA is computed")
+    parser.add_argument("--settings", type=json.loads, default={}, help="others than the benchmark's, as JSON")
     options = parser.parse_args()
-    chosen = settings(options.kernel)
+    chosen = settings(options.kernel, **options.settings)
     relaunch(chosen)
     # What vLLM prints on standard output goes where errors go: the answers alone are read by a program.
     out = os.fdopen(os.dup(1), "w")

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from adapters.errors import HotswapError
+from service.engine.plugin import is_cpu
 
 START_SECONDS = 300.0
 STOP_SECONDS = 20.0
@@ -144,4 +145,6 @@ def _kib(path: str) -> dict[str, int]:
 def _clean_environment() -> dict[str, str]:
     """Return this environment without what would make a server other than as it is described."""
     kept = ("HOTSWAP_BASE_MODEL", "HOTSWAP_ENGINE")
-    return {k: v for k, v in os.environ.items() if k in kept or not k.startswith(("HOTSWAP_", "VLLM_", "KMP_", "OMP_"))}
+    # A GPU machine's own vLLM may not work without some of its variables.
+    others = ("HOTSWAP_", "VLLM_", "KMP_", "OMP_") if is_cpu() else ("HOTSWAP_",)
+    return {k: v for k, v in os.environ.items() if k in kept or not k.startswith(others)}

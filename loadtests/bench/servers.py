@@ -240,7 +240,11 @@ class Engine(Server):
         super().__init__(material, scratch)
 
     def _process(self) -> Process:
-        return Process("loadtests.bench.engine", ["--kernel", self.kernel], {}, self.log, piped=True)
+        return self._alone(["--kernel", self.kernel])
+
+    def _alone(self, arguments: list[str]) -> Process:
+        where = {"HOTSWAP_CACHE": str(self.material.cache)}  # the base lies there
+        return Process("loadtests.bench.engine", arguments, where, self.log, piped=True)
 
     def _ready(self) -> bool:
         return self.process.has_answer() and bool(self.process.answer())

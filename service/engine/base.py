@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -62,6 +62,12 @@ class Chunk:
     finish_reason: str | None = None
     logprobs: Mapping[int, float] = field(default_factory=dict)
     timing: Timing | None = None
+
+
+def joined(chunks: Sequence[Chunk]) -> Chunk:
+    """Return an answer that came in pieces as one."""
+    text, tokens = "".join(chunk.text for chunk in chunks), sum(chunk.tokens for chunk in chunks)
+    return replace(chunks[-1], text=text, tokens=tokens)
 
 
 # Called between two steps of the event loop, maybe by the task that answers everybody: it must not raise.

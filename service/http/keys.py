@@ -28,18 +28,20 @@ logger = logging.getLogger("hotswap")
 Scope = Literal["predict", "feedback", "admin", "metrics", "train"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 HASHED = re.compile(r"sha256:[0-9a-f]{64}")
-ATTRIBUTE = re.compile(r"(name|scopes|adapters|rate)=(\S+)")
+ATTRIBUTE = re.compile(r"(name|scopes|adapters|rate|cache)=(\S+)")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who is asking. ``name`` is in release records and keeps canary choices; it is never the key."""
+    """Who is asking. ``name`` is in release records and keeps canary choices; it is never the key. ``cache``: whether
+    answers may be kept for whoever asks the same, and be such."""
 
     name: str
     scopes: frozenset[Scope] = frozenset({"predict", "feedback", "admin"})
     adapters: tuple[str, ...] = ("*",)
     rate: RateLimitItem | None = None
+    cache: bool = True
 
     def need(self, scope: Scope) -> None:
         """Raise :class:`Forbidden` without ``scope``."""
@@ -68,7 +70,7 @@ class Keys:
 
     A line is a key's hash, ``sha256:…`` (or the key itself, which is warned about), followed by any of
     ``name=team-a``, ``scopes=predict,feedback,admin,metrics,train`` (default: predict), ``adapters=legal-*,sentiment``
-    (default: all) and ``rate=600/minute`` (texts; default: no limit).
+    (default: all), ``rate=600/minute`` (texts; default: no limit) and ``cache=no`` (out of the answer cache).
     Raises :class:`HotswapError` where the file cannot be used at the start; later the last good one stays.
     """
 
@@ -181,7 +183,8 @@ def _parse(line: str, where: str) -> tuple[bytes, Caller]:
     matches = [ATTRIBUTE.fullmatch(attribute) for attribute in attributes]
     if not all(matches) or len({match[1] for match in matches if match}) < len(matches):
         raise HotswapError(
-            f"HOTSWAP_API_KEYS: {where}: after the key come name=…, scopes=…, adapters=… and rate=…, each at most once."
+            f"HOTSWAP_API_KEYS: {where}: after the key come name=…, scopes=…, adapters=…, rate=… and cache=…, each at "
+            "most once."
         )
     given = {match[1]: match[2] for match in matches if match}
     if not key.isascii():
@@ -201,8 +204,10 @@ def _parse(line: str, where: str) -> tuple[bytes, Caller]:
         rate = read_rate(given["rate"]) if "rate" in given else None
     except HotswapError as error:
         raise HotswapError(f"HOTSWAP_API_KEYS: {where}: {error}") from None
+    if (cache := given.get("cache", "yes")) not in ("yes", "no"):
+        raise HotswapError(f"HOTSWAP_API_KEYS: {where}: cache is yes or no.")
     allowed = frozenset(scope for scope in SCOPES if scope in scopes)
-    return digest, Caller(name, allowed, tuple(given.get("adapters", "*").split(",")), rate)
+    return digest, Caller(name, allowed, tuple(given.get("adapters", "*").split(",")), rate, cache == "yes")
 
 
 def _digest(key: str) -> bytes:

@@ -17,11 +17,11 @@ from ulid import ULID
 from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
 from adapters.reference import Reference
-from adapters.tasks import ClassificationTask, Completion, SummarizationTask
+from adapters.tasks import ClassificationTask, Completion, Sampling, SummarizationTask
 from adapters.tasks.base import Prompt
 from adapters.tasks.summarization import ROUNDS
 from service import tracing
-from service.engine.base import Chunk, Engine
+from service.engine.base import Chunk, Engine, joined
 from service.errors import (
     AdapterFailed,
     AdapterNotFound,
@@ -49,6 +49,7 @@ from service.http.schemas import (
 from service.metrics import Metrics, Series
 from service.rollout.evidence import Tally
 from service.serving.admission import Admission, Turns, estimated_tokens
+from service.serving.answer_cache import AnswerCache, Recall
 from service.serving.residency import Held, Residency
 from service.serving.routing import Choice, Routing
 from service.settings import Settings
@@ -71,6 +72,7 @@ class Work:
 
     task: AnyTask
     held: Held | None = None
+    recall: Recall | None = None
 
     @property
     def engine_name(self) -> str | None:
@@ -118,11 +120,12 @@ class Answering:
         settings: Settings,
         metrics: Metrics,
         tally: Tally,
+        cache: AnswerCache,
         find: Callable[[str], Awaitable[bool]],
     ) -> None:
         self._engine, self._routing, self._residency, self._admission = engine, routing, residency, admission
         self._base, self._settings, self._metrics, self._tally = base, settings, metrics, tally
-        self._find = find
+        self._cache, self._find = cache, find
         self.listeners: list[Callable[[Answered], None]] = []
         self.observers: list[Callable[[Held, str, Prompt, dict[str, Any]], None]] = []
         self.open = False
@@ -206,8 +209,10 @@ class Answering:
         series, channel = self._metrics.series(*labels), choice.channel if choice else "none"
         series.of(self._metrics.requests, route=route, channel=channel, outcome=outcome.code).inc()
         series.of(self._metrics.request_seconds, route=route).observe(seconds, tracing.exemplar())
-        # A caller's own mistake, its leaving, or its own choice of a version says nothing about the version.
-        if choice and choice.routed and (outcome.failed or outcome.code == "ok"):
+        # A caller's own mistake, its leaving, or its own choice of a version says nothing about the version. Nor does
+        # what was only remembered: a new version, of which nothing is, would look slow beside an old one.
+        told = outcome.failed or (outcome.code == "ok" and not outcome.remembered)
+        if choice and choice.routed and told:
             self._tally.answered(choice.name, choice.version, seconds, failed=outcome.failed)
 
     @asynccontextmanager
@@ -232,7 +237,9 @@ class Answering:
         self, outcome: _Outcome, reference: str, caller: Caller, inputs: Inputs, kind: Kind | None
     ) -> AsyncIterator[Work]:
         async with self._held(outcome, reference, caller, inputs.texts, inputs.caller) as held:
-            work = Work(held.manifest.task, held)
+            if caller.cache:
+                outcome.recall = self._cache.of(held.loaded.digest, held.choice.name, held.choice.version)
+            work = Work(held.manifest.task, held, outcome.recall)
             if kind is not None and work.task.kind != kind:
                 raise TaskMismatch(f"'{held.choice.name}' does {work.task.kind}; use /v1/predict or its own route.")
             yield work
@@ -294,31 +301,47 @@ class Answering:
         self._count_prompts(work, prompts, usage)
         answers = await self._scored(work, texts, prompts)
         series = self._metrics.series(*work.labels)
-        for place, text, prompt, (answer, seconds) in zip(asked, texts, prompts, answers, strict=True):
+        for place, text, prompt, answer in zip(asked, texts, prompts, answers, strict=True):
             outputs[place] = answer
             if isinstance(answer, Chunk):
-                _check_finite(work, answer)
                 self._count_chunk(series, answer, answer.tokens, usage)
-                series.of(self._metrics.engine_seconds).observe(seconds)
                 outputs[place] = self._read(work, series, text, prompt, answer)
         return outputs
 
-    async def _scored(
-        self, work: Work, texts: Sequence[str], prompts: Sequence[Prompt]
-    ) -> list[tuple[Chunk | Exception, float]]:
-        """Return the engine's answer to each prompt, and after how many seconds it came."""
+    async def _scored(self, work: Work, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Chunk | Exception]:
+        """Return the answer to each prompt: the engine's, or what it said before."""
+        if work.recall is None:
+            return await self._computed(work, texts, prompts)
+        sampling = work.task.sampling({})
+        answers: list[Any] = [work.recall.find(prompt.ids, sampling) for prompt in prompts]
+        new = [place for place, answer in enumerate(answers) if answer is None]
+        computed = await self._computed(work, [texts[place] for place in new], [prompts[place] for place in new])
+        for place, answer in zip(new, computed, strict=True):
+            answers[place] = answer
+            if isinstance(answer, Chunk):
+                work.recall.keep(prompts[place].ids, sampling, answer)
+        return answers
+
+    async def _computed(self, work: Work, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Chunk | Exception]:
         answers: dict[int, tuple[Chunk | Exception, float]] = {}
 
         def done(place: int, answer: Chunk | Exception) -> None:
             answers[place] = answer, turns.done(place) if isinstance(answer, Chunk) else 0.0
 
+        if not prompts:
+            return []
         with self._admission.turns([estimated_tokens([text]) for text in texts]) as turns:
             async with self._engine.batch(work.task.sampling({}), work.engine_name, done) as batch:
                 while places := await _timed_next(turns):
                     for place in places:
                         await batch.add(place, prompts[place].ids)
                 await batch.finish()
-        return [answers[place] for place in range(len(prompts))]
+        engine_seconds = self._metrics.series(*work.labels).of(self._metrics.engine_seconds)
+        for answer, seconds in answers.values():
+            if isinstance(answer, Chunk):
+                _check_finite(work, answer)
+                engine_seconds.observe(seconds)
+        return [answers[place][0] for place in range(len(prompts))]
 
     def _read(self, work: Work, series: Series, text: str, prompt: Prompt, chunk: Chunk) -> Classification:
         output = work.task.read(Completion(logprobs=chunk.logprobs), {})
@@ -391,20 +414,36 @@ class Answering:
     async def _ask(
         self, work: Work, text: str, inputs: Inputs, usage: Usage, *, stream: bool
     ) -> AsyncGenerator[tuple[Chunk, Prompt]]:
-        """Send one text to the engine when its turn comes; yield chunks, and the prompt that was made of it."""
+        """Yield the answer to one text in chunks, and the prompt that was made of it."""
         prompt = await self._short(len(inputs.texts) * len(text), self._prompt, work, text, inputs)
         self._count_prompts(work, [prompt], usage)
-        sampling = work.task.sampling(inputs.parameters.model_dump())
+        sampling, recall = work.task.sampling(inputs.parameters.model_dump()), work.recall
+        if recall and (known := recall.find(prompt.ids, sampling)):
+            self._count_chunk(self._metrics.series(*work.labels), known, known.tokens, usage)
+            yield known, prompt
+            return
+        said, tokens = list[Chunk](), 0
+        async with aclosing(self._generated(work, text, prompt, sampling, stream=stream)) as chunks:
+            async for chunk in chunks:
+                said.append(chunk)
+                tokens += chunk.tokens
+                self._count_chunk(self._metrics.series(*work.labels), chunk, tokens, usage)
+                yield chunk, prompt
+        if recall:  # who leaves before the end, or stops at a word limit, has not heard the whole answer
+            recall.keep(prompt.ids, sampling, joined(said))
+
+    async def _generated(
+        self, work: Work, text: str, prompt: Prompt, sampling: Sampling, *, stream: bool
+    ) -> AsyncGenerator[Chunk]:
+        """Send one text to the engine when its turn comes."""
         async with AsyncExitStack() as stack:
             with span("queue"):
                 await stack.enter_async_context(self._admission.turn(estimated_tokens([text])))
-            started, tokens = time.monotonic(), 0
+            started = time.monotonic()
             async with aclosing(self._engine.generate(prompt.ids, sampling, work.engine_name, stream=stream)) as chunks:
                 async for chunk in chunks:
                     _check_finite(work, chunk)
-                    tokens += chunk.tokens
-                    self._count_chunk(self._metrics.series(*work.labels), chunk, tokens, usage)
-                    yield chunk, prompt
+                    yield chunk
             series = self._metrics.series(*work.labels)
             series.of(self._metrics.engine_seconds).observe(time.monotonic() - started)
 
@@ -478,8 +517,14 @@ class _Outcome:
 
     choice: Choice | None = None
     labels: tuple[str, str] = ("none", "0")
+    recall: Recall | None = None
     code: str = "ok"
     failed: bool = False
+
+    @property
+    def remembered(self) -> bool:
+        """Whether the engine was not asked."""
+        return self.recall is not None and not self.recall.missed
 
 
 def _tell(learners: Iterable[Callable[..., None]], held: Held, *answered: Any) -> None:

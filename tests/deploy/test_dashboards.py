@@ -110,7 +110,7 @@ def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
 def service(stocked: Store, tmp_path: Path, tiny_folder: Path) -> Iterator[Server]:
     """The service as a process of its own, with an engine that makes answers up; everything else is real."""
     settings = {"engine": "fake", "base_model": str(tiny_folder), "cache": str(tmp_path / "cache")}
-    settings |= {"store": str(stocked.place), "max_model_len": "512"}
+    settings |= {"store": str(stocked.place), "max_model_len": "512", "answer_cache_mib": "1"}
     with serving(tmp_path / "service.log", **settings) as server:
         yield server
 
@@ -130,7 +130,7 @@ def use(server: Server, store: Store, turn: int, newest: int) -> None:
     for number in range(20):
         judged = {"id": answer["id"], "index": number, "correct": number % 5 > 0}
         server.client.post("/v1/feedback", json=judged)
-    server.predict("brief", "A moving film.")
+    server.predict("brief", f"A moving film, number {turn}.")  # a new one: what was asked before is remembered
     assert server.client.post("/v1/predict", json={"adapter": "nobody", "input": "x"}).status_code == 404
 
 

@@ -121,7 +121,7 @@ async def test_the_parts_of_one_document_do_not_fill_the_engine(serve: Serve) ->
         seen, generate = [], service.engine.generate
 
         def watched(*given: Any, **more: Any) -> Any:
-            seen.append(service.state.answering._admission._concurrency - service.state.answering._admission._in_engine)
+            seen.append(service.state.answering._admission.concurrency - service.state.answering._admission._in_engine)
             return generate(*given, **more)
 
         service.engine.generate = watched  # type: ignore[method-assign]

@@ -222,7 +222,7 @@ class Answering:
         """Yield who answers a request whose prompt is not ours to make: a version, or the base model for no reference.
         It is admitted, bound in time and counted as any other."""
         async with self._request(route) as outcome:
-            if sum(map(len, texts)) > self._settings.max_input_chars * len(texts):
+            if any(len(text) > self._settings.max_input_chars for text in texts):
                 raise TooLong(f"A text has more than {self._settings.max_input_chars} characters, which is the limit.")
             if reference is None:
                 outcome.labels = BASE

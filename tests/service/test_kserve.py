@@ -10,6 +10,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from adapters.errors import StoreUnavailable
 from service.http.keys import new_key
 from tests.conftest import LABELS
 from tests.service.conftest import Running, Serve
@@ -130,3 +131,14 @@ async def test_keys_and_rights_hold(serve: Serve, tmp_path: Any) -> None:
             assert (await service.client.get(f"/v2/models/{path}", headers=headers)).status_code == 404
         assert (await service.client.get("/v2/models/brief", headers=headers)).status_code == 200
         assert (await service.client.get("/v2/health/ready")).json() == {"ready": True}
+
+
+async def test_without_its_store_what_is_served_is_still_known(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(name: str) -> None:
+        raise StoreUnavailable("the store is away")
+
+    async with serve() as service:
+        monkeypatch.setattr(service.state.reconciler, "refresh", away)
+        for path in ("/v2/models/mood", "/v2/models/mood/ready", "/v1/models/mood", "/v1/adapters/mood"):
+            assert (await service.client.get(path)).status_code == 200, path
+        assert (await service.client.get("/v2/models/nobody/ready")).status_code == 503

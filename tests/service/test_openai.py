@@ -206,6 +206,7 @@ async def test_no_address_is_fetched_for_anybody(serve: Serve, part: dict[str, A
         ("completions", {"prompt": {"a": 1}}, 400, "invalid_request", "prompt"),
         ("completions", {"prompt": "long " * 3000}, 400, "invalid_request", "input_tokens"),
         ("completions", {"prompt": "x" * 300_000}, 400, "context_length_exceeded", None),
+        ("completions", {"prompt": ["x" * 300_000, "y", "z"]}, 400, "context_length_exceeded", None),
         ("completions", {"prompt": [10**9]}, 400, "invalid_request", None),
         ("completions", {"temperature": "hot"}, 400, "invalid_request", "temperature"),
         ("chat/completions", {"messages": []}, 400, "invalid_request", None),

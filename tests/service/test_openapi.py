@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -49,6 +51,14 @@ async def schemathesis(service: Running, folder: Path, *options: str) -> int | N
     said, _ = await process.communicate()
     print(said.decode())
     return process.returncode
+
+
+async def test_every_reference_in_the_document_leads_somewhere(serve: Serve) -> None:
+    async with serve() as service:
+        document = (await service.client.get("/openapi.json")).text
+    there = json.loads(document)["components"]["schemas"]
+    for reference in set(re.findall(r'"\$ref":"([^"]+)"', document.replace(" ", ""))):
+        assert reference.removeprefix("#/components/schemas/") in there, reference
 
 
 async def test_without_keys(serve: Serve, documented: Store, tmp_path: Path) -> None:

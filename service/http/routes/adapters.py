@@ -53,18 +53,26 @@ async def list_adapters(
 @router.get("/v1/adapters/{name}", response_model_exclude_none=True)
 async def show_adapter(request: Request, name: str) -> AdapterView:
     """One adapter, with the scores of each version."""
+    (view,) = await _views(request.app.state, [await current(request, name)])
+    return view
+
+
+async def current(request: Request, name: str) -> Entry:
+    """Return an adapter that the caller may know of, as of now; as it was, where the store cannot be reached.
+
+    Raises :class:`AdapterNotFound`, :class:`StoreUnavailable` where nothing is known of it.
+    """
     state = request.app.state
     request.state.caller.need_adapter(name)
     try:
-        await state.reconciler.refresh(name)  # as of now: what was just added or released is shown
+        await state.reconciler.refresh(name)  # what was just added or released is shown
     except StoreUnavailable:
         if not state.routing.catalogue.get(name).versions:
             raise
-    entry = state.routing.catalogue.get(name)
+    entry: Entry = state.routing.catalogue.get(name)
     if not entry.versions:
         raise no_such_adapter(name)
-    (view,) = await _views(state, [entry])
-    return view
+    return entry
 
 
 async def _views(state: State, entries: list[Entry]) -> list[AdapterView]:

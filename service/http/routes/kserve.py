@@ -18,6 +18,7 @@ from adapters.reference import NAME, Reference
 from adapters.validation import explain
 from service.errors import BadRequest, InvalidRequest, NotReady, no_such_adapter
 from service.http.body import parse
+from service.http.routes.adapters import current
 from service.http.routes.health import livez, readyz
 from service.http.routes.predict import take, unless_gone
 from service.http.schemas import MAX_INPUTS, Inputs, ItemError, Parameters, Prediction, Summary
@@ -61,6 +62,13 @@ class InferRequest(BaseModel):
     parameters: dict[str, Any] = Field({}, description="those of /v1/predict, and `caller`")
     inputs: Annotated[list[Tensor], Field(min_length=1, max_length=1)]
     outputs: list[dict[str, Any]] = Field([], description="the tensors that are wanted, by `name`; default: all")
+
+
+def _body() -> dict[str, Any]:
+    """Describe a request's body in one piece: a reference would be looked for in the whole document."""
+    schema = InferRequest.model_json_schema()
+    schema["properties"]["inputs"]["items"] = schema.pop("$defs")["Tensor"]
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 @health.get("/live")
@@ -110,18 +118,8 @@ async def model_ready(request: Request, name: Name, version: Version | None = No
     return {"name": name, "ready": True}
 
 
-@router.post(
-    "/v2/models/{name}/infer",
-    openapi_extra={
-        "requestBody": {"required": True, "content": {"application/json": {"schema": InferRequest.model_json_schema()}}}
-    },
-)
-@router.post(
-    "/v2/models/{name}/versions/{version}/infer",
-    openapi_extra={
-        "requestBody": {"required": True, "content": {"application/json": {"schema": InferRequest.model_json_schema()}}}
-    },
-)
+@router.post("/v2/models/{name}/infer", openapi_extra=_body())
+@router.post("/v2/models/{name}/versions/{version}/infer", openapi_extra=_body())
 async def infer(request: Request, name: Name, version: Version | None = None) -> dict[str, Any]:
     """Ask an adapter about texts: `label`, `score` and `scores`, or `summary`, of each."""
     asked, inputs = await _asked(request)
@@ -148,8 +146,7 @@ def _reference(name: str, version: str | None) -> str:
 async def _manifest(request: Request, name: str, version: str | None) -> Manifest:
     """Return what a name and version mean for the caller, as of now."""
     state, reference = request.app.state, Reference.parse(_reference(name, version))
-    request.state.caller.need_adapter(reference.name)
-    await state.reconciler.refresh(reference.name)
+    await current(request, reference.name)
     choice = state.routing.choose(reference, request.state.caller.name)
     try:
         manifest: Manifest = (await state.offload("manifest", state.store.manifest, choice.name, choice.version))[0]

@@ -10,14 +10,15 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from adapters.reference import InvalidReference, Reference
+from adapters.reference import Reference
 from service.engine.openai import Kind, sequences
-from service.errors import AdapterNotFound, BadRequest, ServiceError
+from service.errors import BadRequest, ServiceError
 from service.http import problems
 from service.http.body import JsonRoute, parse
 from service.http.decisions import DecisionRequest
+from service.http.routes.adapters import current
 from service.http.routes.predict import unless_gone
-from service.serving.conversing import Reply
+from service.serving.conversing import Reply, reference_of
 
 ERROR = {
     "type": "object",
@@ -119,16 +120,13 @@ async def models(request: Request) -> dict[str, Any]:
 async def model(request: Request, model: str) -> dict[str, Any]:
     """One model: the base, or an adapter by any of its names."""
     state = request.app.state
-    if model == state.base.name:
+    named = reference_of(model, state.base.name)
+    if named is None:
         return _base(state)
-    try:
-        reference = Reference.parse(model)
-    except InvalidReference:
-        raise AdapterNotFound(f"No model is called '{model[:100]}'; GET /v1/models lists them.") from None
-    request.state.caller.need_adapter(reference.name)
-    await state.reconciler.refresh(reference.name)
+    reference = Reference.parse(named)
+    entry = await current(request, reference.name)
     choice = state.routing.choose(reference, request.state.caller.name)
-    return _model(state, state.routing.catalogue.get(reference.name)) | {"id": model, "root": str(choice)}
+    return _model(state, entry) | {"id": model, "root": str(choice)}
 
 
 def _base(state: Any) -> dict[str, Any]:

@@ -52,6 +52,8 @@ TAKEN: dict[Kind, set[str]] = {
 # What is no text names an address, which the server would fetch for a stranger, or brings megabytes.
 MEDIA = re.compile(r"(^|_)(image|audio|video|file|media|embed)(s|_|$)|_embeds$")
 SEQUENCES = 128
+# What vLLM's refusals advise, and who reads them knows by our names.
+OPTIONS = {"--enable-auto-tool-choice": "HOTSWAP_TOOL_PARSER", "--tool-call-parser": "HOTSWAP_TOOL_PARSER"}
 # What says which shape an answer is to have: a grammar is made of it, and the engine's processes wait for that.
 SHAPES, MOST_OF_A_SHAPE = ("response_format", "structured_outputs", "tools", "text"), 32_768
 
@@ -297,7 +299,10 @@ def _refusal(error: Exception) -> Exception:
 
 
 def _refused(answer: Any) -> Refused:
-    return Refused(answer.error.message, answer.error.param)
+    message: str = answer.error.message
+    for option, setting in OPTIONS.items():
+        message = message.replace(option, setting)
+    return Refused(message, answer.error.param)
 
 
 async def _events(stream: AsyncGenerator[Any]) -> AsyncGenerator[str]:

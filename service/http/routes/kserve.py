@@ -20,8 +20,9 @@ from service.errors import BadRequest, InvalidRequest, NotReady, no_such_adapter
 from service.http.body import parse
 from service.http.routes.adapters import current
 from service.http.routes.health import livez, readyz
-from service.http.routes.predict import take, unless_gone
+from service.http.routes.predict import take
 from service.http.schemas import MAX_INPUTS, Inputs, ItemError, Parameters, Prediction, Summary
+from service.http.streams import unless_gone
 
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {

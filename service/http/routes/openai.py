@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -17,7 +16,7 @@ from service.http import problems
 from service.http.body import JsonRoute, parse
 from service.http.decisions import DecisionRequest
 from service.http.routes.adapters import current
-from service.http.routes.predict import unless_gone
+from service.http.streams import begun, unless_gone
 from service.serving.conversing import Reply, reference_of
 
 ERROR = {
@@ -147,42 +146,20 @@ async def _converse(request: Request, kind: Kind) -> Response:
         raise BadRequest("The body must be a JSON object.")
     state, caller = request.app.state, request.state.caller
     headers = state.quota.take(caller.name, caller.rate, sequences(document))
-    pieces: asyncio.Queue[Reply | str | ServiceError | None] = asyncio.Queue()
-    # In a task of its own from beginning to end: the deadline counts for the task that set it.
-    work = asyncio.create_task(_collect(state.conversing.answer(kind, document, caller), pieces))
-    try:
-        first = await unless_gone(request, pieces.get())
-    except BaseException:
-        work.cancel()
-        raise
-    if isinstance(first, ServiceError):
-        raise first
+    first, following = await begun(request, state.conversing.answer(kind, document, caller))
     assert isinstance(first, Reply)
     headers |= {"X-Hotswap-Version": first.model, "X-Hotswap-Digest": first.digest}
     if first.document is not None:
         return JSONResponse(first.document, headers=headers)
     headers["X-Accel-Buffering"] = "no"
-    return StreamingResponse(_events(pieces, work), headers=headers, media_type="text/event-stream")
+    return StreamingResponse(_events(following), headers=headers, media_type="text/event-stream")
 
 
-async def _collect(answer: AsyncGenerator[Any], pieces: asyncio.Queue[Any]) -> None:
-    try:
-        async with aclosing(answer):
-            async for piece in answer:
-                pieces.put_nowait(piece)
-        pieces.put_nowait(None)
-    except ServiceError as error:
-        pieces.put_nowait(error)
-
-
-async def _events(pieces: asyncio.Queue[Any], work: asyncio.Task[None]) -> AsyncIterator[str]:
-    """Yield a stream's events; a client that leaves ends the work."""
-    try:
-        while (piece := await pieces.get()) is not None:
-            if isinstance(piece, ServiceError):
-                yield f"data: {problems.openai(piece)}\n\n"
-                return
-            yield piece
-    finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+async def _events(following: AsyncGenerator[Any]) -> AsyncIterator[str]:
+    """Yield a stream's events, and what ends it early as one."""
+    async with aclosing(following):
+        try:
+            async for event in following:
+                yield event
+        except ServiceError as error:
+            yield f"data: {problems.openai(error)}\n\n"

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse
 
-from service.errors import ClientClosed, InvalidRequest, ServiceError
+from service.errors import InvalidRequest, ServiceError
 from service.http.body import JsonRoute
 from service.http.direct import Address
 from service.http.keys import Caller
 from service.http.quota import Quota
 from service.http.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
+from service.http.streams import begun, unless_gone
 from service.serving.answering import Answering, Kind
 
 T = TypeVar("T")
@@ -98,75 +98,24 @@ def take(request: Request, body: Inputs) -> dict[str, str]:
     return quota.take(caller.name, caller.rate, len(body.texts))
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Wait for ``work``, but no longer than the client does: it is cancelled when the client hangs up."""
-    task = asyncio.current_task()
-    assert task is not None
-    left = False
-
-    async def watch() -> None:
-        nonlocal left
-        await _disconnected(request)
-        left = True
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if left and not task.uncancel():
-            raise ClientClosed from None
-        raise
-    finally:
-        watcher.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _stream(request: Request, route: str, body: PredictRequest) -> Response:
     if body.input is None:
         raise InvalidRequest("'stream' takes one 'input'.")
     headers = take(request, body)
-    pieces: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-    # In a task of its own from beginning to end: the deadline counts for the task that set it.
-    work = asyncio.create_task(
-        _collect(_answering(request).stream(route, body, body.adapter, _caller(request)), pieces)
-    )
-    try:
-        first = await unless_gone(request, pieces.get())
-    except BaseException:
-        work.cancel()
-        raise
-    # What goes wrong before the first piece is answered with its own status, as without streaming.
-    if first[0] == "error":
-        raise first[1]
-    return EventSourceResponse(_events(first, pieces, work), headers={"X-Accel-Buffering": "no", **headers})
+    stream = _answering(request).stream(route, body, body.adapter, _caller(request))
+    first, following = await begun(request, stream)
+    return EventSourceResponse(_events(first, following), headers={"X-Accel-Buffering": "no", **headers})
 
 
-async def _collect(stream: AsyncGenerator[Any], pieces: asyncio.Queue[tuple[str, Any]]) -> None:
-    try:
-        async with aclosing(stream):
-            async for piece in stream:
-                pieces.put_nowait(piece)
-    except ServiceError as error:
-        pieces.put_nowait(("error", error))
-
-
-async def _events(
-    piece: tuple[str, Any], pieces: asyncio.Queue[tuple[str, Any]], work: asyncio.Task[None]
-) -> AsyncIterator[dict[str, str]]:
-    """Yield ``piece`` and those that follow, up to ``done`` or ``error``; a client that leaves ends the work."""
-    try:
-        while piece[0] == "delta":
-            yield _event(*piece)
-            piece = await pieces.get()
-        yield _event(*piece)
-    finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+async def _events(first: tuple[str, Any], following: AsyncGenerator[tuple[str, Any]]) -> AsyncIterator[dict[str, str]]:
+    """Yield the pieces as events, ``done`` or ``error`` last."""
+    async with aclosing(following):
+        yield _event(*first)
+        try:
+            async for piece in following:
+                yield _event(*piece)
+        except ServiceError as error:
+            yield _event("error", error)
 
 
 def _event(event: str, content: Any) -> dict[str, str]:

@@ -14,7 +14,7 @@ help:
 	@echo "make loadtest   Locust against a running service"
 	@echo "make gpu-check  on a GPU machine (HOTSWAP_EXTRA=gpu make setup): all that is measured there, in eight minutes"
 	@echo "make monitor    Prometheus and Alertmanager beside a running service"
-	@echo "make docs       docs/metrics.md and the dashboards, from what they are made of"
+	@echo "make docs       docs/metrics.md, the dashboards and the operator's rules, from what they are made of"
 	@echo "make mutants    changes the serving core and the store, and looks whether a test fails; ONLY=FILE, SAMPLE=60"
 	@echo "make swap-under-load   versions change under load for five minutes; every answer is checked"
 
@@ -63,6 +63,7 @@ monitor: setup
 docs: setup
 	@$(PY) -m scripts.metrics
 	@$(PY) -m scripts.dashboards
+	@$(PY) -m scripts.prometheus_rule
 
 mutants: setup
 	@$(PY) scripts/mutants.py $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE))

@@ -113,6 +113,7 @@ def serve_inside(folder: Path, environment: list[str]) -> int:
         ["mount", "--bind", folder, folder],
         ["mount", "-o", "remount,bind,ro", folder],
         ["mount", "-t", "proc", "proc", folder / "proc"],
+        ["mount", "-t", "sysfs", "-o", "ro", "sysfs", folder / "sys"],
         ["mount", "--rbind", "/dev", folder / "dev"],
         ["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", folder / "tmp"],
         ["mount", "-t", "tmpfs", "-o", "gid=0,mode=0770", "tmpfs", folder / "var/lib/hotswap"],

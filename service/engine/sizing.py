@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ LONGEST_AT_ONCE = 4  # requests of the longest kind that the KV cache holds
 TOKENS_OF_A_TEXT, MOST_TEXTS, LEAST_TEXTS = 512, 256, 8
 STEP_TOKENS = ((64 * GIB, 8192), (24 * GIB, 4096), (0, 2048))
 LENGTH_STEP = 64
+CORES_OF_A_PROCESS, MOST_PROCESSES = 4, 4  # vLLM's own processes, and one for each GPU, need cores as well
 WHOLE = "what the base was made for"
 
 
@@ -122,8 +124,17 @@ def sized(settings: Settings, device: Device, model: Model, *, float32: bool) ->
         "max_model_len": (length, why_length),
         "max_concurrency": (texts, f"the KV cache holds about {tokens:,} tokens"),
         "max_batched_tokens": (step, f"by the GPU's {_gib(device.memory)}"),
+        "api_processes": _processes(settings, texts),
     }
     return _with(settings, {name: choice for name, choice in chosen.items() if name not in settings.model_fields_set})
+
+
+def _processes(settings: Settings, texts: int) -> tuple[int, str]:
+    """Return how many processes answer: they are the limit of short answers long before a GPU is."""
+    if settings.data_parallel > 1:
+        return 1, "HOTSWAP_DATA_PARALLEL is above 1"
+    cores = len(os.sched_getaffinity(0))
+    return _within(1, cores // CORES_OF_A_PROCESS, MOST_PROCESSES, texts), f"by {cores} cores"
 
 
 def _with(settings: Settings, chosen: dict[str, tuple[int, str]]) -> tuple[Settings, list[str]]:

@@ -20,14 +20,17 @@ class EngineCollector(Collector):
     The Gateway API's inference extension sends a request to a replica that has its adapter, by these labels.
     """
 
-    def __init__(self, named: Callable[[], tuple[list[str], list[str]]], most: int) -> None:
-        """``named`` gives what clients call the versions in the engine and those on their way; ``most`` fit."""
+    def __init__(self, named: Callable[[], tuple[list[str], list[str]]] | None, most: int) -> None:
+        """``named`` gives what clients call the versions in the engine and those on their way; ``most`` fit. None: that
+        is for another process to say."""
         self._named, self._most = named, most
 
     def collect(self) -> Iterator[Metric]:
         yield from (
             family for family in REGISTRY.collect() if family.name.startswith("vllm:") and family.name != ADAPTERS
         )
+        if self._named is None:
+            return
         there, coming = self._named()
         labels = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
         family = GaugeMetricFamily(ADAPTERS, "Adapters in the engine, and those waited for.", labels=labels)

@@ -110,9 +110,9 @@ class Admission:
         return 2 * self._texts < self.concurrency
 
     @property
-    def occupancy(self) -> float:
-        """Texts in the engine, of those that it takes at once."""
-        return self._in_engine / self.concurrency
+    def in_engine(self) -> int:
+        """Texts in the engine."""
+        return self._in_engine
 
     @property
     def _busy(self) -> bool:

@@ -51,6 +51,10 @@ class Routing:
     def served(self, name: str) -> Release | None:
         return self._served.get(name)
 
+    def follow(self, catalogue: Catalogue, releases: Mapping[str, Release]) -> None:
+        """Serve what another process does."""
+        self.catalogue, self._served = catalogue, dict(releases)
+
     def learn(self, entry: Entry) -> None:
         """Take in one adapter that was looked at by itself."""
         entries = {**self.catalogue.entries, entry.name: entry}

@@ -237,8 +237,7 @@ class Fleet:
 
     def _recall(self, key: Key) -> None:
         for follower in self._followers:
-            if key in follower.leases:
-                follower.link.tell("recall", *key)
+            follower.leases.recall(key)
 
     def _forget(self, name: str, version: str) -> None:
         for told in (self._departed, *(follower.told for follower in self._followers)):
@@ -286,7 +285,7 @@ class Fleet:
                 stdin=subprocess.DEVNULL,
             )
         link = await Link.over(ours)
-        follower = _Follower(number, process, link, Leases(self._owned.residency, self._owned.engine))
+        follower = _Follower(number, process, link, Leases(self._owned.residency, self._owned.engine, link))
         link.handlers = dict(self._handlers(follower))
         return follower
 

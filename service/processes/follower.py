@@ -145,7 +145,7 @@ class Follower:
         )
         self.parts.feedback.elsewhere = self._elsewhere
         self.metrics.registry.register(EngineCollector(None, 0))
-        self.phase, self.joined = "starting", asyncio.Event()
+        self.phase, self.joined, self._engine_turn = "starting", asyncio.Event(), asyncio.Lock()
         self.app = assembled(
             settings,
             self.parts,
@@ -182,15 +182,21 @@ class Follower:
         return self._join_engine(seat, snapshot.phase)
 
     async def _join_engine(self, seat: Any, phase: str) -> None:
-        await self.engine.join(seat)
-        self.joined.set()
-        self._enter(self.phase if self.phase != "starting" else phase)
+        async with self._engine_turn:
+            await self.engine.join(seat)
+            self.joined.set()
+            self._enter(self.phase if self.phase != "starting" else phase)
 
-    async def _lost(self) -> None:
+    def _lost(self) -> Any:
         self.engine.lost()
         self.joined.clear()
-        await self.residency.forget()
-        await self.engine.stop()
+        self._enter("restarting its engine")
+        return self._leave_engine()
+
+    async def _leave_engine(self) -> None:
+        async with self._engine_turn:  # or the engine that is joined next would be left as well
+            await self.residency.forget()
+            await self.engine.stop()
 
     def _enter(self, phase: str) -> None:
         self.phase = phase

@@ -30,15 +30,21 @@ class Lent:
 
 
 class Leases:
-    """What one follower uses, as the owner of the engine sees it. Nothing of it is unloaded before it is returned."""
+    """What one follower uses, as the owner of the engine sees it. Nothing of it is unloaded before it is returned;
+    ``link`` asks for it back."""
 
-    def __init__(self, residency: Residency, engine: Engine) -> None:
-        self._residency, self._engine = residency, engine
+    def __init__(self, residency: Residency, engine: Engine, link: Link) -> None:
+        self._residency, self._engine, self._link = residency, engine, link
         # One version may be lent again while what was lent before is on its way back.
         self._uses: defaultdict[Key, list[Slot]] = defaultdict(list)
 
     def __contains__(self, key: Key) -> bool:
         return bool(self._uses.get(key))
+
+    def recall(self, key: Key) -> None:
+        """Ask for a version back, if it is lent."""
+        if key in self:
+            self._link.tell("recall", *key)
 
     async def borrow(self, name: str, version: int) -> Lent:
         """Lend a version, loading it first if need be. Raises as :meth:`Residency.hold` does."""
@@ -51,6 +57,8 @@ class Leases:
             self._residency.leave(key, slot)
             raise
         self._uses[key].append(slot)
+        if slot.state == "draining":  # others were asked for it while this was on its way: it follows what is lent
+            asyncio.get_running_loop().call_soon(self.recall, key)
         return lent
 
     def returned(self, name: str, version: int, asked_for: float) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,6 +25,10 @@ from adapters.store import Store
 from service.http.keys import new_key
 from service.processes import fleet as fleets
 from service.processes import lending
+from service.processes.lending import Leases
+from service.processes.link import Link
+from service.serving.loader import Loaded
+from service.serving.residency import Slot
 from service.settings import Settings
 from tests.server import serving
 from tests.service.conftest import Running, Serve, until
@@ -204,9 +210,23 @@ async def test_more_than_fit_take_turns_in_both(pair: TwoServe, two_briefs: Stor
         assert len(two.resident) <= 2
 
 
-async def test_what_a_follower_does_not_use_goes_back(
-    pair: TwoServe, two_briefs: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_a_follower_uses_all_the_time_makes_room(pair: TwoServe, two_briefs: Store) -> None:
+    async with pair(max_loras=2, max_cpu_loras=2) as two:
+        over = asyncio.Event()
+
+        async def use(adapter: str) -> None:
+            while not over.is_set():
+                assert (await ask(two.follower, adapter)).status_code == 200
+
+        async with asyncio.TaskGroup() as group:
+            for adapter in ("mood@1", "mood@2"):
+                group.create_task(use(adapter))
+            for adapter in ("brief@1", "brief@2"):
+                assert (await ask(two.owner, adapter)).status_code == 200
+            over.set()
+
+
+async def test_what_a_follower_does_not_use_goes_back(pair: TwoServe, two_briefs: Store) -> None:
     async with pair() as two:
         await version(two.follower, "brief")
         assert two.running.fleet is not None
@@ -216,6 +236,29 @@ async def test_what_a_follower_does_not_use_goes_back(
             while ("brief", 1) in leases:
                 await asyncio.sleep(0.01)
         assert await version(two.follower, "brief") == 1
+
+
+async def test_what_is_lent_while_it_is_closed_is_asked_back_at_once() -> None:
+    """It was to be unloaded between being asked for and being lent: nobody knew yet whom to ask for it."""
+    owner, follower = [await Link.over(end) for end in socket.socketpair()]
+    loaded = Loaded(None, "", "brief@1:abc")  # type: ignore[arg-type]
+    slot = Slot(asyncio.get_running_loop().create_future())
+    residency, engine = SimpleNamespace(enter=lambda _: slot), SimpleNamespace(lent=lambda name: name)
+    leases, heard = Leases(residency, engine, owner), asyncio.Queue[Any]()  # type: ignore[arg-type]
+    owner.handlers = {"borrow": leases.borrow}
+    follower.handlers = {"recall": lambda *key: heard.put_nowait(key)}
+    runs = [asyncio.create_task(link.run()) for link in (owner, follower)]
+    borrowed = asyncio.create_task(follower.ask("borrow", "brief", 1, seconds=SLOW))
+    borrowed.add_done_callback(heard.put_nowait)
+    await until(lambda: bool(owner._tasks._tasks))
+    slot.state = "draining"
+    leases.recall(("brief", 1))
+    slot.ready.set_result(loaded)
+    async with asyncio.timeout(SLOW):
+        assert {await heard.get(), await heard.get()} == {borrowed, ("brief", 1)}
+    for link in (owner, follower):
+        await link.close()
+    await asyncio.gather(*runs)
 
 
 async def test_what_cannot_be_served_says_why_in_both(pair: TwoServe, two_briefs: Store) -> None:

@@ -62,7 +62,9 @@ def create_app(
         *(settings, place, engine, store, offload, base, routing, residency, reconciler.find, metrics, tally)
     )
     residency.arrivals.append(parts.drift.begin)
-    metrics.registry.register(EngineCollector(residency.named, engine.limits.max_resident))
+    metrics.registry.register(
+        EngineCollector(parts.admission, residency.named, engine.limits.max_resident, settings.max_loras)
+    )
     heartbeat = Heartbeat(engine, settings.engine_seconds)
     desk = Desk(settings, store.place)
     worker = LocalWorker(settings, desk.place, store.place)

@@ -33,6 +33,7 @@ CALLS_AT_ONCE, FETCHES_AT_ONCE = 32, 64
 class Parts:
     """The use cases, and who learns from answers."""
 
+    admission: Admission
     answering: Answering
     deciding: Deciding
     conversing: Conversing
@@ -59,7 +60,7 @@ class Parts:
         admission = Admission(
             place.of(settings.max_concurrency), place.of(settings.max_queue), settings.max_wait_seconds, metrics
         )
-        metrics.batch_occupancy.set_function(lambda: admission.in_engine / settings.max_concurrency)
+        metrics.batch_occupancy.set_function(lambda: admission.running / settings.max_concurrency)
         cache = AnswerCache(place.of(settings.answer_cache_bytes), metrics)
         answering = Answering(
             *(engine, routing, residency, admission, base, settings, metrics, tally, cache), find=find
@@ -74,10 +75,13 @@ class Parts:
         answering.listeners += [feedback.remember, shadow.offer]
         answering.observers.append(drift.observe)
         return cls(
+            admission,
             answering,
             Deciding(engine, answering, admission, base, metrics),
             Conversing(engine, answering, admission, (base.name, base.digest), metrics),
-            *(feedback, drift, shadow),
+            feedback,
+            drift,
+            shadow,
         )
 
     async def close(self) -> None:

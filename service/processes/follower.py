@@ -144,7 +144,7 @@ class Follower:
             *(self.metrics, OwnersTally(link, routing)),
         )
         self.parts.feedback.elsewhere = self._elsewhere
-        self.metrics.registry.register(EngineCollector(None, 0))
+        self.metrics.registry.register(EngineCollector(self.parts.admission, None, 0, 0))
         self.phase, self.joined, self._engine_turn = "starting", asyncio.Event(), asyncio.Lock()
         self.app = assembled(
             settings,

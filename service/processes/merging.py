@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from service.metrics import ACROSS
+from service.monitoring.engine import RUNNING, WAITING
 
 COUNTED = ("counter", "histogram", "summary")
 Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -83,7 +84,7 @@ def registry(families: Iterable[Metric] | Callable[[], Iterable[Metric]]) -> Col
 
 
 def _rule(family: Metric) -> Callable[[float, float], float]:
-    if family.type in COUNTED:
+    if family.type in COUNTED or family.name in (RUNNING, WAITING):
         return _add
     if family.name.startswith("vllm:"):
         return _last

@@ -110,9 +110,14 @@ class Admission:
         return 2 * self._texts < self.concurrency
 
     @property
-    def in_engine(self) -> int:
+    def running(self) -> int:
         """Texts in the engine."""
         return self._in_engine
+
+    @property
+    def waiting(self) -> int:
+        """Texts that wait for the engine."""
+        return sum(turns.left for turns in self._line)
 
     @property
     def _busy(self) -> bool:

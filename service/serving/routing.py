@@ -55,6 +55,16 @@ class Routing:
         """Serve what another process does."""
         self.catalogue, self._served = catalogue, dict(releases)
 
+    def called(self, key: Key) -> list[str]:
+        """Return what clients call a version now."""
+        (name, version), release = key, self._served.get(key[0])
+        names = [f"{name}@{version}"]
+        if release is not None and release.stable == version:
+            names.append(name)
+        if release is not None and release.canary is not None and release.canary.version == version:
+            names.append(f"{name}@canary")
+        return names
+
     def learn(self, entry: Entry) -> None:
         """Take in one adapter that was looked at by itself."""
         entries = {**self.catalogue.entries, entry.name: entry}

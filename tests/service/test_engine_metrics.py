@@ -19,6 +19,10 @@ ADAPTERS = re.compile(
     r'vllm:lora_requests_info\{max_lora="(\d+)",running_lora_adapters="([^"]*)",waiting_lora_adapters="([^"]*)"\}'
 )
 
+LOADED = re.compile(
+    r'vllm:lora_adapter_loaded\{adapter_name="([^"]+)",level="(\w+)",pinned="(\w+)",rank="(\d+)"\} 1\.0'
+)
+
 
 async def test_routers_find_resident_adapters_by_every_name_that_clients_send(serve: Serve, stocked: Store) -> None:
     stocked.release("mood", NewRelease(stable=1, canary=Share(version=2, percent=10)))
@@ -29,6 +33,44 @@ async def test_routers_find_resident_adapters_by_every_name_that_clients_send(se
         most, there, coming = found
         assert (most, coming) == ("5", "")
         assert sorted(there.split(",")) == ["brief", "brief@1", "mood", "mood@1", "mood@2", "mood@canary"]
+
+
+async def test_routers_find_each_adapter_with_its_rank_and_whether_it_stays(serve: Serve, stocked: Store) -> None:
+    async with serve(max_loras=2, max_cpu_loras=5, warm=("mood",)) as service:
+        for reference in ("brief", "mood@2", "mood"):
+            assert (await service.predict(reference)).status_code == 200
+        found = {
+            name: (level, pinned, int(rank))
+            for name, level, pinned, rank in LOADED.findall((await service.client.get("/metrics")).text)
+        }
+        rank = stocked.manifest("mood", 1)[0].rank
+        assert found["mood"] == found["mood@1"] == ("gpu", "true", rank), "asked last, and warm"
+        assert found["mood@2"] == ("gpu", "false", rank)
+        assert found["brief"] == ("cpu", "false", rank), "two are where the engine computes: the last used ones"
+
+
+async def test_routers_see_how_many_texts_wait_for_a_replica(serve: Serve) -> None:
+    async with serve(max_concurrency=2) as service:
+        assert await service.metric("vllm:num_requests_waiting") == 0
+        assert await service.metric("vllm:kv_cache_usage_perc") == 0
+        service.engine.gate.clear()
+        body = {"adapter": "mood", "inputs": ["one", "two", "three", "four", "five"]}
+        asked = asyncio.create_task(service.client.post("/v1/predict", json=body))
+        await until(lambda: service.engine.active == 2)
+        assert await service.metric("vllm:num_requests_running") == 2
+        assert await service.metric("vllm:num_requests_waiting") == 3
+        service.engine.gate.set()
+        assert (await asked).status_code == 200
+        assert await service.metric("vllm:num_requests_running") == 0
+
+
+async def test_vllms_count_of_what_waits_is_not_shown_beside_ours(serve: Serve) -> None:
+    theirs = Gauge("vllm:num_requests_waiting", "Of vLLM's scheduler alone.", ["model_name", "engine"])
+    theirs.labels("tiny", "0").set(7)
+    async with serve() as service:
+        text = (await service.client.get("/metrics")).text
+        REGISTRY.unregister(theirs)
+        assert re.findall(r"^vllm:num_requests_waiting.*$", text, re.M) == ["vllm:num_requests_waiting 0.0"]
 
 
 async def test_vllms_own_metrics_are_shown_under_their_own_names(serve: Serve) -> None:

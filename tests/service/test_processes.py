@@ -345,6 +345,7 @@ async def test_one_scrape_has_what_both_have_counted(pair: TwoServe, tmp_path: P
         held = [asyncio.create_task(ask(client, "mood")) for client in two.both]
         await eventually(lambda: in_flight(two, 2))
         assert await metric(two.follower, "hotswap_batch_occupancy") == 2 / 64
+        assert await metric(two.follower, "vllm:num_requests_running") == 2
         two.let_go()
         assert {(await answer).status_code for answer in held} == {200}
         await eventually(lambda: in_flight(two, 0))

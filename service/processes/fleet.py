@@ -94,6 +94,7 @@ class _Follower:
     link: Link
     leases: Leases
     built: bool = False
+    hangs: bool = False
     seat: Any = None
     joined: asyncio.Event = field(default_factory=asyncio.Event)
     told: Told = field(default_factory=lambda: Told(0.0, []))  # by its last scrape
@@ -265,7 +266,7 @@ class Fleet:
         ends = [asyncio.create_task(follower.link.run()), asyncio.create_task(self._watch(follower))]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if ends[0].done():  # it is on its way out
+            if not follower.hangs:  # it is on its way out
                 with suppress(subprocess.TimeoutExpired):
                     await asyncio.to_thread(follower.process.wait, STOP_SECONDS)
         finally:
@@ -311,8 +312,11 @@ class Fleet:
                 continue
             try:
                 await follower.link.ask("alive", self._owned.reconciler.store_reachable, seconds=self._limit)
-            except (TimeoutError, LinkLost):
+            except LinkLost:
+                return
+            except TimeoutError:
                 logger.error("API process %d does not answer; it is ended", follower.number)
+                follower.hangs = True
                 return
 
     def _have_join(self, follower: _Follower) -> None:
@@ -331,6 +335,7 @@ class Fleet:
         else:
             if self._up:
                 follower.joined.set()
+                logger.info("API process %d answers (%d)", follower.number, follower.process.pid)
 
     @property
     def _complete(self) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -470,6 +472,42 @@ def test_no_process_outlives_its_owner(tmp_path: Path, tiny_folder: Path, stocke
         server.process.kill()
         gone, alive = psutil.wait_procs(children, 30)
         assert (len(gone), alive) == (2, [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_real_engine_and_who_uses_it_are_replaced(tmp_path: Path, tiny_folder: Path, stocked: Store) -> None:
+    given = {"base_model": str(tiny_folder), "store": stocked.place, "cache": str(tmp_path / "cache")}
+    given |= {"max_loras": "4", "kv_cache_gib": "0.25", "max_model_len": "256"}
+
+    def wait_for(times: int, words: str) -> None:
+        while len(re.findall(words, (tmp_path / "log").read_text())) < times:
+            time.sleep(0.05)
+
+    def answers() -> list[Any]:
+        """Ask on connections of their own: some are the follower's."""
+        said = []
+        for _ in range(8):
+            answer = httpx.post(f"{server.url}/v1/predict", json={"adapter": "mood", "input": "A film."}, timeout=60)
+            assert answer.status_code == 200, answer.text
+            said.append(answer.json()["outputs"])
+        return said
+
+    with serving(tmp_path / "log", api_processes="2", **given) as server:
+        service = psutil.Process(server.process.pid)
+        before = answers()
+        assert before == [before[0]] * 8
+        (follower,) = [child for child in service.children() if "follower" in " ".join(child.cmdline())]
+        follower.kill()
+        wait_for(2, r"API process 1 answers")
+        assert answers() == before
+        (engine,) = [child for child in service.children() if "EngineCore" in " ".join(child.cmdline())]
+        engine.kill()
+        wait_for(3, r"API process 1 answers")
+        while httpx.get(f"{server.url}/readyz").status_code != 200:
+            time.sleep(0.05)
+        assert answers() == before
+        assert server.stop() == 0
 
 
 @pytest.mark.parametrize(

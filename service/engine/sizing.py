@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from adapters.errors import HotswapError
 from adapters.modules import base_shapes, numbers_of
 from adapters.tensors import read_header
 from service.engine.device import Device
+from service.engine.launch import cpus
 from service.settings import Settings, rank_above
 
 GIB = 2**30
@@ -133,7 +133,7 @@ def _processes(settings: Settings, texts: int) -> tuple[int, str]:
     """Return how many processes answer: they are the limit of short answers long before a GPU is."""
     if settings.data_parallel > 1:
         return 1, "HOTSWAP_DATA_PARALLEL is above 1"
-    cores = len(os.sched_getaffinity(0))
+    cores = cpus()
     return _within(1, cores // CORES_OF_A_PROCESS, MOST_PROCESSES, texts), f"by {cores} cores"
 
 

@@ -475,7 +475,7 @@ def test_no_process_outlives_its_owner(tmp_path: Path, tiny_folder: Path, stocke
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_real_engine_and_who_uses_it_are_replaced(tmp_path: Path, tiny_folder: Path, stocked: Store) -> None:
     given = {"base_model": str(tiny_folder), "store": stocked.place, "cache": str(tmp_path / "cache")}
     given |= {"max_loras": "4", "kv_cache_gib": "0.25", "max_model_len": "256"}

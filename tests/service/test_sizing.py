@@ -161,6 +161,6 @@ def test_gpus_are_those_that_nvidia_smi_lists() -> None:
 def test_api_processes_follow_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, given: dict[str, int], processes: int
 ) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("service.engine.sizing.cpus", lambda: cores)
     assert chosen(gpu(count=2), model(), **given).api_processes == processes
     assert sized(Settings(), CPU, model(), float32=True)[0].api_processes is None

@@ -88,7 +88,7 @@ async def _run(
     places = {"store": scratch / "store", "cache": scratch / "cache", "base_model": folder}
     some = {"max_loras": MAX_LORAS, "api_processes": plan.processes}
     with service(scratch / "service.log", **some, **places) as (url, process):
-        async with connect(url) as client:
+        async with connect(url, each=plan.processes > 1) as client:
             changes = Changes(client, store, publisher, fleet)
             for number, adapter in enumerate(fleet):
                 await changes.begin(adapter, RECENT, canary=number % 2 == 0)

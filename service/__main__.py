@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import math
 import os
 import signal
 import socket
@@ -25,8 +24,9 @@ from adapters.store import Store
 from service import logs, tracing
 from service.engine import fitness, launch, sizing
 from service.engine import options as vllm_options
-from service.engine.base import Engine, EngineDown, Limits
+from service.engine.base import EngineDown
 from service.engine.device import Device
+from service.engine.made import made
 from service.engine.options import in_float32
 from service.monitoring import commands, drift_report
 from service.settings import Settings, rank_above
@@ -115,7 +115,7 @@ def _warm_cache(settings: Settings, device: Device | None) -> int:
         fitness.check(settings, base.folder)
     if device is not None:
         settings = _sized(settings, device, base)
-    engine, began = _engine(settings, base), time.monotonic()
+    engine, began = made(settings.model_copy(update={"api_processes": 1}), base), time.monotonic()
 
     async def once() -> None:
         try:
@@ -209,8 +209,9 @@ def _run(
 
     from service.app import create_app
     from service.http import connection
+    from service.processes.fleet import Fleet
 
-    engine = _engine(settings, base)
+    engine = made(settings, base)
     server: uvicorn.Server
 
     def announce() -> None:
@@ -228,11 +229,13 @@ def _run(
         failed.set()
         server.should_exit = True
 
-    app = create_app(settings, engine, store, base, keys=keys, on_ready=announce, on_failure=give_up)
-    server = connection.server(app, settings)
+    fleet = Fleet(settings, store.place, base, listener) if (settings.api_processes or 1) > 1 else None
+    app = create_app(settings, engine, store, base, keys=keys, on_ready=announce, on_failure=give_up, fleet=fleet)
+    server = fleet.server(app) if fleet else connection.server(app, settings)
     if settings.metrics_port is not None:
+        registry = fleet.registry if fleet else app.state.metrics.registry
         try:
-            start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
+            start_http_server(settings.metrics_port, settings.host, registry)
         except OSError as error:
             raise HotswapError(f"HOTSWAP_METRICS_PORT: cannot listen on it ({_reason(error)}).") from None
     launch.keep_from_forks()
@@ -242,20 +245,6 @@ def _run(
     server.run(sockets=[listener])
     logger.info("stopped")
     return 1 if failed.is_set() else 0
-
-
-def _engine(settings: Settings, base: Base) -> Engine:
-    if settings.engine == "fake":
-        from service.engine.fake import FakeEngine
-
-        logger.warning("HOTSWAP_ENGINE=fake: answers are made up")
-        rank = settings.max_lora_rank or rank_above(0)
-        # Made-up answers are compared with nothing.
-        limits = Limits(settings.max_resident, rank, settings.max_model_len, tolerance=math.inf)
-        return FakeEngine(limits, base)
-    from service.engine.vllm import VllmEngine
-
-    return VllmEngine(settings, base)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,16 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 VERSION = ("adapter", "version")
 DRIFT = (*VERSION, "feature", "bin")
+# How a gauge is read where several processes answer: their sum or the least of them; of all others the largest, for
+# one process alone sets them, or all know the same.
+ACROSS = {
+    "hotswap_in_flight": "sum",
+    "hotswap_waiting": "sum",
+    "hotswap_batch_occupancy": "sum",
+    "hotswap_answer_cache_bytes": "sum",
+    "hotswap_feedback_queue": "sum",
+    "hotswap_feedback_database_up": "min",
+}
 AnyMetric = TypeVar("AnyMetric", bound=MetricWrapperBase)
 
 

@@ -58,6 +58,12 @@ class Settings(BaseModel):
     )
     allow_anonymous: bool = Field(False, description="listen beyond this machine without keys; no releases then")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve /metrics there instead of on the port")
+    api_processes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="processes that answer beside each other on one engine; default 1, by cores on a GPU host",
+    )
     max_loras: int = Field(16, ge=1, le=1024, description="adapter versions that one batch can mix")
     max_cpu_loras: int | None = Field(
         None, ge=1, le=8192, description="adapter versions resident in memory at once; default 64, or max_loras if more"
@@ -195,6 +201,17 @@ class Settings(BaseModel):
             raise ValueError(
                 f"{PREFIX}MAX_BATCHED_TOKENS ({self.max_batched_tokens}) is below {PREFIX}MAX_CONCURRENCY "
                 f"({self.max_concurrency}): every text in the engine takes a token of a step"
+            )
+        processes = self.api_processes or 1
+        if processes > self.max_concurrency:
+            raise ValueError(
+                f"{PREFIX}API_PROCESSES ({processes}) is above {PREFIX}MAX_CONCURRENCY ({self.max_concurrency}): each "
+                "process has a part of it, one text at least; lower the first or raise the second"
+            )
+        if processes > 1 and self.data_parallel > 1:
+            raise ValueError(
+                f"{PREFIX}API_PROCESSES ({processes}) is not served beside {PREFIX}DATA_PARALLEL "
+                f"({self.data_parallel}) yet; set one of them to 1"
             )
         if len(self.warm) >= self.max_resident:
             raise ValueError(

@@ -12,6 +12,7 @@ from service.engine.base import Engine, EngineDown
 from service.group import Group
 from service.heartbeat import Heartbeat
 from service.metrics import Metrics
+from service.processes.fleet import Fleet
 from service.rollout.promotion import Promotion
 from service.rollout.reconciler import Reconciler
 from service.serving.answering import Answering
@@ -42,7 +43,9 @@ class Supervisor:
         answering: Answering,
         metrics: Metrics,
         heartbeat: Heartbeat,
+        fleet: Fleet | None = None,
     ) -> None:
+        self._fleet = fleet
         self._engine, self._residency = engine, residency
         self._reconciler, self._promotion = reconciler, promotion
         self._answering, self._metrics, self._heartbeat = answering, metrics, heartbeat
@@ -69,10 +72,12 @@ class Supervisor:
         began = time.monotonic()
         await self._reconciler.settle()
         logger.info("released adapters prepared in %.1f s", time.monotonic() - began)
-        self._open()
+        await self._open()
         _announce(on_ready)
         while True:
             await self._serve()
+            if self._fleet and self._fleet.failed:
+                return
             logger.error("the engine has died; it is started again")
             while True:
                 self._close("restarting its engine")
@@ -80,13 +85,15 @@ class Supervisor:
                 if len(self._deaths) == DEATHS and self._deaths[-1] - self._deaths[0] < WITHIN_SECONDS:
                     logger.error("the engine died %d times in %.0f s", DEATHS, WITHIN_SECONDS)
                     return
+                if self._fleet:
+                    self._fleet.down()
                 await self._residency.forget()
                 await self._stop()
                 if await self._start():
                     break
             await self._reconciler.warm()
             self._metrics.engine_restarts.inc()
-            self._open()
+            await self._open()
 
     async def _start(self) -> bool:
         began = time.monotonic()
@@ -97,6 +104,8 @@ class Supervisor:
             logger.error("the engine did not start: %s", error, exc_info=not isinstance(error, EngineDown))
             return False
         logger.info("engine started in %.1f s", time.monotonic() - began)
+        if self._fleet:
+            self._fleet.up()
         return True
 
     async def _stop(self) -> None:
@@ -113,18 +122,23 @@ class Supervisor:
             group.keep("reconciler", self._reconciler.run)
             group.keep("promotion", self._promotion.run)
             beating = group.start(self._heartbeat.follow())
-            while self._engine.alive and not beating.done():
+            while self._engine.alive and not beating.done() and not (self._fleet and self._fleet.failed):
                 await asyncio.sleep(WATCH_SECONDS)
-        if self._engine.alive:
+        if self._engine.alive and beating.done():
             self._close("restarting its engine")
             await self._engine.kill()
 
-    def _open(self) -> None:
+    async def _open(self) -> None:
+        if self._fleet:
+            await self._fleet.joined()
+            self._fleet.phase("serving")
         self.phase, self._answering.open = "serving", True
         self._metrics.ready.set(1)
 
     def _close(self, phase: str) -> None:
         self.phase, self._answering.open = phase, False
+        if self._fleet:
+            self._fleet.phase(phase)
         self._metrics.ready.set(0)
 
 

@@ -20,8 +20,9 @@ BY: dict[str, Any] = {"by": "us", "at": 0}
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_no_answer_is_lost_or_wrong_while_versions_change(tiny_folder: Path, tmp_path: Path) -> None:
-    plan = Plan(seconds=15, quiet=3, rate=20, every=0.3, adapters=8, base=str(tiny_folder))
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_answer_is_lost_or_wrong_while_versions_change(tiny_folder: Path, tmp_path: Path, processes: int) -> None:
+    plan = Plan(seconds=15, quiet=3, rate=20, every=0.3, adapters=8, base=str(tiny_folder), processes=processes)
     told = report.results(run(plan, tmp_path))
     assert report.complaints(told, times=False) == []
     assert set(told["answers"]) == {"stable", "canary", "pinned"}

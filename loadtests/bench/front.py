@@ -31,11 +31,11 @@ from adapters import cli
 from adapters.errors import HotswapError
 from loadtests.bench.load import drive
 from loadtests.bench.machine import describe
-from loadtests.bench.material import Material
-from loadtests.bench.process import Failed
+from loadtests.bench.material import Adapter, Material
+from loadtests.bench.process import Failed, Process
 from loadtests.bench.ratios import spread
 from loadtests.bench.report import RESULTS, table
-from loadtests.bench.servers import Hotswap, Vllm
+from loadtests.bench.servers import BASE, Hotswap, Vllm
 from loadtests.bench.small_base import NAME, TEMPLATE, make_small
 
 BATCH = 32
@@ -78,8 +78,12 @@ class _Front:
     def calls(self, texts: Sequence[str], batch: int) -> list[tuple[str, dict]]:
         raise NotImplementedError
 
-    def api_process(self) -> psutil.Process:
-        return psutil.Process(self.process.id)
+    def api_processes(self) -> list[psutil.Process]:
+        return [psutil.Process(self.process.id)]
+
+    def _children(self, called: str) -> list[psutil.Process]:
+        children = psutil.Process(self.process.id).children()
+        return [child for child in children if called in " ".join(child.cmdline())]
 
 
 class _Ours(Hotswap, _Front):
@@ -109,7 +113,42 @@ class _Vllm(Vllm, _Front):
         return [("/v1/completions", {**body, "prompt": some}) for some in _batches(prompts, batch)]
 
 
+class _OursTwice(_Ours):
+    name = "ours, two processes"
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {"api_processes": 2}
+
+    def api_processes(self) -> list[psutil.Process]:
+        return super().api_processes() + self._children("service.processes.follower")
+
+
+class _FakeTwice(_OursTwice):
+    name, engine = "ours, fake engine, two processes", "fake"
+
+
+class _VllmTwice(_Vllm):
+    """With several API servers vLLM takes no adapters while it runs: it is started with them."""
+
+    name = "vllm, two processes"
+
+    def _server(self, arguments: list[str], environment: dict[str, str]) -> Process:
+        shared = ["serve", str(self.material.base.folder), "--served-model-name", BASE, "--enable-lora"]
+        shared += ["--host", "127.0.0.1", "--port", str(self.port), "--api-server-count", "2", "--lora-modules"]
+        shared += [f"{adapter.name}={adapter.folder}" for adapter in self.material.classify]
+        module = "vllm.entrypoints.cli.main"
+        return Process(module, [*shared, *arguments], {"HF_HUB_OFFLINE": "1", **environment}, self.log, piped=False)
+
+    def _load(self, adapters: list[Adapter]) -> None:
+        """They are there."""
+
+    def api_processes(self) -> list[psutil.Process]:
+        return self._children("APIServer")
+
+
 KINDS: dict[str, type[Any]] = {"fake": _Fake, "ours": _Ours, "vllm": _Vllm}
+# Measured where they are named: on two cores, two processes have none for themselves.
+MORE: dict[str, type[Any]] = {"fake2": _FakeTwice, "ours2": _OursTwice, "vllm2": _VllmTwice}
 
 
 @dataclass
@@ -142,7 +181,7 @@ def main() -> int:
         "and vLLM's own server with the same base, in turns. Writes front.json.",
         epilog="example: python -m loadtests.bench.front --only fake",
     )
-    parser.add_argument("--only", default=",".join(KINDS), metavar="A,B", help=f"some of: {', '.join(KINDS)}")
+    parser.add_argument("--only", default=",".join(KINDS), metavar="A,B", help=f"some of: {', '.join(KINDS | MORE)}")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="interleaved repeats (3)")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of tables")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="default: loadtests/results")
@@ -152,13 +191,13 @@ def main() -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     chosen = options.only.split(",")
-    if options.repeats < 1 or not set(chosen) <= set(KINDS):
-        raise HotswapError(f"--repeats is 1 or more, and --only some of {', '.join(KINDS)}.")
+    if options.repeats < 1 or not set(chosen) <= set(KINDS | MORE):
+        raise HotswapError(f"--repeats is 1 or more, and --only some of {', '.join(KINDS | MORE)}.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with us
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as our service has it for vLLM
     with tempfile.TemporaryDirectory(prefix="hotswap-front-") as scratch, ExitStack() as stack:
         material = make_small(Path(scratch))
-        servers = {name: _started(KINDS[name](material, Path(scratch)), stack) for name in chosen}
+        servers = {name: _started((KINDS | MORE)[name](material, Path(scratch)), stack) for name in chosen}
         measured = _measured(servers, material, options.repeats, Path(scratch))
     told = results(measured)
     if set(chosen) == set(KINDS):
@@ -193,7 +232,7 @@ def _measured(servers: dict[str, Any], material: Material, repeats: int, scratch
                     measured[name].cpu_us[batch].append(cpu)
                     measured[name].rates[batch].append(rate)
     for name, server in servers.items():
-        if name != "vllm":
+        if name not in ("vllm", *MORE):
             with server.awake():
                 for batch in LOAD:
                     measured[name].shares[batch] = _shares(server, material.reviews, batch, scratch / "stacks")
@@ -204,18 +243,16 @@ def _drive(server: Any, texts: Sequence[str], batch: int, part: float = 1.0) -> 
     """Return CPU microseconds a request, and requests a second."""
     requests, in_flight = round(LOAD[batch][0] * part), LOAD[batch][1]
     calls = server.calls([texts[i % len(texts)] for i in range(requests * batch)], batch)
-    process = server.api_process()
-    before = _cpu_seconds(process)
+    before = _cpu_seconds(server)
     seconds, _, answers = drive(server.url, calls, in_flight)
-    cpu = _cpu_seconds(process) - before
+    cpu = _cpu_seconds(server) - before
     if any("error" in str(answer)[:20] or not answer for answer in answers):
         raise Failed(f"{server.name} did not answer every text")
     return 1e6 * cpu / requests, requests / seconds
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _cpu_seconds(server: Any) -> float:
+    return float(sum(sum(process.cpu_times()[:2]) for process in server.api_processes()))
 
 
 def _shares(server: Any, texts: Sequence[str], batch: int, stacks: Path) -> dict[str, float]:

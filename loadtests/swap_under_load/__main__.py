@@ -35,6 +35,7 @@ def main() -> int:
         help="requests a second (10: about half of what two cores can do with the default base)",
     )
     parser.add_argument("--every", type=float, default=2, metavar="SECONDS", help="from change to change (2)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="API processes that answer (1)")
     parser.add_argument("--base", help="folder or Hugging Face id of another base model")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of a table")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="default: loadtests/results")
@@ -43,10 +44,10 @@ def main() -> int:
 
 
 def command(options: argparse.Namespace) -> int:
-    if min(options.seconds, options.rate, options.every, options.adapters) <= 0:
-        raise HotswapError("--seconds, --rate, --every and --adapters are more than 0.")
+    if min(options.seconds, options.rate, options.every, options.adapters, options.processes) <= 0:
+        raise HotswapError("--seconds, --rate, --every, --adapters and --processes are more than 0.")
     quiet = options.seconds / 3 if options.quiet is None else options.quiet
-    plan = Plan(options.seconds, quiet, options.rate, options.every, options.adapters, options.base)
+    plan = Plan(options.seconds, quiet, options.rate, options.every, options.adapters, options.base, options.processes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with us
     with tempfile.TemporaryDirectory(prefix="hotswap-swaps-") as scratch:
         told = report.results(run(plan, Path(scratch)))

@@ -43,6 +43,7 @@ class Plan:
     every: float
     adapters: int
     base: str | None = None
+    processes: int = 1  # that answer
 
     @property
     def rounds(self) -> int:
@@ -85,8 +86,9 @@ async def _run(
     plan: Plan, name: str, folder: str, scratch: Path, fleet: list[Adapter], store: Store, publisher: Publisher
 ) -> Run:
     places = {"store": scratch / "store", "cache": scratch / "cache", "base_model": folder}
-    with service(scratch / "service.log", max_loras=MAX_LORAS, **places) as (url, process):
-        async with connect(url) as client:
+    some = {"max_loras": MAX_LORAS, "api_processes": plan.processes}
+    with service(scratch / "service.log", **some, **places) as (url, process):
+        async with connect(url, each=plan.processes > 1) as client:
             changes = Changes(client, store, publisher, fleet)
             for number, adapter in enumerate(fleet):
                 await changes.begin(adapter, RECENT, canary=number % 2 == 0)

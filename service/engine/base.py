@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapters.tasks import Sampling
 
@@ -121,6 +121,32 @@ class Engine(Protocol):
 
     async def unload(self, name: str) -> None:
         """Free an adapter that no request uses. Unknown names are ignored."""
+
+    def seat(self) -> Any:
+        """Return what another process joins this engine by, once. Raises :class:`EngineDown` where none is left."""
+
+    async def join(self, seat: Any) -> None:
+        """Use the engine that another process has started, in the place of :meth:`start`. Raises
+        :class:`EngineDown`."""
+
+    def lost(self) -> None:
+        """Take note that the engine that was joined is gone: requests in flight end with :class:`EngineDown`."""
+
+    async def left(self, seat: Any) -> None:
+        """End what a process that is gone had asked of this engine by its ``seat``."""
+
+    def lent(self, name: str) -> Any:
+        """Return what another process needs to use a resident adapter."""
+
+    async def borrow(self, name: str, lent: Any) -> None:
+        """Use an adapter that the process which started the engine has loaded."""
+
+    def give_back(self, name: str) -> None:
+        """Use it no more."""
+
+    @property
+    def measured(self) -> float:
+        """When this process was last told the engine's own gauges (of :func:`time.monotonic`)."""
 
     async def openai(self) -> OpenAI:
         """Return OpenAI's API over this engine. Raises :class:`EngineDown`."""

@@ -24,8 +24,8 @@ MOST_CHARS = 400
 
 
 @cache
-def _folder() -> Path:
-    """A folder for as long as this process lives: vLLM's processes read it whenever they start."""
+def folder() -> Path:
+    """Return a folder for as long as this process lives: vLLM's processes read it whenever they start."""
     folder = Path(tempfile.mkdtemp(prefix="hotswap-engine-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -33,7 +33,7 @@ def _folder() -> Path:
 
 def log() -> Path:
     """Return the file that vLLM's processes write their errors to, beside the log."""
-    return _folder() / "errors.log"
+    return folder() / "errors.log"
 
 
 def log_config(level: str) -> dict[str, str]:
@@ -50,7 +50,7 @@ def log_config(level: str) -> dict[str, str]:
         "handlers": handlers,
         "loggers": {"vllm": {"handlers": [*handlers], "level": level, "propagate": False}},
     }
-    config = _folder() / "logging.json"
+    config = folder() / "logging.json"
     config.write_text(json.dumps(about))
     return {"VLLM_LOGGING_CONFIG_PATH": str(config)}
 

@@ -24,10 +24,14 @@ class FakeEngine:
 
     ``gate`` can be cleared to hold every request in the engine, and ``active`` shows how many it holds. What a
     version is probed with passes: versions can change while requests are held.
+
+    Several processes can use one: what is true of it then lies in files in ``shared``. A version that is unloaded is
+    gone for all at that moment, also for who is still being answered; ``held`` there closes the gate for all.
     """
 
-    def __init__(self, limits: Limits, base: Base) -> None:
+    def __init__(self, limits: Limits, base: Base, shared: Path | None = None) -> None:
         self.limits, self._base = limits, base
+        self._shared = _Shared(shared) if shared else None
         self.resident: dict[str, Path] = {}
         self.gate = asyncio.Event()
         self.gate.set()
@@ -40,15 +44,45 @@ class FakeEngine:
         self.resident.clear()
         self._life += 1
         self._alive, self._hung = True, False
+        if self._shared:
+            self._shared.begin()
 
     async def stop(self) -> None:
+        if self._shared and self._alive:
+            self._shared.end()
         self._alive = False
         self.gate.set()
 
     def die(self) -> None:
         """Be as a killed vLLM: requests in flight fail, and nothing works any more."""
+        if self._shared:
+            self._shared.end()
         self._alive = self._hung = False
         self.gate.set()
+
+    def seat(self) -> Path:
+        assert self._shared is not None
+        return self._shared.folder
+
+    async def join(self, seat: Path) -> None:
+        self.resident.clear()
+        self._life += 1
+        self._shared, self._alive = _Shared(seat, guest=True), True
+
+    def lost(self) -> None:
+        self._alive = False
+
+    async def left(self, seat: Path) -> None:
+        """What was asked has ended with its process."""
+
+    def lent(self, name: str) -> Path:
+        return self.resident[name]
+
+    async def borrow(self, name: str, lent: Path) -> None:
+        self.resident[name] = lent
+
+    def give_back(self, name: str) -> None:
+        self.resident.pop(name, None)
 
     def hang(self) -> None:
         """Be as a stopped vLLM process: it lives, and answers nothing."""
@@ -57,7 +91,12 @@ class FakeEngine:
 
     @property
     def alive(self) -> bool:
-        return self._alive
+        return self._alive and (self._shared is None or self._shared.alive)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests pass at once."""
+        return self.gate.is_set() and not (self._shared and self._shared.is_held)
 
     async def check(self) -> None:
         self._check_alive()
@@ -79,10 +118,18 @@ class FakeEngine:
         except InvalidAdapter as error:
             raise EngineRefused(str(error)) from error
         self.resident[name] = folder
+        if self._shared:
+            self._shared.add(name)
 
     async def unload(self, name: str) -> None:
         self._check_alive()
         self.resident.pop(name, None)
+        if self._shared:
+            self._shared.remove(name)
+
+    @property
+    def measured(self) -> float:
+        return 0.0
 
     async def openai(self) -> OpenAI:
         self._check_alive()
@@ -108,7 +155,12 @@ class FakeEngine:
         try:
             if not any(text in self._base.tokenizer.decode(prompt) for text in TEXTS):
                 await self.gate.wait()
+                while self._shared and self._shared.is_held:
+                    self._check_alive(life)
+                    await asyncio.sleep(0.002)
             self._check_alive(life)
+            if self._shared:
+                self._check_ready(adapter)
             if sampling.choices:
                 logprobs = self._logprobs(prompt, sampling, adapter)
                 yield Chunk(tokens=1, finish_reason="length", logprobs=logprobs, timing=_timing(began))
@@ -151,12 +203,14 @@ class FakeEngine:
 
     def _check_ready(self, adapter: str | None) -> None:
         self._check_alive()
-        if adapter is not None and adapter not in self.resident:
+        if adapter is None:
+            return
+        if adapter not in self.resident or (self._shared and not self._shared.has(adapter)):
             raise EngineRefused(f"{adapter} is not resident")
 
     def _check_alive(self, life: int | None = None) -> None:
         """What was begun in an earlier life is never finished in the next."""
-        if not self._alive or life not in (None, self._life):
+        if not self.alive or life not in (None, self._life):
             raise EngineDown("the engine is not running")
 
 
@@ -167,7 +221,7 @@ class _Batch:
 
     async def add(self, place: int, prompt: list[int]) -> None:
         answer = self._answer(place, prompt)
-        if self._engine.gate.is_set():
+        if self._engine.is_open:
             await answer  # at once: as vLLM, it needs no task for each
         else:
             self.tasks.append(asyncio.create_task(answer))
@@ -184,6 +238,44 @@ class _Batch:
         except EngineRefused as error:
             answer = error
         self._done(place, answer)
+
+
+class _Shared:
+    """One engine's state, in files: those of a life are of no use in the next."""
+
+    def __init__(self, folder: Path, *, guest: bool = False) -> None:
+        self.folder, self._alive, self._held = folder, folder / "alive", folder / "held"
+        self._guest, self._life = guest, self._alive.read_text() if guest else ""
+
+    @property
+    def alive(self) -> bool:
+        try:
+            return self._alive.read_text() == self._life
+        except OSError:
+            return False
+
+    @property
+    def is_held(self) -> bool:
+        return self._held.exists()
+
+    def begin(self) -> None:
+        for file in self.folder.glob("*:*"):
+            file.unlink()
+        self._life = str(time.monotonic())
+        self._alive.write_text(self._life)
+
+    def end(self) -> None:
+        if not self._guest:
+            self._alive.unlink(missing_ok=True)
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).exists()
+
+    def add(self, name: str) -> None:
+        (self.folder / name).touch()
+
+    def remove(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
 
 
 def _timing(began: float) -> Timing:

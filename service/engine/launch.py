@@ -143,6 +143,12 @@ def threads(binding: str | None) -> dict[str, str]:
     return chosen
 
 
+def cpus() -> int:
+    """Return how many CPUs this process may use, by its affinity and by its container's quota."""
+    allowed = len(os.sched_getaffinity(0))
+    return min(_cgroup_quota() or allowed, allowed)
+
+
 def _ids(binding: str) -> list[int]:
     """Read a list of CPUs such as ``0,2-5``. Raises :class:`HotswapError`."""
     ids: list[int] = []

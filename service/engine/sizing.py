@@ -12,6 +12,7 @@ from adapters.errors import HotswapError
 from adapters.modules import base_shapes, numbers_of
 from adapters.tensors import read_header
 from service.engine.device import Device
+from service.engine.launch import cpus
 from service.settings import Settings, rank_above
 
 GIB = 2**30
@@ -24,6 +25,7 @@ LONGEST_AT_ONCE = 4  # requests of the longest kind that the KV cache holds
 TOKENS_OF_A_TEXT, MOST_TEXTS, LEAST_TEXTS = 512, 256, 8
 STEP_TOKENS = ((64 * GIB, 8192), (24 * GIB, 4096), (0, 2048))
 LENGTH_STEP = 64
+CORES_OF_A_PROCESS, MOST_PROCESSES = 4, 4  # vLLM's own processes, and one for each GPU, need cores as well
 WHOLE = "what the base was made for"
 
 
@@ -122,8 +124,17 @@ def sized(settings: Settings, device: Device, model: Model, *, float32: bool) ->
         "max_model_len": (length, why_length),
         "max_concurrency": (texts, f"the KV cache holds about {tokens:,} tokens"),
         "max_batched_tokens": (step, f"by the GPU's {_gib(device.memory)}"),
+        "api_processes": _processes(settings, texts),
     }
     return _with(settings, {name: choice for name, choice in chosen.items() if name not in settings.model_fields_set})
+
+
+def _processes(settings: Settings, texts: int) -> tuple[int, str]:
+    """Return how many processes answer: they are the limit of short answers long before a GPU is."""
+    if settings.data_parallel > 1:
+        return 1, "HOTSWAP_DATA_PARALLEL is above 1"
+    cores = cpus()
+    return _within(1, cores // CORES_OF_A_PROCESS, MOST_PROCESSES, texts), f"by {cores} cores"
 
 
 def _with(settings: Settings, chosen: dict[str, tuple[int, str]]) -> tuple[Settings, list[str]]:

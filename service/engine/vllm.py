@@ -23,7 +23,7 @@ from adapters.probes import TEXTS
 from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
 from adapters.tasks.classification import MAX_LABELS
-from service.engine import dummies, failure, launch, options
+from service.engine import clients, dummies, failure, launch, options
 from service.engine.base import (
     FLOAT32_TOLERANCE,
     HALF_TOLERANCE,
@@ -61,6 +61,9 @@ class VllmEngine:
         self._settings, self._base = settings, base
         self._adapters: dict[str, Any] = {}
         self._apart: dict[str, str] = {}
+        self._prompts: dict[str, Path] = {}  # the folders of learnt prompts
+        self._seats: list[clients.Seat] = []
+        self._measured = [0.0]
         self._adapter_ids = itertools.count(1)
         self._request_ids = itertools.count(1)
         self._llm: Any = None
@@ -71,6 +74,7 @@ class VllmEngine:
         launch.prepare(self._settings, self._base.digest)
         self._adapters.clear()
         self._apart.clear()
+        self._prompts.clear()
         try:
             # In a thread, so that /livez and /readyz answer meanwhile.
             self._llm = await asyncio.to_thread(self._build)
@@ -104,32 +108,88 @@ class VllmEngine:
                 pass
 
     def _build(self) -> Any:
+        arguments, AsyncLLM = self._arguments()
+        loggers, processes = self._loggers(), self._settings.api_processes or 1
+        if processes == 1:
+            return AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
+        llm, self._seats = clients.launched(arguments, loggers, processes, failure.folder())
+        return llm
+
+    def _arguments(self) -> tuple[Any, Any]:
+        """Return what vLLM is started with, and the class that it is used by."""
         settings = self._settings
         there = (self._on_cpu() if is_cpu() else self._on_gpu()) | options.arguments(settings)
         AsyncEngineArgs, AsyncLLM = _imported()
-        from vllm.v1.metrics.loggers import PrometheusStatLogger
-
-        return AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=str(self._base.folder),
-                served_model_name=[self._base.name],
-                max_model_len=settings.max_model_len,
-                # A version that is probed does not wait for those that are in the engine.
-                max_num_seqs=min(settings.max_concurrency + 2 * len(TEXTS), settings.max_batched_tokens),
-                max_num_batched_tokens=settings.max_batched_tokens,
-                enable_chunked_prefill=settings.chunked_prefill,
-                enable_prefix_caching=settings.prefix_caching,
-                enable_lora=True,
-                enable_prompt_embeds=True,  # from us, for learnt prompts: clients send text alone
-                max_lora_rank=self.limits.max_lora_rank,
-                max_logprobs=MAX_LABELS,
-                disable_log_stats=True,  # but for the logger below: vLLM's own also writes lines
-                use_tqdm_on_load=False,
-                enable_log_requests=False,
-                **there,
-            ),
-            stat_loggers=[PrometheusStatLogger] if settings.engine_metrics else None,
+        arguments = AsyncEngineArgs(
+            model=str(self._base.folder),
+            served_model_name=[self._base.name],
+            max_model_len=settings.max_model_len,
+            # A version that is probed does not wait for those that are in the engine.
+            max_num_seqs=min(settings.max_concurrency + 2 * len(TEXTS), settings.max_batched_tokens),
+            max_num_batched_tokens=settings.max_batched_tokens,
+            enable_chunked_prefill=settings.chunked_prefill,
+            enable_prefix_caching=settings.prefix_caching,
+            enable_lora=True,
+            enable_prompt_embeds=True,  # from us, for learnt prompts: clients send text alone
+            max_lora_rank=self.limits.max_lora_rank,
+            max_logprobs=MAX_LABELS,
+            disable_log_stats=True,  # but for the logger beside it: vLLM's own also writes lines
+            use_tqdm_on_load=False,
+            enable_log_requests=False,
+            **there,
         )
+        return arguments, AsyncLLM
+
+    def _loggers(self) -> list[Any] | None:
+        if not self._settings.engine_metrics:
+            return None
+        if self._settings.api_processes in (None, 1):
+            from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+            return [PrometheusStatLogger]
+        logger, self._measured = clients.stat_logger()
+        return [logger]
+
+    def seat(self) -> clients.Seat:
+        if not self._seats:
+            raise EngineDown(f"{clients.SPARE} API processes have died since the engine started")
+        return self._seats.pop(0)
+
+    async def join(self, seat: clients.Seat) -> None:
+        launch.prepare(self._settings, self._base.digest)
+        self._adapters.clear()
+        self._llm = await asyncio.to_thread(self._joined, seat)
+        clients.Asked(seat.asked).follow(self._llm)
+        await self.openai()
+
+    def _joined(self, seat: clients.Seat) -> Any:
+        arguments, _ = self._arguments()
+        return seat.client(arguments.create_engine_config(), self._loggers())
+
+    def lost(self) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if self._llm is not None and not self._llm.errored:
+            self._llm.engine_core.resources.engine_dead = True
+            self._llm.engine_core.outputs_queue.put_nowait(EngineDeadError())
+
+    async def left(self, seat: clients.Seat) -> None:
+        # Nobody reads the answers, and one whose adapter is unloaded would have the engine look for its files.
+        if self.alive:
+            await self._llm.engine_core.abort_requests_async(clients.asked(seat.asked))
+
+    def lent(self, name: str) -> Any:
+        return self._prompts.get(name) or self._adapters[name]
+
+    async def borrow(self, name: str, lent: Any) -> None:
+        self._adapters[name] = await asyncio.to_thread(self._vectors, lent) if isinstance(lent, Path) else lent
+
+    def give_back(self, name: str) -> None:
+        self._adapters.pop(name, None)
+
+    @property
+    def measured(self) -> float:
+        return self._measured[0]
 
     def _on_gpu(self) -> dict[str, Any]:
         settings = self._settings
@@ -235,6 +295,7 @@ class VllmEngine:
         try:
             if is_prompt(folder):
                 self._adapters[name] = await asyncio.to_thread(self._vectors, folder)
+                self._prompts[name] = folder
             else:
                 self._adapters[name] = await self._lora(name, folder)
         finally:
@@ -280,6 +341,7 @@ class VllmEngine:
 
         request = self._adapters.pop(name, None)
         self._apart.pop(name, None)
+        self._prompts.pop(name, None)
         if isinstance(request, LoRARequest):
             try:
                 await self._running().remove_lora(request.lora_int_id)

@@ -30,13 +30,13 @@ class Access:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not scope["path"].startswith(OPEN):
             try:
-                self._admit(scope)
+                await self._admit(scope)
             except ServiceError as error:
                 await problems.response(error, scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _admit(self, scope: Scope) -> None:
+    async def _admit(self, scope: Scope) -> None:
         # Of those that come twice the first counts.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         if not self._keys.required and scope["method"] not in READING:
@@ -46,7 +46,7 @@ class Access:
         caller = self._keys.caller(headers)
         if scope["path"].startswith(ASKING):
             # Where nothing is left, nothing is read, parsed or explained either.
-            self._quota.check(caller.name, caller.rate)
+            await self._quota.check(caller.name, caller.rate)
         scope.setdefault("state", {})["caller"] = caller
 
 

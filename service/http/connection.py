@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import sys
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from service.errors import BadRequest, HeadTooLarge, TooManyConnections
 from service.http import problems
+from service.processes.accepting import Loads, SharingServer
 from service.settings import Settings
 
 PROBES = ("/livez", "/readyz")
@@ -29,8 +31,14 @@ SPARE = 16
 OTHER_FILES = 256
 
 
-def server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
-    """Return what serves ``app``, by ``settings``, on the sockets it is run with."""
+def server(
+    app: ASGIApp,
+    settings: Settings,
+    loads: Loads | None = None,
+    on_leaving: Callable[[], None] = lambda: None,
+) -> uvicorn.Server:
+    """Return what serves ``app``, by ``settings``, on the sockets it is run with; with ``loads`` beside others, whom
+    ``on_leaving`` tells that it is to end."""
     _allow_files(settings.max_connections + SPARE + OTHER_FILES)
     config = uvicorn.Config(
         app,
@@ -46,7 +54,7 @@ def server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
         timeout_keep_alive=round(settings.keep_alive_seconds),
         timeout_graceful_shutdown=round(settings.drain_seconds),
     )
-    return uvicorn.Server(config)
+    return SharingServer(config, loads, on_leaving) if loads else uvicorn.Server(config)
 
 
 def _allow_files(needed: int) -> None:

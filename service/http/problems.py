@@ -96,7 +96,7 @@ def new_request_id() -> bytes:
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    _charge(request)
+    await _charge(request)
     faults = error.errors()
     if any(fault["type"] == "json_invalid" for fault in faults):
         return response(BadRequest("The body is not valid JSON."), request.url.path)
@@ -116,7 +116,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
             return refusal
         case 400:
             # FastAPI's word for whatever goes wrong where a body is read.
-            _charge(request)
+            await _charge(request)
             cause = error.__cause__
             return response(
                 cause if isinstance(cause, ServiceError) else BadRequest("The body cannot be read."), request.url.path
@@ -130,11 +130,11 @@ def _methods(request: Request) -> set[str]:
     return {method for route in routes for method in getattr(route, "methods", None) or ()}
 
 
-def _charge(request: Request) -> None:
+async def _charge(request: Request) -> None:
     """Count a body that is refused as one text: to read and explain it is work, too."""
     caller = getattr(request.state, "caller", None)
     if caller is not None:
-        request.app.state.quota.charge(caller.name, caller.rate)
+        await request.app.state.quota.charge(caller.name, caller.rate)
 
 
 async def _known(request: Request, error: Exception) -> Response:

@@ -19,23 +19,25 @@ class Quota:
     def __init__(self) -> None:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
-    def check(self, caller: str, rate: RateLimitItem | None) -> None:
+    async def check(self, caller: str, rate: RateLimitItem | None) -> None:
         """Raise :class:`RateLimited` where not one text is left."""
         if rate is not None and not self._limiter.test(rate, caller):
-            self.take(caller, rate, 1)
+            self.counted(caller, rate, 1)
 
-    def charge(self, caller: str, rate: RateLimitItem | None) -> None:
+    async def charge(self, caller: str, rate: RateLimitItem | None) -> None:
         """Count one text, whether or not there was one left."""
         if rate is not None:
             self._limiter.hit(rate, caller)
 
-    def take(self, caller: str, rate: RateLimitItem | None, texts: int) -> dict[str, str]:
+    async def take(self, caller: str, rate: RateLimitItem | None, texts: int) -> dict[str, str]:
         """Return the headers that tell the caller what is left (none without a ``rate``).
 
         Raises :class:`RateLimited`, which costs the caller nothing.
         """
-        if rate is None:
-            return {}
+        return {} if rate is None else self.counted(caller, rate, texts)
+
+    def counted(self, caller: str, rate: RateLimitItem, texts: int) -> dict[str, str]:
+        """Count so many texts, as above."""
         taken = self._limiter.hit(rate, caller, cost=texts)
         left = self._limiter.get_window_stats(rate, caller)
         seconds = max(1, math.ceil(left.reset_time - time.time()))

@@ -30,9 +30,10 @@ class EngineCollector(Collector):
     for each adapter of vllm#54830. Names are those that clients send.
     """
 
-    def __init__(self, admission: Admission, named: Callable[[], list[Named]], most: int, slots: int) -> None:
+    def __init__(self, admission: Admission, named: Callable[[], list[Named]] | None, most: int, slots: int) -> None:
         """``named`` gives the versions in the engine, the last used first, and those on their way; ``most`` fit, and
-        ``slots`` of them where the engine computes: as vLLM does, we take it for the last used ones."""
+        ``slots`` of them where the engine computes: as vLLM does, we take it for the last used ones. None: another
+        process says which."""
         self._admission, self._named, self._most, self._slots = admission, named, most, slots
 
     def collect(self) -> Iterator[Metric]:
@@ -42,10 +43,10 @@ class EngineCollector(Collector):
             yield GaugeMetricFamily(KV_CACHE, "The engine has no cache, or none yet.", value=0)
         yield GaugeMetricFamily(RUNNING, "Texts in the engine.", value=self._admission.running)
         yield GaugeMetricFamily(WAITING, "Texts that wait for the engine.", value=self._admission.waiting)
-        yield from self._adapters()
+        if self._named is not None:
+            yield from self._adapters(self._named())
 
-    def _adapters(self) -> Iterator[Metric]:
-        named = self._named()
+    def _adapters(self, named: list[Named]) -> Iterator[Metric]:
         there = [each for each in named if each.resident]
         info = GaugeMetricFamily(
             ADAPTERS,

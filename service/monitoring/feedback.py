@@ -39,6 +39,10 @@ LOOK_SECONDS, LOOKS_AT_ONCE = 2.0, 4
 RETRY = "Retry shortly; however often it is sent, it counts once."
 ID = re.compile(r"pred_[0-9A-HJKMNP-TV-Z]{26}")
 Output = Classification | Summary | ItemError
+# Adapter, version, and whether the answer was right.
+Taken = tuple[str, int, bool]
+# Asks the processes beside this one; None where none of them remembers the prediction.
+Elsewhere = Callable[[Caller, FeedbackRequest], Awaitable[Taken | None]]
 FindManifest = Callable[[str, int], Awaitable[Manifest]]
 
 
@@ -84,6 +88,7 @@ class Feedback:
         self._database, self._writer = _database(settings, store_place), None
         if self._database is not None:
             self._writer = Writer(self._database, metrics, settings.feedback_texts, settings.feedback_days)
+        self.elsewhere: Elsewhere = _nowhere
         self._looks = Offload(LOOK_SECONDS, LOOKS_AT_ONCE)
         self._predicted: OrderedDict[str, _Predicted] = OrderedDict()
         self._chars = 0
@@ -109,7 +114,7 @@ class Feedback:
         while len(self._predicted) > MOST or self._chars > MOST_CHARS:
             self._chars -= self._predicted.popitem(last=False)[1].chars
 
-    async def take(self, caller: Caller, judgement: FeedbackRequest) -> tuple[str, int, bool]:
+    async def take(self, caller: Caller, judgement: FeedbackRequest) -> Taken:
         """Return adapter, version and whether the answer was right; count it, once for each answer.
 
         As evidence about a canary it counts once for a prediction, of traffic that the release routed, and from
@@ -117,7 +122,18 @@ class Feedback:
         Raises :class:`PredictionNotFound`, :class:`InvalidRequest`, and :class:`FeedbackUnavailable` for a prediction
         that is not in memory while the database is away.
         """
-        predicted = self._remembered(caller, judgement.id) or await self._found(caller, judgement.id)
+        if (taken := await self.take_here(caller, judgement)) is not None:
+            return taken
+        if (taken := await self.elsewhere(caller, judgement)) is not None:
+            return taken
+        return await self._take(await self._found(caller, judgement.id), caller, judgement)
+
+    async def take_here(self, caller: Caller, judgement: FeedbackRequest) -> Taken | None:
+        """As :meth:`take`, for a prediction that this process remembers; return None for others."""
+        predicted = self._remembered(caller, judgement.id)
+        return None if predicted is None else await self._take(predicted, caller, judgement)
+
+    async def _take(self, predicted: _Predicted, caller: Caller, judgement: FeedbackRequest) -> Taken:
         if judgement.index >= len(predicted.answers) or (answer := predicted.answers[judgement.index]) is None:
             raise InvalidRequest(f"The prediction has no answer number {judgement.index}; they are counted from 0.")
         _check(predicted.manifest, judgement)
@@ -224,6 +240,10 @@ class Feedback:
                 file.write(line)
         except OSError as error:
             logger.error("feedback is counted but not kept: %s: %s", log, error.strerror)
+
+
+async def _nowhere(_: Caller, __: FeedbackRequest) -> Taken | None:
+    return None
 
 
 def _database(settings: Settings, store_place: str) -> Database | None:

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
-from adapters.catalogue import Catalogue
+from adapters.catalogue import Catalogue, Entry
 from adapters.errors import HotswapError, NotInStore, StoreUnavailable
 from adapters.releases import Release
 from adapters.store import Store
@@ -43,6 +44,22 @@ FEW = 20
 FIND_SECONDS, FIND_WAIT_SECONDS = 0.1, 1.0
 
 
+class Followers(Protocol):
+    """Processes that serve what is served here."""
+
+    def see(self, before: Catalogue, catalogue: Catalogue) -> None:
+        """Have them take the store as it is now."""
+
+    def learn(self, entry: Entry) -> None:
+        """Have them take in one adapter."""
+
+    async def flip(self, name: str, release: Release) -> None:
+        """Return when all of them serve ``release``. Who does not in time is ended."""
+
+    async def caught_up(self) -> None:
+        """Return when they have followed all that they were told, or have had a moment for it."""
+
+
 @dataclass(frozen=True)
 class _Move:
     """An adapter on its way to a release."""
@@ -62,8 +79,10 @@ class Reconciler:
         offload: Offload,
         metrics: Metrics,
         settings: Settings,
+        followers: Followers | None = None,
     ) -> None:
         self._routing, self._residency, self._store = routing, residency, store
+        self._followers = followers
         self._offload, self._metrics, self._poll_seconds = offload, metrics, settings.poll_seconds
         self._tried: dict[str, int] = {}
         self._logged: dict[str, str] = {}
@@ -133,6 +152,8 @@ class Reconciler:
             self._finds[name] = task = asyncio.create_task(self._refresh(name))
             task.add_done_callback(lambda _: self._finds.pop(name, None))
         await asyncio.shield(self._finds[name])
+        if self._followers:
+            await self._followers.caught_up()
 
     async def settle(self) -> None:
         """Look, and wait until what can be served is; then until what is to be kept in memory is there."""
@@ -168,6 +189,8 @@ class Reconciler:
     def _adopt(self, catalogue: Catalogue) -> None:
         """Take the store as it is now for what requests are routed by."""
         before, self._routing.catalogue = self._routing.catalogue, catalogue
+        if self._followers:
+            self._followers.see(before, catalogue)
         if catalogue.odd != before.odd:
             logger.warning("in the store %s, no names of adapters: %s", self._store.place, ", ".join(catalogue.odd))
         for entry in catalogue:
@@ -177,10 +200,7 @@ class Reconciler:
                 self._metrics.store_errors.inc()
             if known is None or known.generation != entry.generation:
                 self._metrics.generation(self._metrics.store_generation, entry.name, entry.generation)
-            for version in entry.retired - (known.retired if known else frozenset()):
-                self._metrics.forget(entry.name, str(version))
-        for name in before.entries.keys() - catalogue.entries.keys():
-            self._metrics.forget_adapter(name)
+        forget_what_is_gone(self._metrics, before, catalogue)
         self._residency.supersede_retired()
 
     def _move_all(self) -> None:
@@ -234,7 +254,7 @@ class Reconciler:
                     logger.error("%s stays at generation %d: %s", name, kept.generation, error)
                 self._logged[name] = str(error)
                 if served is None:
-                    self._flip(name, kept)
+                    await self._flip(name, kept)
                 return
         # It may have been taken back while it was loaded.
         if waits and await self._is_superseded(name, release):
@@ -243,12 +263,23 @@ class Reconciler:
             self.wake()
             return
         self._logged.pop(name, None)
-        self._flip(name, release)
+        await self._flip(name, release)
         self._metrics.swap_seconds.observe(time.monotonic() - started)
         level = logging.INFO if self._settled or len(self._routing.catalogue) <= FEW else logging.DEBUG
         logger.log(level, "%s: generation %d, stable %d", name, release.generation, release.stable)
 
-    def _flip(self, name: str, release: Release) -> None:
+    async def _flip(self, name: str, release: Release) -> None:
+        """Serve ``release``: here when all who follow do, for what is seen here is taken to be so everywhere."""
+        if self._followers is None:
+            self._flip_here(name, release)
+        else:  # to the end, whoever ends the move: of those who follow some may serve it already
+            await asyncio.shield(self._group.start(self._flip_all(self._followers, name, release)))
+
+    async def _flip_all(self, followers: Followers, name: str, release: Release) -> None:
+        await followers.flip(name, release)
+        self._flip_here(name, release)
+
+    def _flip_here(self, name: str, release: Release) -> None:
         for key in self._routing.flip(name, release):
             self._residency.supersede(key)
         self._metrics.generation(self._metrics.served_generation, name, release.generation)
@@ -289,10 +320,22 @@ class Reconciler:
             entry = await self._offload(name, self._store.adapter, name)
             if entry.versions:
                 self._routing.learn(entry)
+                if self._followers:
+                    self._followers.learn(entry)
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
         """First those that are to be kept in memory."""
         return sorted(names, key=lambda name: not self._residency.is_warm(name))
+
+
+def forget_what_is_gone(metrics: Metrics, before: Catalogue, catalogue: Catalogue) -> None:
+    """Drop the series of what was retired, or is not in the store any more."""
+    for entry in catalogue:
+        known = before.entries.get(entry.name)
+        for version in entry.retired - (known.retired if known else frozenset()):
+            metrics.forget(entry.name, str(version))
+    for name in before.entries.keys() - catalogue.entries.keys():
+        metrics.forget_adapter(name)
 
 
 async def _wait(tasks: list[asyncio.Task[None]], seconds: float) -> int:

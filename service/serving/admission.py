@@ -110,11 +110,6 @@ class Admission:
         return 2 * self._texts < self.concurrency
 
     @property
-    def occupancy(self) -> float:
-        """Texts in the engine, of those that it takes at once."""
-        return self._in_engine / self.concurrency
-
-    @property
     def running(self) -> int:
         """Texts in the engine."""
         return self._in_engine

@@ -11,10 +11,10 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from adapters.errors import Damaged, HotswapError, InvalidAdapter, NotInStore
 from adapters.manifest import Manifest
@@ -25,7 +25,7 @@ from service.errors import AdapterFailed, Overloaded, from_lower
 from service.group import Group
 from service.metrics import Metrics
 from service.serving.backoff import Backoff
-from service.serving.loader import Loaded, Loader
+from service.serving.loader import Loaded
 from service.serving.routing import Choice, Key, Routing
 
 logger = logging.getLogger("hotswap")
@@ -50,6 +50,17 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Actual:
+    """What of an adapter is served: by which release, and each version's state, as :meth:`Residency.state` says it."""
+
+    generation: int
+    states: Mapping[int, dict[str, Any]]
+
+    def state(self, version: int) -> dict[str, Any]:
+        return self.states.get(version) or {"state": "available"}
+
+
+@dataclass(frozen=True)
 class Named:
     """A version in the engine, or on its way there (of which the rank is not known yet), and what clients call it."""
 
@@ -60,7 +71,7 @@ class Named:
 
 
 @dataclass
-class _Slot:
+class Slot:
     """One version in the engine, or on its way there or out."""
 
     ready: asyncio.Future[Loaded]
@@ -72,20 +83,33 @@ class _Slot:
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class Bringing(Protocol):
+    """Who brings versions, and takes them away again: :class:`~service.serving.loader.Loader`."""
+
+    async def fetch(self, name: str, version: int) -> Any: ...
+
+    async def load(self, version: Any) -> Loaded: ...
+
+    async def unload(self, loaded: Loaded) -> None: ...
+
+
 class Residency:
     """The versions in the engine, at most ``max_resident``.
 
     ``warm`` are names, or names with a version, that are never unloaded to make room for others.
     """
 
+    log_level = logging.INFO  # of loads
+
     def __init__(
-        self, loader: Loader, routing: Routing, metrics: Metrics, max_resident: int, warm: Iterable[str] = ()
+        self, loader: Bringing, routing: Routing, metrics: Metrics, max_resident: int, warm: Iterable[str] = ()
     ) -> None:
         self._loader, self._routing, self._metrics, self._max_resident = loader, routing, metrics, max_resident
         self._warm = {Reference.parse(text) for text in warm}
-        self._slots: dict[Key, _Slot] = {}
-        self._leaving: dict[Key, _Slot] = {}
+        self._slots: dict[Key, Slot] = {}
+        self._leaving: dict[Key, Slot] = {}
         self.arrivals: list[Callable[[Manifest], None]] = []  # told of every version that was loaded
+        self.departures: list[Callable[[Key], None]] = []  # told of every version that takes no new requests
         self._failed = Backoff()
         self._one_load = asyncio.Lock()  # first come, first served: nobody's load waits for ever
         self._tasks = Group()
@@ -96,6 +120,15 @@ class Residency:
 
         Raises :class:`AdapterFailed`, :class:`Overloaded`, :class:`EngineDown`, :class:`HotswapError`.
         """
+        slot = self.enter(choice)
+        try:
+            yield Held(choice, await asyncio.shield(slot.ready))
+        finally:
+            self.leave(choice.key, slot)
+
+    def enter(self, choice: Choice) -> Slot:
+        """Count one more use of the chosen version, which is there once ``ready`` of what is returned is done, and
+        stays until :meth:`leave`. Raises :class:`AdapterFailed`, :class:`Overloaded`."""
         slot = self._slots.get(choice.key) or self._begin_load(choice.key)
         if slot.state == "loading" and slot.holds >= MOST_WAITING:
             raise Overloaded(f"{slot.holds} requests wait for {choice} to be loaded; come back.", retry_after=5)
@@ -104,14 +137,19 @@ class Residency:
         if choice.channel == "pinned":
             slot.asked_for = time.monotonic()
         slot.idle.clear()
-        try:
-            yield Held(choice, await asyncio.shield(slot.ready))
-        finally:
-            slot.holds -= 1
-            slot.last_used = time.monotonic()
-            if slot.holds == 0:
-                slot.idle.set()
-                self._let_go(choice.key)
+        return slot
+
+    def leave(self, key: Key, slot: Slot, asked_for: float = -math.inf) -> None:
+        """End a use. ``asked_for``: when another process was last asked for this very version, by its number."""
+        if asked_for > slot.asked_for:
+            slot.asked_for = asked_for
+            if time.monotonic() - asked_for <= ASKED_FOR_SECONDS and not self._routing.is_retired(*key):
+                slot.superseded = False
+        slot.holds -= 1
+        slot.last_used = time.monotonic()
+        if slot.holds == 0:
+            slot.idle.set()
+            self._let_go(key)
 
     async def prepare(self, name: str, version: int) -> None:
         """Make a version resident before anyone asks for it. Raises as :meth:`hold` does."""
@@ -189,6 +227,15 @@ class Residency:
             return {"state": "failed", "reason": from_lower(failure.error).detail}
         return {"state": "available"}
 
+    async def actual(self, names: Iterable[str]) -> dict[str, Actual]:
+        """Return what is served of each of these adapters, and the state of its versions."""
+        return {name: self._actual(name) for name in names}
+
+    def _actual(self, name: str) -> Actual:
+        release, entry = self._routing.served(name), self._routing.catalogue.get(name)
+        states = {version: self.state(name, version) for version in entry.versions}
+        return Actual(release.generation if release else 0, states)
+
     async def forget(self) -> None:
         """Take note that the engine is gone, with all that was resident. What is released stays released."""
         for key, slot in self._slots.items():
@@ -203,18 +250,18 @@ class Residency:
     async def close(self) -> None:
         await self._tasks.close()
 
-    def _begin_load(self, key: Key) -> _Slot:
+    def _begin_load(self, key: Key) -> Slot:
         failure = self._failed.get(key)
         if failure is not None and failure.wait > 0:
             raise failure.again()
-        slot = self._slots[key] = _Slot(asyncio.get_running_loop().create_future())
+        slot = self._slots[key] = Slot(asyncio.get_running_loop().create_future())
         # Whoever waits sees the failure; with nobody waiting it is in the log and in the adapter's state.
         slot.ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
         self._tasks.start(self._load(key, slot))
         self._count_states()
         return slot
 
-    async def _load(self, key: Key, slot: _Slot) -> None:
+    async def _load(self, key: Key, slot: Slot) -> None:
         """Bring a version into the engine. However this ends, ``slot.ready`` is done then: requests wait for it."""
         name, version = key
         started = time.monotonic()
@@ -242,7 +289,7 @@ class Residency:
             self._metrics.loads.labels(*labels, "ok").inc()
             self._metrics.load_seconds.labels(*labels).observe(time.monotonic() - started)
             self._metrics.moved(name, str(version), resident=True)
-            logger.info("loaded %s@%d in %.0f ms", name, version, 1000 * (time.monotonic() - started))
+            logger.log(self.log_level, "loaded %s@%d in %.0f ms", name, version, 1000 * (time.monotonic() - started))
             self._let_go(key)
         finally:
             if not slot.ready.done():
@@ -272,6 +319,8 @@ class Residency:
         """Close a version to new requests, wait for those it has, and free it. With the lock held."""
         slot = self._leaving[key] = self._slots.pop(key)
         slot.state = "draining"
+        for told in self.departures:
+            told(key)
         try:
             if slot.holds:
                 await slot.idle.wait()

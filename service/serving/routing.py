@@ -51,6 +51,10 @@ class Routing:
     def served(self, name: str) -> Release | None:
         return self._served.get(name)
 
+    def follow(self, catalogue: Catalogue, releases: Mapping[str, Release]) -> None:
+        """Serve what another process does."""
+        self.catalogue, self._served = catalogue, dict(releases)
+
     def called(self, key: Key) -> list[str]:
         """Return what clients call a version now."""
         (name, version), release = key, self._served.get(key[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -23,6 +24,7 @@ from service.app import create_app
 from service.engine.base import Limits
 from service.engine.fake import FakeEngine
 from service.http import connection
+from service.processes.fleet import Fleet
 from service.settings import Settings
 from tests.conftest import MakeAdapter
 from tests.s3 import S3Server
@@ -41,6 +43,7 @@ class Running:
     state: Any
     url: str
     failed: asyncio.Event
+    fleet: Fleet | None = None
 
     async def predict(self, adapter: str, text: str = "A moving film.", **more: Any) -> httpx.Response:
         return await self.client.post("/v1/predict", json={"adapter": adapter, "input": text, **more})
@@ -66,23 +69,30 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
     ) -> AsyncIterator[Running]:
         small = {"max_loras": 4, "drain_seconds": 10, "max_cpu_loras": 4, "poll_seconds": 0.02, "port": 0}
         small["feedback_database"] = "off"  # what is about the database names one
+        small["engine"] = "fake"  # also of the processes that follow this one
         settings = Settings(**{"cache": tmp_path / "cache", **small, **given})
         limits = Limits(settings.max_resident, settings.max_lora_rank or 16, settings.max_model_len)
-        engine = FakeEngine(limits, tiny)
+        fleet = shared = listener = None
+        if (settings.api_processes or 1) > 1:
+            listener, shared = socket.create_server(("127.0.0.1", 0)), tmp_path / "engine"
+            shared.mkdir()
+            fleet = Fleet(settings, store.place, tiny, listener)
+        engine = FakeEngine(limits, tiny, shared)
         ready, failed = asyncio.Event(), asyncio.Event()
 
         def announce() -> None:
             ready.set()
             on_ready()
 
-        app = create_app(settings, engine, store, tiny, on_ready=announce, on_failure=failed.set)
-        server = connection.server(app, settings)
+        app = create_app(settings, engine, store, tiny, on_ready=announce, on_failure=failed.set, fleet=fleet)
+        server = fleet.server(app) if fleet else connection.server(app, settings)
         server.capture_signals = _no_signals  # type: ignore[method-assign]
-        work = asyncio.create_task(server.serve())
-        await asyncio.wait_for(ready.wait(), 20)
-        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        work = asyncio.create_task(server.serve(sockets=[listener] if listener else None))
+        await asyncio.wait_for(ready.wait(), 60 if fleet else 20)
+        port = (listener or server.servers[0].sockets[0]).getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            yield Running(client, engine, server, app.state, url, failed)
+            yield Running(client, engine, server, app.state, url, failed, fleet)
         engine.gate.set()
         server.should_exit = True
         await work

@@ -142,7 +142,7 @@ def test_an_engine_that_does_not_start_ends_the_process_with_status_1(
     for name, value in given.items():
         monkeypatch.setenv(f"HOTSWAP_{name}", str(value))
     monkeypatch.setattr("sys.argv", ["service"])
-    monkeypatch.setattr("service.__main__._engine", lambda _, base: Broken(Limits(1, 8, 64), base))
+    monkeypatch.setattr("service.__main__.made", lambda _, base: Broken(Limits(1, 8, 64), base))
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert service.__main__.main() == 1

@@ -63,6 +63,7 @@ def test_a_small_one_reads_less() -> None:
 
 def test_what_somebody_has_set_stays() -> None:
     given = {"max_loras": 3, "max_cpu_loras": 5, "max_model_len": 512, "max_concurrency": 9, "max_batched_tokens": 600}
+    given["api_processes"] = 2
     settings, lines = sized(Settings(**given), gpu(), model(), float32=False)
     assert {name: getattr(settings, name) for name in given} == given
     assert lines == []
@@ -91,7 +92,9 @@ def test_each_choice_says_why() -> None:
     _, lines = sized(Settings(), gpu(), model(), float32=False)
     assert [line.partition("=")[0] for line in lines] == [
         f"HOTSWAP_{name}"
-        for name in ["MAX_LORAS", "MAX_CPU_LORAS", "MAX_MODEL_LEN", "MAX_CONCURRENCY", "MAX_BATCHED_TOKENS"]
+        for name in [
+            *("MAX_LORAS", "MAX_CPU_LORAS", "MAX_MODEL_LEN", "MAX_CONCURRENCY", "MAX_BATCHED_TOKENS", "API_PROCESSES")
+        ]
     ]
     assert all(": " in line for line in lines)
 
@@ -149,3 +152,15 @@ def test_gpus_are_those_that_nvidia_smi_lists() -> None:
     found = of_rows([["NVIDIA H100", "81559", "580.1"], ["NVIDIA H100", "81000", "580.1"]], 64 * GIB)
     assert (found.name, found.count, found.memory, found.driver) == ("NVIDIA H100", 2, 81000 * 2**20, "580.1")
     assert of_rows([], GIB).count == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "processes"),
+    [(2, {}, 1), (8, {}, 2), (16, {}, 4), (64, {}, 4), (64, {"max_concurrency": 3}, 3), (64, {"data_parallel": 2}, 1)],
+)
+def test_api_processes_follow_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, given: dict[str, int], processes: int
+) -> None:
+    monkeypatch.setattr("service.engine.sizing.cpus", lambda: cores)
+    assert chosen(gpu(count=2), model(), **given).api_processes == processes
+    assert sized(Settings(), CPU, model(), float32=True)[0].api_processes is None

@@ -15,8 +15,7 @@ from service.errors import no_such_adapter
 from service.http.body import JsonRoute
 from service.http.routes.predict import ERRORS
 from service.http.schemas import AdapterList, AdapterView, ServerView, VersionView
-from service.serving.residency import Residency
-from service.serving.routing import Routing
+from service.serving.residency import Actual
 
 # A manifest and its digest, or why there is none.
 Described = tuple[Manifest, str] | Exception
@@ -78,7 +77,8 @@ async def current(request: Request, name: str) -> Entry:
 async def _views(state: State, entries: list[Entry]) -> list[AdapterView]:
     """Read the manifests that are not known yet, then show all as they are at one moment."""
     manifests = await state.offload("manifests", _manifests, state.store, entries)
-    return [_view(state.routing, state.residency, entry, manifests[entry.name]) for entry in entries]
+    actual = await state.actual(manifests)
+    return [_view(actual[entry.name], entry, manifests[entry.name]) for entry in entries]
 
 
 def _manifests(store: Store, entries: list[Entry]) -> dict[str, dict[int, Described]]:
@@ -93,11 +93,11 @@ def _manifests(store: Store, entries: list[Entry]) -> dict[str, dict[int, Descri
     return described
 
 
-def _view(routing: Routing, residency: Residency, entry: Entry, manifests: dict[int, Described]) -> AdapterView:
-    served, release, versions = routing.served(entry.name), entry.release, []
+def _view(actual: Actual, entry: Entry, manifests: dict[int, Described]) -> AdapterView:
+    release, versions = entry.release, []
     about: dict[str, Any] = {}
     for version, described in manifests.items():
-        view: dict[str, Any] = {"version": version, **residency.state(entry.name, version)}
+        view: dict[str, Any] = {"version": version, **actual.state(version)}
         if version in entry.retired:
             view["state"] = "retired"
         if isinstance(described, Exception):
@@ -115,7 +115,7 @@ def _view(routing: Routing, residency: Residency, entry: Entry, manifests: dict[
         canary=release.canary if release else None,
         shadow=release.shadow if release else None,
         generation=entry.generation,
-        served_generation=served.generation if served else 0,
+        served_generation=actual.generation,
         versions=versions,
         **about,
     )

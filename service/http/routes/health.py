@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client.exposition import choose_encoder
@@ -46,11 +48,12 @@ def _may_know(request: Request) -> bool:
         return False
 
 
-def metrics(request: Request) -> Response:
+async def metrics(request: Request) -> Response:
     """Where keys are set, for a key with the scope ``metrics``: labels name every tenant's adapters."""
     keys = request.app.state.keys
     if keys.required:
         keys.caller(request.headers).need("metrics")
     # With OpenMetrics come exemplars; what a scraper asks for and we cannot (protobuf) is answered with text.
     encode, kind = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(request.app.state.metrics.registry), media_type=kind)
+    # In a thread: thousands of series take their time.
+    return Response(await asyncio.to_thread(encode, await request.app.state.scrape()), media_type=kind)

@@ -114,7 +114,8 @@ async def model(request: Request, name: Name, version: Version | None = None) ->
 async def model_ready(request: Request, name: Name, version: Version | None = None) -> dict[str, Any]:
     """Whether a version answers without being loaded first."""
     manifest = await _manifest(request, name, version)
-    if not request.app.state.residency.is_resident(manifest.name, manifest.version):
+    actual = (await request.app.state.actual([manifest.name]))[manifest.name]
+    if actual.state(manifest.version)["state"] != "resident":
         raise NotReady(f"{manifest.name}@{manifest.version} is not loaded; the first request for it loads it.")
     return {"name": name, "ready": True}
 
@@ -124,7 +125,7 @@ async def model_ready(request: Request, name: Name, version: Version | None = No
 async def infer(request: Request, name: Name, version: Version | None = None) -> dict[str, Any]:
     """Ask an adapter about texts: `label`, `score` and `scores`, or `summary`, of each."""
     asked, inputs = await _asked(request)
-    take(request, inputs)
+    await take(request, inputs)
     caller = request.state.caller
     prediction = await unless_gone(
         request, request.app.state.answering.predict("infer", inputs, _reference(name, version), caller, None)

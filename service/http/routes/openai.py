@@ -100,7 +100,7 @@ async def responses(request: Request) -> Response:
 async def decisions(request: Request, body: DecisionRequest) -> Response:
     """Answer questions about a text: whether something is true of it, which choice fits, how it scores."""
     state, caller = request.app.state, request.state.caller
-    headers = state.quota.take(caller.name, caller.rate, len(body.questions))
+    headers = await state.quota.take(caller.name, caller.rate, len(body.questions))
     model, digest, decision = await unless_gone(request, state.deciding.answer(body, caller))
     return JSONResponse(decision, headers={**headers, "X-Hotswap-Version": model, "X-Hotswap-Digest": digest})
 
@@ -145,7 +145,7 @@ async def _converse(request: Request, kind: Kind) -> Response:
     if not isinstance(document, dict):
         raise BadRequest("The body must be a JSON object.")
     state, caller = request.app.state, request.state.caller
-    headers = state.quota.take(caller.name, caller.rate, sequences(document))
+    headers = await state.quota.take(caller.name, caller.rate, sequences(document))
     first, following = await begun(request, state.conversing.answer(kind, document, caller))
     assert isinstance(first, Reply)
     headers |= {"X-Hotswap-Version": first.model, "X-Hotswap-Digest": first.digest}

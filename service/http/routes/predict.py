@@ -82,7 +82,7 @@ ADDRESSES = {
 
 
 async def _answer(request: Request, route: str, body: PredictRequest | ClassifyRequest, kind: Kind | None) -> Response:
-    headers = take(request, body)
+    headers = await take(request, body)
     answering, caller = _answering(request), _caller(request)
     if isinstance(body, ClassifyRequest) and body.adapter is None:
         work = answering.zero_shot(route, body, body.labels or [])
@@ -91,17 +91,17 @@ async def _answer(request: Request, route: str, body: PredictRequest | ClassifyR
     return Response(_to_json(await unless_gone(request, work)), headers=headers, media_type="application/json")
 
 
-def take(request: Request, body: Inputs) -> dict[str, str]:
+async def take(request: Request, body: Inputs) -> dict[str, str]:
     """Count the texts against the caller's rate; return what is left as headers."""
     caller = _caller(request)
     quota: Quota = request.app.state.quota
-    return quota.take(caller.name, caller.rate, len(body.texts))
+    return await quota.take(caller.name, caller.rate, len(body.texts))
 
 
 async def _stream(request: Request, route: str, body: PredictRequest) -> Response:
     if body.input is None:
         raise InvalidRequest("'stream' takes one 'input'.")
-    headers = take(request, body)
+    headers = await take(request, body)
     stream = _answering(request).stream(route, body, body.adapter, _caller(request))
     first, following = await begun(request, stream)
     return EventSourceResponse(_events(first, following), headers={"X-Accel-Buffering": "no", **headers})

@@ -42,6 +42,7 @@ class ClassificationTask(BaseTask):
     merit_metric: ClassVar[str] = "accuracy"
     pipeline_tag: ClassVar[str] = "text-classification"
     headings: ClassVar[tuple[str, str]] = ("Where it is wrong, the surest first", "Where it is right, the surest first")
+    usual_template: ClassVar[str] = "Text: {text}\nLabel:"
 
     kind: Literal["classification"] = "classification"
     labels: tuple[Label, ...] = Field(min_length=2, max_length=MAX_LABELS)

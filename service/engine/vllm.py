@@ -422,8 +422,9 @@ def _parameters(sampling: Sampling, *, stream: bool = False) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    decoding = sampling.decoding.model_dump()
     return SamplingParams(
-        temperature=0,
+        **{**decoding, "stop": list(sampling.decoding.stop)},
         max_tokens=sampling.max_tokens,
         stop_token_ids=list(sampling.stop),
         logprob_token_ids=list(sampling.choices) or None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from adapters.releases import Serving, Share
+from adapters.tasks import Kind
 
 MAX_INPUTS = 256
 REFERENCE_HELP = "`name` (what is released), `name@4` (exactly that version) or `name@canary`"
@@ -77,7 +78,7 @@ class PredictRequest(Inputs):
     )
 
     adapter: Reference
-    stream: StrictBool = Field(False, description="summaries of one `input`: server-sent events")
+    stream: StrictBool = Field(False, description="summaries and answers in words, of one `input`: server-sent events")
 
 
 class ClassifyRequest(Inputs):
@@ -130,12 +131,30 @@ class Classification(BaseModel):
     scores: dict[str, float]
     truncated: bool | None = Field(None, description="true where the text was cut to fit")
 
+    @property
+    def said(self) -> str:
+        return self.label
+
 
 class Summary(BaseModel):
     summary: str
     finish_reason: Literal["stop", "length"]
     truncated: bool | None = Field(None, description="true where the text was cut to fit")
     chunks: int | None = Field(None, description="in how many parts a long text was read, if it was")
+
+    @property
+    def said(self) -> str:
+        return self.summary
+
+
+class Generation(BaseModel):
+    answer: str
+    finish_reason: Literal["stop", "length"]
+    truncated: bool | None = Field(None, description="true where the text was cut to fit")
+
+    @property
+    def said(self) -> str:
+        return self.answer
 
 
 class Problem(BaseModel):
@@ -157,9 +176,9 @@ class ItemError(BaseModel):
 class Prediction(BaseModel):
     id: str = Field(examples=["pred_01JD0000000000000000000000"])
     adapter: AdapterUsed | None = Field(None, description="null: the base model")
-    task: Literal["classification", "summarization"]
+    task: Kind
     model: str
-    outputs: list[Classification | Summary | ItemError]
+    outputs: list[Classification | Summary | Generation | ItemError]
     usage: Usage
 
 
@@ -176,7 +195,7 @@ class FeedbackRequest(Request):
     )
     correct: StrictBool | None = Field(None, description="whether it was right, where there is no label to name")
     better: Annotated[String, Field(min_length=1, max_length=10_000)] | None = Field(
-        None, description="a better summary"
+        None, description="a better summary, or answer in words"
     )
 
     @model_validator(mode="after")
@@ -207,7 +226,7 @@ class VersionView(BaseModel):
 class AdapterView(BaseModel):
     name: str
     description: str = ""
-    task: Literal["classification", "summarization"] | None = None
+    task: Kind | None = None
     labels: list[str] | None = None
     stable: int | None = Field(None, description="the version released under the bare name")
     canary: Share | None = None

@@ -127,7 +127,7 @@ def _folded(rows: _Rows, recipe: Recipe, cache: Path) -> tuple[_Rows, list[Findi
 
 
 def _nearly_the_same(rows: _Rows, data: Data, seed: int, labelled: bool) -> Iterator[Finding]:
-    first = {as_compared(row.text): position for position, row in reversed(list(enumerate(rows.rows)))}
+    first = {as_compared(row.asked): position for position, row in reversed(list(enumerate(rows.rows)))}
     kept = sorted(first.values())
     groups = [[kept[member] for member in group] for group in near_duplicates([rows.rows[p].text for p in kept])]
     if not groups:
@@ -156,7 +156,7 @@ def _tested_elsewhere(rows: _Rows, data: Data, columns: Columns, cache: Path) ->
         unusable = [(number, problem) for number, row, problem in read if row is None]
         for number, problem in unusable[:SHOWN]:
             yield Finding("error", "cells", f"{name}: row {number}: {problem}", (number,))
-        shared = [number for number, row, _ in read if row is not None and as_compared(row.text) in known]
+        shared = [number for number, row, _ in read if row is not None and as_compared(row.asked) in known]
         if shared and name.startswith("extra_tests."):
             text = f"{name}: {len(shared)} rows are in the recipe's own data too, and its scores will be too good: "
             yield Finding("warning", "leakage", text + "take them out of one of the two", tuple(shared[:SHOWN]))

@@ -20,7 +20,7 @@ from adapters.errors import HotswapError
 from adapters.manifest import Reference
 from adapters.profile import Profile, values_of
 from adapters.progress import say, spoken
-from adapters.tasks.base import BaseTask
+from adapters.tasks.base import SCORED_AT_ONCE, BaseTask
 from trainer import likelihood, statistics
 from trainer.baselines import Baseline, baseline_of
 from trainer.codec import Codec
@@ -337,7 +337,7 @@ def references_of(model: Any, codec: Codec) -> tuple[Reference, ...]:
         prompt = torch.tensor([codec.prompt(text)], device=model.device)
         called, inputs = spelled(model, {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)})
         logprobs = called(**inputs).logits[0, -1].float().log_softmax(-1)
-        ids = codec.task.sampling({}).choices or logprobs.topk(probes.CHOICES).indices.tolist()
+        ids = codec.task.sampling({}).choices[:SCORED_AT_ONCE] or logprobs.topk(probes.CHOICES).indices.tolist()
         told = {token: round(float(logprobs[token]), 6) for token in ids}
         answers.append(Reference(text=text, logprobs=told))
     return tuple(answers)

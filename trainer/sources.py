@@ -100,12 +100,12 @@ def debian_control(cache: Path) -> Rows:
     packages, _ = _apt_lists(cache / "apt")
     seen = set()
     for paragraph in packages.split("\n\n"):
-        said = dict(re.findall(r"^(\S+): (.+)$", paragraph, re.MULTILINE))
+        said: dict[str, str] = dict(re.findall(r"^(\S+): (.+)$", paragraph, re.MULTILINE))
         source = said.get("Source", said.get("Package", "")).split(" ")[0]
         if source in seen or not {*CONTROL_FIELDS} <= {*said}:
             continue
         seen.add(source)
-        needed = [re.split(r"[ (|:]", each.strip())[0] for each in said["Depends"].split(",")]
+        needed = [str(re.split(r"[ (|:]", each.strip())[0]) for each in said["Depends"].split(",")]
         facts = {
             "package": said["Package"],
             "version": said["Version"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,6 +19,8 @@ from adapters.errors import InputTooLong
 from adapters.tokens import Tokenizer
 
 SLOT = "{text}"
+# An engine scores at most so many tokens in one forward pass: vLLM's MAX_LOGPROB_TOKEN_IDS.
+SCORED_AT_ONCE = 128
 
 
 def checked_template(text: str) -> str:
@@ -149,6 +151,11 @@ class Sampling:
         """Whether the same prompt gets the same answer again."""
         return self.decoding.temperature == 0
 
+    def passes(self) -> list[Sampling]:
+        """Return it in parts, each of which scores as many of the ``choices`` as an engine does at once."""
+        starts = range(0, len(self.choices) or 1, SCORED_AT_ONCE)
+        return [replace(self, choices=self.choices[at : at + SCORED_AT_ONCE]) for at in starts]
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -264,7 +271,7 @@ class BaseTask(BaseModel):
         """Return token ids whose log-probabilities at the answer slot tell versions apart: ``count`` of them spread
         over a ``vocabulary`` of that size, where the answers are not scored there themselves."""
         if choices := self.sampling({}).choices:
-            return choices
+            return choices[:SCORED_AT_ONCE]
         return tuple(range(vocabulary // (2 * count), vocabulary, vocabulary // count))[:count]
 
     def target(self, answer: str, tokenizer: Tokenizer, *, end: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Classification: one forward pass scores every label at the answer slot."""
+"""Classification: every label is scored at the answer slot, by one forward pass where they are at most 128."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from adapters.tasks.base import SLOT, BaseTask, Completion, Sampling, Template
 from adapters.tokens import Tokenizer
 from adapters.validation import explained
 
-# One forward pass scores at most so many: vLLM's MAX_LOGPROB_TOKEN_IDS.
-MAX_LABELS = 128
+# Each hundred takes another forward pass, most of which the prefix cache spares.
+MAX_LABELS = 1024
 # Of a text that is too long, its first quarter and its end are kept: head and tail together beat either
 # alone when a classifier must read less than everything (Sun et al. 2019, "How to Fine-Tune BERT for Text
 # Classification?", section 5.3.1, where 128 of 510 tokens are head).

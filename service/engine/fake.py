@@ -16,6 +16,7 @@ from adapters.errors import InvalidAdapter
 from adapters.lint import lint
 from adapters.probes import TEXTS
 from adapters.tasks import Sampling
+from adapters.tasks.base import SCORED_AT_ONCE
 from service.engine.base import Batch, Chunk, Done, EngineDown, EngineRefused, Limits, Timing
 from service.engine.openai import OpenAI
 
@@ -106,6 +107,8 @@ class FakeEngine:
         self._check_ready(adapter)
         if len(prompt) >= self.limits.max_model_len:
             raise EngineRefused("the prompt is longer than the context")
+        if len(sampling.choices) > SCORED_AT_ONCE:
+            raise EngineRefused(f"at most {SCORED_AT_ONCE} tokens are scored at once")
         self.active += 1
         life, began = self._life, time.monotonic()
         try:

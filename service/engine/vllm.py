@@ -22,7 +22,7 @@ from adapters.lint import PROMPT, adapts_embeddings, is_prompt
 from adapters.probes import TEXTS
 from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
-from adapters.tasks.classification import MAX_LABELS
+from adapters.tasks.base import SCORED_AT_ONCE
 from service.engine import dummies, failure, launch, options
 from service.engine.base import (
     FLOAT32_TOLERANCE,
@@ -122,7 +122,7 @@ class VllmEngine:
                 enable_lora=True,
                 enable_prompt_embeds=True,  # from us, for learnt prompts: clients send text alone
                 max_lora_rank=self.limits.max_lora_rank,
-                max_logprobs=MAX_LABELS,
+                max_logprobs=SCORED_AT_ONCE,
                 disable_log_stats=True,  # but for the logger below: vLLM's own also writes lines
                 use_tqdm_on_load=False,
                 enable_log_requests=False,

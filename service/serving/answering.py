@@ -324,6 +324,13 @@ class Answering:
         return answers
 
     async def _computed(self, work: Work, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Chunk | Exception]:
+        """Return the engine's answer to each prompt, in as many passes as it takes to score all labels."""
+        passes = [await self._in_a_pass(work, texts, prompts, each) for each in work.task.sampling({}).passes()]
+        return [_merged(answers) for answers in zip(*passes, strict=True)]
+
+    async def _in_a_pass(
+        self, work: Work, texts: Sequence[str], prompts: Sequence[Prompt], sampling: Sampling
+    ) -> list[Chunk | Exception]:
         answers: dict[int, tuple[Chunk | Exception, float]] = {}
 
         def done(place: int, answer: Chunk | Exception) -> None:
@@ -332,7 +339,7 @@ class Answering:
         if not prompts:
             return []
         with self._admission.turns([estimated_tokens([text]) for text in texts]) as turns:
-            async with self._engine.batch(work.task.sampling({}), work.engine_name, done) as batch:
+            async with self._engine.batch(sampling, work.engine_name, done) as batch:
                 while places := await _timed_next(turns):
                     for place in places:
                         await batch.add(place, prompts[place].ids)
@@ -538,6 +545,16 @@ def _tell(learners: Iterable[Callable[..., None]], held: Held, *answered: Any) -
             learner(*answered)
         except Exception:  # who learns from answers costs nobody theirs
             logger.exception("an answer of %s could not be learnt from", held.choice)
+
+
+def _merged(answers: Sequence[Chunk | Exception]) -> Chunk | Exception:
+    """Return what several passes over one prompt say together; what went wrong in one of them, if anything did."""
+    whole = answers[0]
+    for answer in answers[1:]:
+        if isinstance(whole, Exception) or isinstance(answer, Exception):
+            return next(each for each in (whole, answer) if isinstance(each, Exception))
+        whole = replace(whole, logprobs={**whole.logprobs, **answer.logprobs})
+    return whole
 
 
 def _check_finite(work: Work, chunk: Chunk) -> None:

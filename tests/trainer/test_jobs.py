@@ -31,7 +31,7 @@ from adapters.tasks import Chat, ClassificationTask, GenerationTask
 from tests.conftest import MakeAdapter
 from tests.trainer.conftest import reviews
 from tests.trainer.workplace import Workplace
-from trainer.data import Splits, load_splits
+from trainer.data import load_splits
 from trainer.jobs import chain
 from trainer.jobs.order import Order
 from trainer.jobs.preparation import BadFile, kind_of, prepare
@@ -163,15 +163,17 @@ class TestRows:
     def test_chats_in_words_are_learnt_as_the_chats_that_they_are(self, shop: Shop) -> None:
         folder = shop.place.runs / "one"
         folder.mkdir(parents=True)
-        said = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."), ("user", "A dull film?")]
+        said = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."), ("user", "Is film 0 dull?")]
         before = [{"role": role, "content": text} for role, text in said]
-        rows = [{"messages": [*before, {"role": "assistant", "content": f"Yes, film {n} is."}]} for n in range(20)]
+        rows = [{"messages": [*before, {"role": "assistant", "content": "Yes, film 0 is."}]}]
+        rows = [json.loads(json.dumps(rows[0]).replace("film 0", f"film {n}")) for n in range(20)]
         recipe = prepare(shop.order(rows), folder, shop.store, shop.base)
         assert recipe.task.kind == "generation"
-        (row, *_) = load_splits(recipe, folder).train
+        splits = load_splits(recipe, folder)
+        row = next(row for row in (*splits.train, *splits.validation, *splits.test) if row.number == 1)
         tokenizer = AutoTokenizer.from_pretrained(shop.base.folder)
         theirs = tokenizer.apply_chat_template(before, add_generation_prompt=True)["input_ids"]
-        assert make_job(recipe, Splits([row], [row], [row], {}), shop.base).codec.prompt(row.text, row.before) == theirs
+        assert make_job(recipe, splits, shop.base).codec.prompt(row.text, row.before) == theirs
 
     def test_what_goes_on_from_a_version_in_words_answers_as_it_does(
         self, shop: Shop, make_adapter: MakeAdapter

@@ -15,7 +15,6 @@ from adapters.jsonl import write_rows
 from adapters.store import Store
 from adapters.tasks import KINDS, AnyTask, ClassificationTask
 from adapters.tasks.base import SLOT
-from adapters.tasks.classification import MAX_LABELS
 from trainer.commands.common import manifest_of
 from trainer.jobs.order import RECIPE, ROWS, RUN, VALIDATION, Order
 from trainer.loading import load_recipe
@@ -23,7 +22,7 @@ from trainer.recipe import Recipe, Training
 from trainer.rows import BEFORE
 
 # Answers are labels where there are few of them: each stands, on average, in so many rows, and is no longer than so.
-ROWS_OF_A_LABEL, LABEL_CHARS = 3, 50
+MOST_LABELS, ROWS_OF_A_LABEL, LABEL_CHARS = 128, 3, 50
 # Of few rows a larger share is held out, or nothing could be said of the adapter.
 FEW_ROWS, LARGE_SHARE, USUAL_SHARE = 100, 0.2, 0.1
 MOST_ANSWER_TOKENS = 512
@@ -71,7 +70,7 @@ def kind_of(examples: Sequence[Example], started: AnyTask | None = None) -> str:
         return started.kind
     if kinds := {each.kind for each in examples if each.kind}:
         return next((kind for kind, task in KINDS.items() if kinds == {task.answer_key}), "generation")
-    few = len(answers) <= min(MAX_LABELS, len(examples) // ROWS_OF_A_LABEL)
+    few = len(answers) <= min(MOST_LABELS, len(examples) // ROWS_OF_A_LABEL)
     short = all(len(answer) <= LABEL_CHARS and "\n" not in answer for answer in answers)
     return "classification" if few and short else "generation"
 

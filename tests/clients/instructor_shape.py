@@ -1,0 +1,23 @@
+"""instructor: ``python instructor_shape.py URL MODEL`` prints, as JSON, the object that the answer was made to be."""
+
+import json
+import sys
+from typing import Literal
+
+import instructor
+from openai import OpenAI
+from pydantic import BaseModel
+
+
+class Verdict(BaseModel):
+    film: Literal["dull", "moving"]
+    sure: bool
+
+
+url, model = sys.argv[1:]
+client = instructor.from_openai(OpenAI(base_url=url, api_key="none", max_retries=0), mode=instructor.Mode.JSON_SCHEMA)
+turns = [{"role": "user", "content": "Is the film dull?"}]
+verdict, answer = client.chat.completions.create_with_completion(
+    model=model, messages=turns, response_model=Verdict, max_retries=0
+)
+print(json.dumps({"verdict": verdict.model_dump(), "model": answer.model}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from string import ascii_uppercase
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,7 +16,7 @@ from adapters.tokens import Tokenizer
 from adapters.validation import explained
 
 # Each hundred takes another forward pass, most of which the prefix cache spares.
-MAX_LABELS = 1024
+MAX_LABELS = 512
 # Of a text that is too long, its first quarter and its end are kept: head and tail together beat either
 # alone when a classifier must read less than everything (Sun et al. 2019, "How to Fine-Tune BERT for Text
 # Classification?", section 5.3.1, where 128 of 510 tokens are head).
@@ -178,11 +178,12 @@ def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer, template: Templat
     """
     asked = template or Template(text=f"{SLOT}:")
     taken: set[int] = set()
+    codes = _codes(tokenizer, asked)  # one after the other: none that a label had becomes free again
     chosen = []
     for name in labels:
         if not name.strip():
             raise InvalidAdapter("a label is empty; every label needs a name.")
-        token_id = next((i for i in _candidates(name, tokenizer, asked) if i not in taken), None)
+        token_id = next((i for i in chain(_own(name, tokenizer, asked), codes) if i not in taken), None)
         if token_id is None:
             raise InvalidAdapter(f"the vocabulary has no token left for label '{name}'; use fewer labels.")
         taken.add(token_id)
@@ -191,11 +192,14 @@ def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer, template: Templat
     return tuple(chosen)
 
 
-def _candidates(name: str, tokenizer: Tokenizer, template: Template) -> Iterator[int]:
+def _own(name: str, tokenizer: Tokenizer, template: Template) -> Iterator[int]:
     blank = tokenizer.encode(" ")
     for spelling in (name.strip(), name.strip().title()):
         yield from (i for i in template.encode_answer(spelling, tokenizer) if [i] != blank)
-    for length in (1, 2):
+
+
+def _codes(tokenizer: Tokenizer, template: Template) -> Iterator[int]:
+    for length in (1, 2, 3):
         for letters in product(ascii_uppercase, repeat=length):
             ids = template.encode_answer("".join(letters), tokenizer)
             if len(ids) == 1:

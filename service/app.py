@@ -20,6 +20,7 @@ from service.http.keys import Keys, Scope
 from service.http.quota import Quota
 from service.http.routes import adapters, feedback, files, fine_tuning, health, kserve, openai, predict, releases
 from service.jobs.desk import Desk
+from service.jobs.watch import Watch
 from service.jobs.worker import LocalWorker
 from service.metrics import Metrics
 from service.monitoring.drift import Drift
@@ -87,6 +88,7 @@ def create_app(
     heartbeat = Heartbeat(engine, settings.engine_seconds)
     desk = Desk(settings, store.place)
     worker = LocalWorker(settings, desk.place, store.place)
+    watch = Watch(desk, metrics)
     supervisor = Supervisor(engine, residency, reconciler, promotion, answering, metrics, heartbeat)
 
     @asynccontextmanager
@@ -94,6 +96,7 @@ def create_app(
         def ready() -> None:
             if settings.jobs == "local":
                 worker.start()
+            watch.start()
             judging.start()  # when the engine has its processes: a thread is no help to who is forked from this one
             on_ready()
 
@@ -104,6 +107,7 @@ def create_app(
             supervisor.stop()
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            await watch.close()
             await worker.close()
             await shadow.close()
             await judging.close()

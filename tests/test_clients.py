@@ -1,7 +1,7 @@
 """Clients as installed from PyPI, against the real engine: none needs a line of ours on its side.
 
 But for LangChain they are not put beside vLLM (``tests/clients/requirements.txt`` says why): ``make clients`` makes an
-environment for them, and ``HOTSWAP_CLIENTS_PYTHON`` names another.
+environment for them, and ``CLIENTS_PYTHON`` names another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.server import Server, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 CLIENTS = Path(__file__).parent / "clients"
-PYTHON = Path(os.environ.get("HOTSWAP_CLIENTS_PYTHON") or cache_folder() / "clients" / "bin" / "python")
+PYTHON = Path(os.environ.get("CLIENTS_PYTHON") or cache_folder() / "clients" / "bin" / "python")
 
 
 @pytest.fixture(scope="module")

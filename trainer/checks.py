@@ -46,7 +46,8 @@ class _Rows:
 
     @property
     def texts(self) -> list[str]:
-        return [row.text for row in self.rows]
+        """All that each row's answer is an answer to."""
+        return [row.asked for row in self.rows]
 
     @property
     def answers(self) -> list[str]:
@@ -91,7 +92,7 @@ def check_data(recipe: Recipe, cache: Path, count_tokens: Callable[[str], int]) 
     if recipe.task.makes.closed and columns.objective == "supervised":
         found += _classes(rows)
     if rows.texts:
-        found += _lengths(rows, [count_tokens(text) for text in rows.texts], recipe)
+        found += _lengths(rows, [count_tokens(row.text) for row in rows.rows], recipe)
     return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
 
 
@@ -129,7 +130,7 @@ def _folded(rows: _Rows, recipe: Recipe, cache: Path) -> tuple[_Rows, list[Findi
 def _nearly_the_same(rows: _Rows, data: Data, seed: int, labelled: bool) -> Iterator[Finding]:
     first = {as_compared(row.asked): position for position, row in reversed(list(enumerate(rows.rows)))}
     kept = sorted(first.values())
-    groups = [[kept[member] for member in group] for group in near_duplicates([rows.rows[p].text for p in kept])]
+    groups = [[kept[member] for member in group] for group in near_duplicates([rows.rows[p].asked for p in kept])]
     if not groups:
         return
     members = [position for group in groups for position in group]

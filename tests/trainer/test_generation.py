@@ -19,6 +19,7 @@ from tests.trainer.conftest import MakeRecipe, WriteRows
 from tests.trainer.workplace import Workplace
 from trainer.baselines import baseline_of
 from trainer.batches import Encoded
+from trainer.checks import check_data
 from trainer.data import Splits, load_splits
 from trainer.evaluate import baselines_of
 from trainer.evaluation import Scores
@@ -101,8 +102,19 @@ def test_texts_that_follow_other_turns_are_other_rows(
     make_recipe: MakeRecipe, write_rows: WriteRows, tmp_path: Path
 ) -> None:
     rows = [chat(f"Do you like film {n}?", "No.", "And why?", "It is dull.") for n in range(30)]
-    splits = read(make_recipe, write_rows(rows), tmp_path)
-    assert sum(splits.counts().values()) == 30
+    path = write_rows(rows)
+    assert sum(read(make_recipe, path, tmp_path).counts().values()) == 30
+    found = check_data(make_recipe(task=TASK, data={"path": path}), tmp_path, len)
+    assert {finding.check for finding in found} & {"duplicates", "contradictions"} == set()
+
+
+def test_personal_data_is_found_in_every_turn(make_recipe: MakeRecipe, write_rows: WriteRows, tmp_path: Path) -> None:
+    rows = [chat(f"I am ann{n}@example.com.", "Hello.", f"Is film {n} dull?", "Yes.") for n in range(30)]
+    path = write_rows(rows)
+    found = check_data(make_recipe(task=TASK, data={"path": path}), tmp_path, len)
+    assert [finding.level for finding in found if finding.check == "personal data"] == ["warning"]
+    masked = load_splits(make_recipe(task=TASK, data={"path": path, "mask": True}), tmp_path)
+    assert masked.train[0].before[0] == ("user", "I am <EMAIL_ADDRESS>.")
 
 
 @pytest.mark.parametrize(

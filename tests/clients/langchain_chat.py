@@ -10,7 +10,7 @@ url, model = sys.argv[1:]
 chat = ChatOpenAI(base_url=url, api_key="none", model=model, max_retries=0)
 turns = [SystemMessage("Be brief."), HumanMessage("Is the film dull?")]
 answer = chat.invoke(turns)
-text = OpenAI(base_url=url, api_key="none", model=model, max_retries=0)
+text = OpenAI(base_url=url, api_key="none", model=model, max_retries=0, temperature=0, max_tokens=12)
 print(
     json.dumps(
         {

@@ -7,10 +7,19 @@ from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 
 url, model = sys.argv[1:]
-llm = OpenAILike(model=model, api_base=url, api_key="none", is_chat_model=True, context_window=2048, max_retries=0)
+# What it is not told it sends all the same: a temperature of 0.1.
+named = {
+    "model": model,
+    "api_base": url,
+    "api_key": "none",
+    "context_window": 2048,
+    "temperature": 0.0,
+    "max_retries": 0,
+}
+llm = OpenAILike(is_chat_model=True, **named)
 turns = [ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Is the film dull?")]
 answer = llm.chat(turns)
-plain = OpenAILike(model=model, api_base=url, api_key="none", is_chat_model=False, context_window=2048, max_retries=0)
+plain = OpenAILike(is_chat_model=False, **named)
 print(
     json.dumps(
         {

@@ -11,11 +11,11 @@ help:
 	@echo "make test-fast  the tests that need no model"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      ours beside vLLM's server and the one people write first; QUICK=1 takes six minutes"
-	@echo "make loadtest   Locust against a running service"
+	@echo "make loadtest   Locust on the service at HOTSWAP_URL or port 8000, or on one of its own; a report in var/"
 	@echo "make gpu-check  on a GPU machine (HOTSWAP_EXTRA=gpu make setup): all that is measured there, in eight minutes"
 	@echo "make clients    instructor, LlamaIndex and LiteLLM in an environment of their own, for their tests"
 	@echo "make monitor    Prometheus and Alertmanager beside a running service"
-	@echo "make docs       docs/metrics.md and the dashboards, from what they are made of"
+	@echo "make docs       docs/metrics.md, the dashboards and the operator's rules, from what they are made of"
 	@echo "make mutants    changes the serving core and the store, and looks whether a test fails; ONLY=FILE, SAMPLE=60"
 	@echo "make swap-under-load   versions change under load for five minutes; every answer is checked"
 
@@ -49,7 +49,7 @@ bench: setup
 	@$(PY) -m loadtests.bench.front $(if $(QUICK),--repeats 1)
 
 loadtest: setup
-	@$(PY) -m locust -f loadtests/locustfile.py --headless -u 4 -r 2 -t 30s --host $${HOTSWAP_URL:-http://127.0.0.1:8000}
+	@$(PY) -m loadtests $(USERS)
 
 # Without setup, which would take minutes of a machine that is lent: packages and base are to be there.
 gpu-check:
@@ -69,6 +69,7 @@ monitor: setup
 docs: setup
 	@$(PY) -m scripts.metrics
 	@$(PY) -m scripts.dashboards
+	@$(PY) -m scripts.prometheus_rule
 
 mutants: setup
 	@$(PY) scripts/mutants.py $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE))

@@ -7,17 +7,20 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from adapters import cli, verification
+from adapters import cli, garbage, verification
 from adapters.base_model import Base, resolve_base
 from adapters.catalogue import Entry
 from adapters.errors import HotswapError, InvalidAdapter, NotInStore, printable
 from adapters.intake import add_version
 from adapters.kinship import check_family
 from adapters.lint import doubts, lint
+from adapters.mirror import mirror
 from adapters.modules import base_shapes
 from adapters.packages import cache_folder
 from adapters.reference import Reference, is_name
@@ -279,6 +282,39 @@ def verify(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def gc(options: argparse.Namespace) -> None:
+    store, rows, freed = _store(options), [], 0
+    for found in garbage.find(store, timedelta(days=options.older_than)):
+        if not options.dry_run:
+            garbage.collect(store, found)
+        rows.append({"name": found.name, "version": found.version, "why": found.why, "bytes": found.size})
+        freed += found.size
+    if rows or options.json:
+        cli.show(rows, as_json=options.json, columns=("name", "version", "why", "bytes"))
+    if not options.json:
+        did = "would be freed" if options.dry_run else "freed"
+        print(f"{freed / 1e6:.1f} MB {did}; everything that can still be named stays")
+
+
+def mirror_(options: argparse.Namespace) -> int:
+    trusted = TrustedKeys(options.trusted_keys) if options.trusted_keys else None
+    copied = mirror(_store(options, trusted), Store(options.target))
+    for problem in copied.problems:
+        print(f"not copied: {problem}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(asdict(copied)))
+    else:
+        print(f"{copied.versions} versions, {copied.releases} releases, {copied.retirements} retirements copied")
+    return 1 if copied.problems else 0
+
+
+def _days(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= 36500:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of days")
+
+
 def _store(options: argparse.Namespace, trusted: TrustedKeys | None = None) -> Store:
     place = options.store or os.environ.get("HOTSWAP_STORE")
     # Only `add` makes a store: elsewhere a folder that is not there is a typing mistake.
@@ -380,6 +416,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("version", type=int, metavar="VERSION")
     sub.add_argument("--why", default="")
+    text = "free the space of what can never be named again: versions retired, or never finished, some time ago"
+    sub = command("gc", gc, text, "gc --dry-run")
+    sub.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    text = "longer ago than this (7); a replica that is behind must have caught up by then"
+    sub.add_argument("--older-than", type=_days, default=7.0, metavar="DAYS", help=text)
+    text = "copy what another place lacks: a backup, or the way back from one"
+    sub = command("mirror", mirror_, text, "mirror s3://backup/adapters")
+    sub.add_argument("target", metavar="URL", help="a folder, s3://… or gs://…; empty, or an earlier copy")
+    sub.add_argument("--trusted-keys", type=Path, metavar="FILE", help="pass over versions that none of them signed")
     sub = command("verify", verify, "hash every file of every version again", "verify --trusted-keys team.pub")
     sub.add_argument("--trusted-keys", type=Path, metavar="FILE", help="say also which versions none of them signed")
     return parser

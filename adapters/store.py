@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -47,6 +47,15 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PULSE = ".pulse"
 # Of records in a bucket, each a round trip.
 READS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of the store: its path, its size in bytes, and when it was written."""
+
+    path: str
+    size: int
+    modified: datetime
 
 
 class Store:
@@ -100,7 +109,7 @@ class Store:
     def manifest(self, name: str, version: int) -> tuple[Manifest, str]:
         """Return a version's manifest and its digest. Raises :class:`NotInStore`, :class:`InvalidAdapter`."""
         if (name, version) not in self._manifests:
-            content = self._get(_version_path(name, version, MANIFEST))
+            content = self.read(version_path(name, version, MANIFEST))
             if content is None:
                 raise NotInStore(f"{name}@{version} is not in the store {self.place}.")
             try:
@@ -131,22 +140,19 @@ class Store:
         """
         config = (folder / CONFIG).read_bytes()
         version = max(self._listed(name).claimed, default=0) + 1
-        while not self._create(_version_path(name, version, CONFIG), config):
+        while not self.create(version_path(name, version, CONFIG), config):
             version += 1
         manifest = describe(version)
         content = manifest.to_bytes()
         signature = signer.sign(folder, manifest.files, content) if signer else None
         for file in manifest.files:
             if file != CONFIG:
-                path = _version_path(name, version, file)
-                with reachable(self.place):
-                    obstore.put(self._objects, path, folder / file)
-                self._make_durable(path)
+                self.write(version_path(name, version, file), folder / file)
         if signature is not None:
-            self._create(_version_path(name, version, SIGNATURE), signature)
-        if not self._create(_version_path(name, version, MANIFEST), content):
+            self.create(version_path(name, version, SIGNATURE), signature)
+        if not self.create(version_path(name, version, MANIFEST), content):
             raise StoreUnavailable(f"{name}@{version} was committed by someone else while it was being written.")
-        self._beat()
+        self.beat()
         return manifest
 
     def fetch(self, name: str, version: int, cache: Path) -> Path:
@@ -169,7 +175,7 @@ class Store:
                 staged = Path(scratch, "files")
                 staged.mkdir()
                 for file in manifest.files:
-                    content = self._get(_version_path(name, version, file))
+                    content = self.read(version_path(name, version, file))
                     if content is not None:
                         (staged / file).write_bytes(content)
                 if damage := _damage(staged, manifest):
@@ -201,11 +207,11 @@ class Store:
         values = {**dict(new), "by": new.by or _user(), "at": datetime.now(UTC).replace(microsecond=0)}
         record = Release.model_construct(**values, generation=newest + 1)
         content = record.model_dump_json(exclude=None if record.step else {"step"}).encode() + b"\n"
-        if not self._create(_release_path(name, record.generation), content):
+        if not self.create(release_path(name, record.generation), content):
             raise GenerationConflict(
                 f"someone else released generation {record.generation} of {name}; look, then retry."
             )
-        self._beat()
+        self.beat()
         return record
 
     def rollback(
@@ -240,7 +246,7 @@ class Store:
 
     def superseded(self, name: str, generation: int) -> bool:
         """Whether there is a newer release than this one. One request: generations have no gaps."""
-        return self._exists(_release_path(name, generation + 1))
+        return self._exists(release_path(name, generation + 1))
 
     def retire(self, name: str, version: int, *, by: str | None = None, why: str = "") -> None:
         """Have a version served to nobody any more, not even to those who ask for it by number. For ever; its files
@@ -253,8 +259,8 @@ class Store:
         if release is not None and version in release.versions:
             raise HotswapError(f"{name}@{version} is released; release another version first, then retire it.")
         record = {"by": by or _user(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "why": why}
-        self._create(f"{_checked(name)}/retired/{version}.json", json.dumps(record).encode() + b"\n")
-        self._beat()
+        self.create(retired_path(name, version), json.dumps(record).encode() + b"\n")
+        self.beat()
 
     def released(self, name: str) -> Release | None:
         """Return the newest release of ``name``, if any. Raises :class:`InvalidAdapter` where it is damaged."""
@@ -308,7 +314,7 @@ class Store:
                     continue
                 with tempfile.TemporaryDirectory() as scratch:
                     for file in manifest.files:
-                        content = self._get(_version_path(name, version, file))
+                        content = self.read(version_path(name, version, file))
                         if content is not None:
                             Path(scratch, file).write_bytes(content)
                     if damage := _damage(Path(scratch), manifest):
@@ -319,7 +325,53 @@ class Store:
                     except InvalidAdapter as error:
                         yield name, version, str(error).removeprefix(f"{name}@{version}: ")
 
-    def _beat(self) -> None:
+    def listed(self) -> dict[str, Listed]:
+        """Return every adapter's numbers, by name: what is committed, begun, released and retired."""
+        with reachable(self.place):
+            return list_all(self._objects, self.folder)[0]
+
+    def files(self, name: str, version: int) -> list[Stored]:
+        """Return what lies in a version's place, committed or not."""
+        with reachable(self.place):
+            chunks = obstore.list(self._objects, prefix=version_path(name, version, ""))
+            return [Stored(file["path"], file["size"], file["last_modified"]) for chunk in chunks for file in chunk]
+
+    def read(self, path: str, *, at_most: int | None = None) -> bytes | None:
+        """Return the bytes at a path of the store; none if there is nothing.
+
+        Raises :class:`InvalidAdapter` for more than ``at_most``.
+        """
+        try:
+            with reachable(self.place):
+                response = obstore.get(self._objects, path)
+                if at_most is not None and response.meta["size"] > at_most:
+                    raise InvalidAdapter(f"its {path.rsplit('/', 1)[-1]} is too long to be one; publish it again")
+                return bytes(response.bytes())
+        except NotInStore:
+            return None
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Write at a path of the store unless something is there; return whether this call wrote it."""
+        try:
+            with reachable(self.place):
+                obstore.put(self._objects, path, content, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            return False
+        self._make_durable(path)
+        return True
+
+    def write(self, path: str, file: Path) -> None:
+        """Write a file at a path of the store, in the place of one that was written by halves."""
+        with reachable(self.place):
+            obstore.put(self._objects, path, file)
+        self._make_durable(path)
+
+    def remove(self, path: str) -> None:
+        """Remove what is at a path. Nothing that can still be named is ever removed: see :mod:`adapters.garbage`."""
+        with suppress(NotInStore), reachable(self.place):
+            obstore.delete(self._objects, path)
+
+    def beat(self) -> None:
         """Change the pulse. What was done is done: that nobody is told at once is no reason to call it failed."""
         with suppress(HotswapError), reachable(self.place):
             obstore.put(self._objects, PULSE, str(ULID()).encode(), use_multipart=False)
@@ -329,11 +381,11 @@ class Store:
         if self._trusted is None or digest in self._verified:
             return
         name, version = manifest.name, manifest.version
-        content = self._get(_version_path(name, version, MANIFEST)) or b""
+        content = self.read(version_path(name, version, MANIFEST)) or b""
         try:
             if digest_of(content) != digest:
                 raise InvalidAdapter("its manifest was altered; publish it again")
-            signature = self._get(_version_path(name, version, SIGNATURE), at_most=MAX_SIGNATURE_BYTES)
+            signature = self.read(version_path(name, version, SIGNATURE), at_most=MAX_SIGNATURE_BYTES)
             self._trusted.verify(folder, manifest.files, content, signature)
         except InvalidAdapter as error:
             self._manifests.pop((name, version), None)  # what was altered may be put right
@@ -341,7 +393,7 @@ class Store:
         self._verified.add(digest)
 
     def _release(self, name: str, generation: int) -> Release:
-        content = self._get(_release_path(name, generation))
+        content = self.read(release_path(name, generation))
         try:
             return Release.model_validate_json(content or b"").model_copy(update={"generation": generation})
         except ValidationError as error:
@@ -390,33 +442,16 @@ class Store:
             return False
         return True
 
-    def _get(self, path: str, *, at_most: int | None = None) -> bytes | None:
-        """Return an object's bytes; none if there is none. Raises :class:`InvalidAdapter` for one too long."""
-        try:
-            with reachable(self.place):
-                response = obstore.get(self._objects, path)
-                if at_most is not None and response.meta["size"] > at_most:
-                    raise InvalidAdapter(f"its {path.rsplit('/', 1)[-1]} is too long to be one; publish it again")
-                return bytes(response.bytes())
-        except NotInStore:
-            return None
 
-    def _create(self, path: str, content: bytes) -> bool:
-        """Write unless it exists; return whether this call wrote it."""
-        try:
-            with reachable(self.place):
-                obstore.put(self._objects, path, content, mode="create", use_multipart=False)
-        except AlreadyExistsError:
-            return False
-        self._make_durable(path)
-        return True
-
-
-def _version_path(name: str, version: int, file: str) -> str:
+def version_path(name: str, version: int, file: str) -> str:
     return f"{_checked(name)}/versions/{version}/{file}"
 
 
-def _release_path(name: str, generation: int) -> str:
+def retired_path(name: str, version: int) -> str:
+    return f"{_checked(name)}/retired/{version}.json"
+
+
+def release_path(name: str, generation: int) -> str:
     return f"{_checked(name)}/releases/{generation}.json"
 
 

@@ -78,10 +78,10 @@ async def measure(seconds: float, max_wait: float, scratch: Path, **settings: ob
     return {
         "max_wait_seconds": max_wait,
         "capacity_per_second": capacity,
-        "unloaded": _about(unloaded),
-        "overload": _about(overload),
-        "afterwards": _about(again),
-        "p95_ratio": _about(overload)["p95_seconds"] / _about(unloaded)["p95_seconds"],
+        "unloaded": about(unloaded),
+        "overload": about(overload),
+        "afterwards": about(again),
+        "p95_ratio": about(overload)["p95_seconds"] / about(unloaded)["p95_seconds"],
         "memory_bytes": {"before": before, "after": after},
     }
 
@@ -99,7 +99,7 @@ def faults(told: dict[str, Any]) -> list[str]:
     return found
 
 
-def _about(phase: Phase) -> dict[str, Any]:
+def about(phase: Phase) -> dict[str, Any]:
     answered = [outcome.seconds for outcome in phase.outcomes if outcome.status == 200]
     refused = [outcome.seconds for outcome in phase.outcomes if outcome.status == 429]
     statuses = Counter(str(outcome.status) for outcome in phase.outcomes)
@@ -109,6 +109,7 @@ def _about(phase: Phase) -> dict[str, Any]:
         "statuses": dict(sorted(statuses.items())),
         "p50_seconds": float(np.quantile(answered, 0.5)) if answered else None,
         "p95_seconds": float(np.quantile(answered, 0.95)) if answered else None,
+        "p99_seconds": float(np.quantile(answered, 0.99)) if answered else None,
         "refused_p95_seconds": float(np.quantile(refused, 0.95)) if refused else None,
     }
 

@@ -74,6 +74,19 @@ async def offer(
     return Phase(seconds, max(loop.time() - began, seconds), outcomes)
 
 
+async def offer_while(
+    client: aiohttp.ClientSession, rate: float, going_on: Callable[[], bool], choose: Callable[[], Ask], seed: int
+) -> list[Outcome]:
+    """Send ``rate`` requests a second, a Poisson process, while ``going_on``; return when all are answered."""
+    loop, dice, tasks = asyncio.get_running_loop(), random.Random(seed), []
+    due = loop.time()
+    while going_on():
+        due += dice.expovariate(rate)
+        await asyncio.sleep(due - loop.time())
+        tasks.append(asyncio.create_task(send(client, choose(), due)))
+    return await asyncio.gather(*tasks)
+
+
 async def send(client: aiohttp.ClientSession, ask: Ask, due: float) -> Outcome:
     """Ask once. What goes wrong on the way is an outcome of status 0."""
     loop = asyncio.get_running_loop()

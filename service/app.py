@@ -84,7 +84,9 @@ def create_app(
     residency.arrivals.append(drift.begin)
     answering.observers.append(drift.observe)
     metrics.batch_occupancy.set_function(lambda: admission.occupancy)
-    metrics.registry.register(EngineCollector(residency.named, engine.limits.max_resident))
+    metrics.registry.register(
+        EngineCollector(admission, residency.named, engine.limits.max_resident, settings.max_loras)
+    )
     heartbeat = Heartbeat(engine, settings.engine_seconds)
     desk = Desk(settings, store.place)
     worker = LocalWorker(settings, desk.place, store.place)

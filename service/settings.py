@@ -23,7 +23,12 @@ PREFIX = "HOTSWAP_"
 Rank = Literal[8, 16, 32, 64, 128, 256, 320, 512]
 # Variables of the project's other commands, which a server's environment may well carry.
 ELSEWHERE = re.compile(r"HOTSWAP_(PYTHON|EXTRA|URL|API_KEY|SIGNING_KEY|LOAD_[A-Z0-9_]+)")
-
+# Kubernetes sets these for each Service of a pod's namespace, unless enableServiceLinks is false: one named hotswap,
+# or hotswap-canary, gets our prefix. HOTSWAP_PORT is a link as tcp://10.0.0.1:80, and a setting as 8000.
+SERVICE_LINK = re.compile(
+    r"HOTSWAP_(?:[A-Z0-9_]+?_)??"
+    r"(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?|(?P<port>PORT))"
+)
 ORIGIN = re.compile(r"https?://[a-zA-Z0-9.\[\]:_-]{1,255}")
 
 
@@ -231,7 +236,11 @@ class Settings(BaseModel):
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Return the settings of ``environment``. Raises :class:`HotswapError` naming the variable at fault."""
-        given = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+        given = {
+            name: value
+            for name, value in environment.items()
+            if name.startswith(PREFIX) and not _is_service_link(name, value)
+        }
         values = {}
         for name, value in given.items():
             key = name.removeprefix(PREFIX).lower()
@@ -257,6 +266,12 @@ class Settings(BaseModel):
             default = "" if info.default in (None, (), PydanticUndefined) else info.default
             lines.append(f"  {PREFIX + name.upper():<26} {default!s:<17} {info.description}")
         return "\n".join(lines)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes has set this: for a Service named hotswap, in every pod of its namespace."""
+    match = SERVICE_LINK.fullmatch(name)
+    return match is not None and (match["port"] is None or "://" in value)
 
 
 def _value(key: str, value: str) -> object:

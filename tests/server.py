@@ -44,6 +44,7 @@ def serving(log: Path, **settings: str) -> Iterator[Server]:
         **os.environ,
         "HOTSWAP_PORT": "0",
         "HOTSWAP_FEEDBACK_DATABASE": "off",
+        "CXX": "not-to-be-had",  # as on laptops, and in images
         **{f"HOTSWAP_{k.upper()}": v for k, v in settings.items()},
     }
     with log.open("w") as errors:

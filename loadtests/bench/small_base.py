@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from adapters.base_model import resolve_base
+from adapters.base_model import Base, resolve_base
 from adapters.intake import add_version
 from adapters.releases import NewRelease
 from adapters.store import Store
@@ -39,6 +39,15 @@ def make_small(folder: Path) -> Material:
     store.release(NAME, NewRelease(stable=1))
     adapter = Adapter(NAME, folder / "store" / NAME / "versions" / "1", task)
     return Material(base, folder / "store", cache, [adapter], [], texts, [])
+
+
+def make_variants(folder: Path, count: int) -> tuple[Base, ClassificationTask, list[Path], list[str]]:
+    """Return the base, the task, so many adapters that differ, and eight texts."""
+    random = np.random.default_rng(1)
+    texts = [" ".join(random.choice(WORDS.split(), WORDS_A_TEXT)).capitalize() + "." for _ in range(8)]
+    base = resolve_base(str(_write_base(folder / "base", texts)), folder)
+    task = ClassificationTask.of(TEMPLATE, LABELS, base.tokenizer)
+    return base, task, [_write_adapter(folder / f"adapter-{place}", random) for place in range(count)], texts
 
 
 def _write_base(folder: Path, texts: list[str]) -> Path:

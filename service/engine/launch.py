@@ -108,6 +108,9 @@ def _defaults(settings: Settings) -> dict[str, str]:
     # glibc hands large blocks back to the kernel after every layer, and takes page faults to get them again:
     # keeping them doubles prefill with stock LoRA (93 to 181-210 tokens/s, 64 texts of 50 tokens).
     defaults |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+    # With LoRA on a CPU vLLM compiles nothing but a helper that counts ranks, when a label is first scored: where there
+    # is no C++ compiler, as on laptops and in images, the engine dies of it.
+    defaults["TORCHDYNAMO_DISABLE"] = "1"
     return defaults | threads(os.environ.get(BINDING))
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from adapters.releases import Serving, Share
 from adapters.tasks import Kind
@@ -67,7 +78,33 @@ class Inputs(Request):
         return self.inputs if self.inputs is not None else [self.input or ""]
 
 
-class PredictRequest(Inputs):
+class Asked(Inputs):
+    """Of an adapter. ``model`` names it as well: routers read that, whatever they stand before."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_model(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "model" not in content:
+            return content
+        rest = {key: value for key, value in content.items() if key != "model"}
+        if rest.get("adapter") is not None:
+            raise ValueError("'model' is another name of 'adapter'; give one of them")
+        return {**rest, "adapter": content["model"]}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core))
+        properties, required = schema["properties"], schema.get("required", [])
+        properties["model"] = {**properties["adapter"], "title": "Model", "description": "another name of `adapter`"}
+        if "adapter" in required:
+            required.remove("adapter")
+            schema["oneOf"] = [{"required": ["adapter"]}, {"required": ["model"]}]
+        else:
+            schema["not"] = {"required": ["adapter", "model"]}
+        return schema
+
+
+class PredictRequest(Asked):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -81,7 +118,7 @@ class PredictRequest(Inputs):
     stream: StrictBool = Field(False, description="summaries and answers in words, of one `input`: server-sent events")
 
 
-class ClassifyRequest(Inputs):
+class ClassifyRequest(Asked):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [

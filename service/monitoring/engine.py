@@ -1,4 +1,4 @@
-"""vLLM's own metrics beside ours, and the adapters in the engine as routers in front of many replicas look for them."""
+"""vLLM's own metrics beside ours, and those by which routers in front of many replicas choose one."""
 
 from __future__ import annotations
 
@@ -10,29 +10,60 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-ADAPTERS = "vllm:lora_requests_info"
+from service.serving.admission import Admission
+from service.serving.residency import Named
+
+RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+ADAPTERS, LOADED = "vllm:lora_requests_info", "vllm:lora_adapter_loaded"
+KV_CACHE = "vllm:kv_cache_usage_perc"
+OURS = (RUNNING, WAITING, ADAPTERS, LOADED)
 
 
 class EngineCollector(Collector):
-    """What vLLM's stat logger has put into the process's registry, but for ADAPTERS: vLLM knows the running requests'
-    adapters by names of ours, and leaves a series for every mixture of them that there ever was.
+    """What vLLM's stat logger has put into the process's registry, but for OURS, which say more when we do:
 
-    The Gateway API's inference extension sends a request to a replica that has its adapter, by these labels.
+    - texts wait in our queue, not in vLLM's, so that a router would take a crowded replica for an idle one;
+    - vLLM knows the running requests' adapters by names of ours, and leaves a series for every mixture of them that
+      there ever was.
+
+    The metrics of the Gateway API's inference extension (its docs/proposals/003-model-server-protocol), and the one
+    for each adapter of vllm#54830. Names are those that clients send.
     """
 
-    def __init__(self, named: Callable[[], tuple[list[str], list[str]]], most: int) -> None:
-        """``named`` gives what clients call the versions in the engine and those on their way; ``most`` fit."""
-        self._named, self._most = named, most
+    def __init__(self, admission: Admission, named: Callable[[], list[Named]], most: int, slots: int) -> None:
+        """``named`` gives the versions in the engine, the last used first, and those on their way; ``most`` fit, and
+        ``slots`` of them where the engine computes: as vLLM does, we take it for the last used ones."""
+        self._admission, self._named, self._most, self._slots = admission, named, most, slots
 
     def collect(self) -> Iterator[Metric]:
-        yield from (
-            family for family in REGISTRY.collect() if family.name.startswith("vllm:") and family.name != ADAPTERS
+        theirs = [each for each in REGISTRY.collect() if each.name.startswith("vllm:") and each.name not in OURS]
+        yield from theirs
+        if not any(family.name == KV_CACHE for family in theirs):
+            yield GaugeMetricFamily(KV_CACHE, "The engine has no cache, or none yet.", value=0)
+        yield GaugeMetricFamily(RUNNING, "Texts in the engine.", value=self._admission.running)
+        yield GaugeMetricFamily(WAITING, "Texts that wait for the engine.", value=self._admission.waiting)
+        yield from self._adapters()
+
+    def _adapters(self) -> Iterator[Metric]:
+        named = self._named()
+        there = [each for each in named if each.resident]
+        info = GaugeMetricFamily(
+            ADAPTERS,
+            "Adapters in the engine, and those waited for.",
+            labels=("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
         )
-        there, coming = self._named()
-        labels = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
-        family = GaugeMetricFamily(ADAPTERS, "Adapters in the engine, and those waited for.", labels=labels)
-        family.add_metric([str(self._most), ",".join(there), ",".join(coming)], time.time())
-        yield family
+        coming = [name for each in named if not each.resident for name in each.names]
+        running = [name for each in there for name in each.names]
+        info.add_metric([str(self._most), ",".join(running), ",".join(coming)], time.time())
+        yield info
+        loaded = GaugeMetricFamily(
+            LOADED, "1 for each adapter in the engine.", labels=("adapter_name", "level", "pinned", "rank")
+        )
+        for place, each in enumerate(there):
+            level = "gpu" if place < self._slots else "cpu"
+            for name in each.names:
+                loaded.add_metric([name, level, str(each.pinned).lower(), str(each.rank)], 1)
+        yield loaded
 
     def describe(self) -> Iterator[Metric]:
         return iter(())  # names are not known before the engine runs

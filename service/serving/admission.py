@@ -115,6 +115,16 @@ class Admission:
         return self._in_engine / self.concurrency
 
     @property
+    def running(self) -> int:
+        """Texts in the engine."""
+        return self._in_engine
+
+    @property
+    def waiting(self) -> int:
+        """Texts that wait for the engine."""
+        return sum(turns.left for turns in self._line)
+
+    @property
     def _busy(self) -> bool:
         """Whether the engine is full: its rate says what it can do."""
         return self._in_engine >= self.concurrency

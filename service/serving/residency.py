@@ -49,6 +49,16 @@ class Held:
         return self.loaded.manifest
 
 
+@dataclass(frozen=True)
+class Named:
+    """A version in the engine, or on its way there (of which the rank is not known yet), and what clients call it."""
+
+    names: list[str]
+    resident: bool
+    pinned: bool
+    rank: int
+
+
 @dataclass
 class _Slot:
     """One version in the engine, or on its way there or out."""
@@ -119,19 +129,18 @@ class Residency:
         slot = self._slots.get((name, version))
         return slot is not None and slot.state == "resident"
 
-    def named(self) -> tuple[list[str], list[str]]:
-        """Return what clients call the versions that are in the engine, and those that they wait for."""
-        there: list[str] = []
-        coming: list[str] = []
-        for (name, version), slot in self._slots.items():
-            release = self._routing.served(name)
-            called = [f"{name}@{version}"]
-            if release is not None and release.stable == version:
-                called.append(name)
-            if release is not None and release.canary is not None and release.canary.version == version:
-                called.append(f"{name}@canary")
-            (there if slot.state == "resident" else coming).extend(called)
-        return there, coming
+    def named(self) -> list[Named]:
+        """Return the versions that are in the engine, the last used first, and those that are waited for."""
+        slots = sorted(self._slots.items(), key=lambda item: -item[1].last_used)
+        return [
+            Named(
+                self._routing.called(key),
+                resident=slot.state == "resident",
+                pinned=self._keep(key),
+                rank=slot.ready.result().manifest.rank if slot.state == "resident" else 0,
+            )
+            for key, slot in slots
+        ]
 
     def room(self) -> int:
         """How many more versions fit without unloading one."""

@@ -51,6 +51,16 @@ class Routing:
     def served(self, name: str) -> Release | None:
         return self._served.get(name)
 
+    def called(self, key: Key) -> list[str]:
+        """Return what clients call a version now."""
+        (name, version), release = key, self._served.get(key[0])
+        names = [f"{name}@{version}"]
+        if release is not None and release.stable == version:
+            names.append(name)
+        if release is not None and release.canary is not None and release.canary.version == version:
+            names.append(f"{name}@canary")
+        return names
+
     def learn(self, entry: Entry) -> None:
         """Take in one adapter that was looked at by itself."""
         entries = {**self.catalogue.entries, entry.name: entry}

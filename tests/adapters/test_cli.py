@@ -600,3 +600,32 @@ def test_a_laptop_needs_neither_torch_nor_transformers_nor_vllm(tmp_path: Path, 
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "mood" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_gc_says_what_would_go_and_then_frees_it(run: Run, make_adapter: MakeAdapter) -> None:
+    for _ in range(2):
+        run("add", make_adapter(), "mood", *CLASSIFICATION)
+    run("release", "mood", 1)
+    run("retire", "mood", 2)
+    assert "0.0 MB freed" in run("gc").out, "it was retired a moment ago"
+    (row,) = json.loads(run("gc", "--older-than", 0, "--dry-run", "--json").out)
+    assert (row["name"], row["version"], row["why"]) == ("mood", 2, "retired")
+    assert row["bytes"] > 0
+    assert "would be freed" in run("gc", "--older-than", 0, "--dry-run").out
+    assert run("gc", "--older-than", 0).status == 0
+    assert json.loads(run("gc", "--older-than", 0, "--json").out) == []
+    assert run("gc", "--older-than", "soon").status == 2
+
+
+def test_mirror_copies_the_store_and_says_what_it_could_not(
+    run: Run, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    run("add", make_adapter(), "mood", *CLASSIFICATION)
+    run("release", "mood", 1)
+    done = run("mirror", tmp_path / "backup")
+    assert (done.status, done.out) == (0, "1 versions, 1 releases, 0 retirements copied\n")
+    assert run("verify", "--store", tmp_path / "backup").status == 0
+    (tmp_path / "store" / "mood" / "versions" / "1" / WEIGHTS).write_bytes(b"damaged")
+    done = run("mirror", tmp_path / "other", "--json")
+    assert (done.status, json.loads(done.out)["versions"]) == (1, 0)
+    assert "not copied: mood@1" in done.err

@@ -82,7 +82,7 @@ class TestSignedVersions:
             raise StoreUnavailable("the store is away")
 
         folder = trusting.fetch("mood", 1, tmp_path)
-        monkeypatch.setattr(trusting, "_get", unreachable)
+        monkeypatch.setattr(trusting, "read", unreachable)
         assert trusting.fetch("mood", 1, tmp_path) == folder
 
     def test_can_be_verified_with_the_format_s_own_tool(self, signed: Store, keys: tuple[Path, Path]) -> None:

@@ -204,7 +204,7 @@ class TestFetching:
 
     def test_reads_the_store_once(self, mood: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = mood.fetch("mood", 1, tmp_path)
-        monkeypatch.setattr(mood, "_get", fail)
+        monkeypatch.setattr(mood, "read", fail)
         assert mood.fetch("mood", 1, tmp_path) == folder
 
     def test_keeps_versions_apart(self, mood: Store, tmp_path: Path) -> None:
@@ -238,14 +238,14 @@ class TestFetching:
     ) -> None:
         if state == "damaged":
             (mood.fetch("mood", 1, tmp_path) / WEIGHTS).unlink()
-        together, read = Barrier(WRITERS), mood._get
+        together, read = Barrier(WRITERS), mood.read
 
         def held(path: str) -> Any:
             if path.endswith(CONFIG):
                 together.wait(timeout=30)
             return read(path)
 
-        monkeypatch.setattr(mood, "_get", held)
+        monkeypatch.setattr(mood, "read", held)
         folders = at_once([lambda: mood.fetch("mood", 1, tmp_path)] * WRITERS)
         assert len(set(folders)) == 1
         assert {path.name for path in folders[0].iterdir()} == {CONFIG, WEIGHTS}

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import base64
+import copy
+import json
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import regopy
 import yaml
+from fastapi.routing import APIRoute
 
+from scripts.prometheus_rule import RESOURCE
+from scripts.prometheus_rule import resource as prometheus_rule
 from service.engine.vllm import SHUTDOWN_SECONDS
+from service.http.routes import openai, predict
+from service.metrics import Metrics
 from service.settings import Settings
 from trainer.__main__ import parser
 
+Built = Callable[[str], list[dict]]
 ROOT = Path(__file__).parents[2]
-# The oldest release that is still in wide use, and the newest that the schemas know.
-KUBERNETES = ("1.29", kubernetes_validate.latest_version())
+K8S = ROOT / "k8s"
+COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
+OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+FOLDERS = [
+    "base",
+    "monitoring",
+    *(f"overlays/{name}" for name in OVERLAYS),
+    *(f"components/{name}" for name in COMPONENTS),
+]
+# The last four minor versions that the schemas know.
+NEWEST = int(kubernetes_validate.latest_version().split(".")[1])
+KUBERNETES = [f"1.{minor}" for minor in range(NEWEST - 3, NEWEST + 1)]
 
 
 def build(folder: Path) -> list[dict]:
@@ -52,15 +73,250 @@ def settings(base: dict[str, dict]) -> Settings:
     return Settings.read(base["ConfigMap"]["data"])
 
 
-@pytest.mark.parametrize("folder", ["base", "monitoring"])
-@pytest.mark.parametrize("version", KUBERNETES)
-def test_every_resource_is_valid(folder: str, version: str) -> None:
-    for resource in build(ROOT / "k8s" / folder):
-        kubernetes_validate.validate(resource, version, strict=True)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict]]:
+    """Build a folder of k8s/, a component as an overlay of k8s/base; each once."""
+    known: dict[str, list[dict]] = {}
+
+    def resources(name: str) -> list[dict]:
+        if name not in known:
+            folder = K8S / name
+            if name.startswith("components/"):
+                folder = tmp_path_factory.mktemp("overlay")
+                parts = {"resources": K8S / "base", "components": K8S / name}
+                listed = {kind: [os.path.relpath(part, folder)] for kind, part in parts.items()}
+                (folder / "kustomization.yaml").write_text(yaml.safe_dump(listed))
+            known[name] = build(folder)
+        return known[name]
+
+    return resources
+
+
+def one(resources: list[dict], kind: str, name: str = "hotswap") -> dict:
+    """Return the resource of that name, which may have a hash behind it."""
+    named = re.compile(rf"{name}(-[a-z0-9]{{10}})?")
+    (found,) = [each for each in resources if each["kind"] == kind and named.fullmatch(each["metadata"]["name"])]
+    return found
+
+
+def template(resource: dict) -> dict | None:
+    """Return the template of a workload's pods."""
+    spec = resource.get("spec", {})
+    return spec.get("jobTemplate", {}).get("spec", spec).get("template")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_resource_is_valid(built: Built, folder: str) -> None:
+    for resource in built(folder):
+        if is_kubernetes_own(resource):
+            for version in KUBERNETES:
+                kubernetes_validate.validate(resource, version, strict=True)
+
+
+def is_kubernetes_own(resource: dict) -> bool:
+    """Whether the schemas can know it: groups of extensions are not theirs."""
+    group = resource["apiVersion"].rpartition("/")[0]
+    return "." not in group or group in ("networking.k8s.io", "rbac.authorization.k8s.io")
+
+
+def denied(resource: dict) -> list[str]:
+    policies = regopy.Interpreter()
+    policies.add_module("service", (K8S / "policies" / "service.rego").read_text())
+    policies.set_input(resource)
+    answer = policies.query("data.hotswap.deny")
+    assert answer.ok(), answer
+    return json.loads(str(answer))["expressions"][0]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_our_policies_have_nothing_against_it(built: Built, folder: str) -> None:
+    assert [reason for resource in built(folder) for reason in denied(resource)] == []
+
+
+def _latest(pod: dict) -> None:
+    pod["containers"][0]["image"] = "hotswap:latest"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda pod: pod["containers"][0]["securityContext"].pop("allowPrivilegeEscalation"), "may become root"),
+        (lambda pod: pod["containers"][0]["securityContext"].pop("readOnlyRootFilesystem"), "writes to its root"),
+        (lambda pod: pod["containers"][0]["securityContext"]["capabilities"].pop("drop"), "keeps capabilities"),
+        (lambda pod: pod["containers"][0]["resources"]["limits"].pop("memory"), "has no limit"),
+        (lambda pod: pod.update(initContainers=[{"name": "one", "image": "one:1"}]), "has no limit"),
+        (_latest, "may change under it"),
+        (lambda pod: pod["securityContext"].update(runAsUser=0), "runs as root"),
+        (lambda pod: pod.pop("enableServiceLinks"), "adds variables"),
+        (lambda pod: pod.pop("automountServiceAccountToken"), "may ask Kubernetes' API"),
+    ],
+)
+def test_our_policies_have_something_against_what_is_unsafe(
+    base: dict[str, dict], spoil: Callable[[dict], object], reason: str
+) -> None:
+    spoilt = copy.deepcopy(base["Deployment"])
+    spoil(spoilt["spec"]["template"]["spec"])
+    assert [each for each in denied(spoilt) if reason in each]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_variable_is_a_setting(built: Built, folder: str) -> None:
+    settings = {each["metadata"]["name"]: each["data"] for each in built(folder) if each["kind"] == "ConfigMap"}
+    for resource in built(folder):
+        pod = (template(resource) or {}).get("spec", {})
+        for container in [*pod.get("containers", []), *pod.get("initContainers", [])]:
+            given = {entry["name"]: "1" for entry in container.get("env", []) if entry["name"].startswith("HOTSWAP_")}
+            for source in container.get("envFrom", []):
+                given |= settings.get(source.get("configMapRef", {}).get("name"), {})
+            Settings.read(given)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_selects_pods_finds_some(built: Built, folder: str) -> None:
+    resources = built(folder)
+    pods = [found["metadata"]["labels"] for each in resources if (found := template(each))]
+    for resource in resources:
+        spec = resource.get("spec", {})
+        selector = spec.get("podSelector") or spec.get("selector") or {}
+        if resource["kind"] == "PersistentVolumeClaim" or not selector:
+            continue
+        wanted = selector.get("matchLabels", {} if "matchExpressions" in selector else selector)
+        assert any(wanted.items() <= labels.items() for labels in pods), resource["metadata"]["name"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_ports_that_are_named_exist(built: Built, folder: str) -> None:
+    resources = built(folder)
+    templates = [found for each in resources if (found := template(each))]
+    for resource in resources:
+        spec = resource.get("spec", {})
+        labels = (spec.get("podSelector") or spec.get("selector") or {}).get("matchLabels", {})
+        named = {
+            port["port"]
+            for rule in [*spec.get("ingress", []), *spec.get("podMetricsEndpoints", [])]
+            for port in rule.get("ports", [rule])
+            if isinstance(port.get("port"), str)
+        }
+        there = {
+            port["name"]
+            for each in templates
+            if labels.items() <= each["metadata"]["labels"].items()
+            for container in each["spec"]["containers"]
+            for port in container.get("ports", [])
+        }
+        assert named <= there, resource["metadata"]["name"]
 
 
 def test_the_base_is_complete(base: dict[str, dict]) -> None:
-    assert set(base) == {"Deployment", "Service", "ConfigMap", "Secret", "PersistentVolumeClaim"}
+    assert set(base) == {
+        *("Deployment", "Service", "ConfigMap", "Secret", "PersistentVolumeClaim"),
+        *("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget"),
+    }
+
+
+def test_what_the_autoscalers_go_by_is_a_metric_of_ours(built: Built) -> None:
+    ours = {family.name for family in Metrics().registry.collect()}
+    (metric,) = one(built("components/hpa"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] in ours
+    (trigger,) = one(built("components/keda"), "ScaledObject")["spec"]["triggers"]
+    assert set(re.findall(r"hotswap_\w+", trigger["metadata"]["query"])) <= ours
+    for name, kind in (("hpa", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")):
+        target = one(built(f"components/{name}"), kind)["spec"]["scaleTargetRef"]
+        assert target["name"] == one(built(f"components/{name}"), "Deployment")["metadata"]["name"]
+
+
+def test_a_gateway_sends_what_names_an_adapter_to_where_it_is(built: Built, settings: Settings) -> None:
+    resources = built("components/gateway")
+    pooled, rest = one(resources, "HTTPRoute")["spec"]["rules"]
+    routes = {
+        (method, route.path)
+        for router in (predict.router, openai.router)
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+    }
+    for match in pooled["matches"]:
+        assert (match["method"], match["path"]["value"]) in routes
+    assert {backend["name"] for backend in rest["backendRefs"]} == {
+        one(resources, "Service", "hotswap")["metadata"]["name"]
+    }
+    pool = one(resources, "InferencePool")["spec"]
+    assert pool["targetPorts"] == [{"number": settings.port}]
+    picker = template(one(resources, "Deployment", "hotswap-picker"))
+    assert picker is not None
+    (container,) = picker["spec"]["containers"]
+    assert f"--model-server-metrics-port={settings.metrics_port}" in container["args"]
+    assert f"--pool-name={one(resources, 'InferencePool')['metadata']['name']}" in container["args"]
+    assert pool["endpointPickerRef"]["port"]["number"] in [port["containerPort"] for port in container["ports"]]
+    seconds = int(pooled["timeouts"]["request"].removesuffix("s"))
+    assert seconds > settings.deadline_seconds, "the server's own deadline comes first, and says what it is"
+
+
+def test_the_operators_rules_are_those_of_the_monitoring(built: Built) -> None:
+    files = sorted((K8S / "monitoring" / "rules").glob("*.yaml"))
+    groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
+    assert one(built("components/operator"), "PrometheusRule")["spec"]["groups"] == groups
+    assert RESOURCE.read_text() == prometheus_rule(), "run make docs"
+
+
+def test_over_a_store_in_a_bucket_nothing_keeps_the_pods_together(built: Built) -> None:
+    for folder in ("components/s3", "overlays/ha"):
+        resources = built(folder)
+        assert not [each for each in resources if each["kind"] == "PersistentVolumeClaim"]
+        pod = template(one(resources, "Deployment"))["spec"]  # type: ignore[index]
+        assert "affinity" not in pod
+        assert not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+        assert Settings.read(one(resources, "ConfigMap")["data"]).store.startswith("s3://")
+
+
+def test_many_replicas_are_spread_and_counted_by_the_autoscaler_alone(built: Built) -> None:
+    resources = built("overlays/ha")
+    deployment = one(resources, "Deployment")
+    assert "replicas" not in deployment["spec"]
+    spread = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert {each["topologyKey"] for each in spread} == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    for each in spread:
+        assert (
+            each["labelSelector"]["matchLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+        )
+
+
+def test_a_pod_on_a_gpu_has_one_and_longer_to_start(built: Built) -> None:
+    deployment = one(built("overlays/gpu"), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "hotswap:gpu"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
+    probe = container["startupProbe"]
+    assert deployment["spec"]["progressDeadlineSeconds"] >= probe["periodSeconds"] * probe["failureThreshold"] >= 1800
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in {entry["name"] for entry in container["env"]}
+
+
+def test_in_development_it_starts_without_keys(built: Built) -> None:
+    settings = Settings.read(one(built("overlays/dev"), "ConfigMap")["data"])
+    assert settings.allow_anonymous
+    assert settings.api_keys is None
+
+
+@pytest.mark.parametrize("name", ["base-from-s3", "base-from-image"])
+def test_the_server_finds_the_base_where_it_was_put(built: Built, name: str) -> None:
+    resources = built(f"components/{name}")
+    base = Settings.read(one(resources, "ConfigMap")["data"]).base_model
+    assert base is not None
+    pod = template(one(resources, "Deployment"))["spec"]  # type: ignore[index]
+    mounts = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts[str(Path(base).parent)]["readOnly"]
+    for init in pod.get("initContainers", []):
+        assert base in init["args"]
+
+
+def test_who_prepares_the_base_is_the_server_itself(built: Built) -> None:
+    pod = template(one(built("components/base-from-hub"), "Deployment"))["spec"]  # type: ignore[index]
+    (init,) = pod["initContainers"]
+    assert init["args"] == ["--prepare"]
+    assert init["image"] == pod["containers"][0]["image"]
+    assert {"name": "data", "mountPath": "/var/lib/hotswap"} in init["volumeMounts"]
 
 
 def test_the_three_probes_ask_the_right_paths(container: dict) -> None:
@@ -172,45 +428,47 @@ def test_a_changed_key_is_a_rollout(tmp_path: Path) -> None:
     assert before != after
 
 
-@pytest.fixture(scope="module")
-def retraining(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """The resources of k8s/base with the component that trains anew, by kind."""
-    folder = tmp_path_factory.mktemp("overlay")
-    parts = {"resources": "base", "components": "retrain"}
-    listed = {kind: [os.path.relpath(ROOT / "k8s" / part, folder)] for kind, part in parts.items()}
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(listed))
-    return {resource["kind"]: resource for resource in build(folder)}
+@pytest.fixture(scope="module", params=["retrain", "train"])
+def training(request: pytest.FixtureRequest, built: Built) -> tuple[dict, dict]:
+    """The Deployment of the service, and the job's spec of who trains beside it."""
+    resources = built(f"components/{request.param}")
+    (job,) = [each for each in resources if each["kind"] in ("CronJob", "Job")]
+    return one(resources, "Deployment"), job["spec"].get("jobTemplate", job)["spec"]
 
 
-@pytest.mark.parametrize("version", KUBERNETES)
-def test_the_job_that_trains_anew_is_valid(retraining: dict[str, dict], version: str) -> None:
-    kubernetes_validate.validate(retraining["CronJob"], version, strict=True)
-
-
-def test_who_trains_anew_has_the_servers_settings_feedback_and_volume(
-    retraining: dict[str, dict], settings: Settings
+def test_who_trains_has_the_servers_settings_feedback_and_volume(
+    training: tuple[dict, dict], settings: Settings
 ) -> None:
-    def parts(of: dict) -> tuple[list, dict, list, dict]:
-        pod = of["spec"]["template"]["spec"]
+    def parts(template: dict) -> tuple[list, dict, list, dict]:
+        pod = template["spec"]
         env = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
         claims = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
         return pod["containers"][0]["envFrom"], env["HOTSWAP_FEEDBACK_DATABASE"], claims, pod["affinity"]
 
-    job = retraining["CronJob"]["spec"]["jobTemplate"]
-    assert parts(job) == parts(retraining["Deployment"])
-    (trainer,) = job["spec"]["template"]["spec"]["containers"]
+    deployment, job = training
+    assert parts(job["template"]) == parts(deployment["spec"]["template"])
+    (trainer,) = job["template"]["spec"]["containers"]
     assert Path(settings.store).is_relative_to(trainer["workingDir"]), "where runs are kept, it may write"
 
 
-def test_who_trains_anew_is_no_replica_of_the_service(retraining: dict[str, dict]) -> None:
-    labels = retraining["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
-    assert not retraining["Service"]["spec"]["selector"].items() <= labels.items()
+def test_who_trains_is_no_replica_of_the_service(training: tuple[dict, dict]) -> None:
+    deployment, job = training
+    labels = job["template"]["metadata"]["labels"]
+    assert not deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert labels["app.kubernetes.io/part-of"] == "hotswap", "the network's policy is for it as well"
 
 
-def test_what_the_job_is_asked_to_do_is_a_command_of_the_trainer(retraining: dict[str, dict]) -> None:
-    (trainer,) = retraining["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    options = parser().parse_args(trainer["args"])
+def test_what_the_jobs_are_asked_to_do_are_commands_of_the_trainer(built: Built) -> None:
+    nightly = one(built("components/retrain"), "CronJob", "hotswap-retrain")["spec"]["jobTemplate"]["spec"]["template"]
+    options = parser().parse_args(nightly["spec"]["containers"][0]["args"])
     assert (options.name, options.least, options.canary) == ("sentiment", 200, 5)
+    (script,) = one(built("components/train"), "Job", "hotswap-train")["spec"]["template"]["spec"]["containers"][0][
+        "args"
+    ]
+    commands = [command.split() for command in script.split(";")]
+    assert [command[:3] for command in commands] == [["python", "-m", "trainer"]] * 3
+    for command in commands:
+        parser().parse_args(command[3:])
 
 
 def test_grafana_and_prometheus_find_their_files() -> None:

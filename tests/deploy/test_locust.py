@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from pathlib import Path
 
 import pytest
 
-from loadtests import run_locust
+from adapters.base_model import Base
+from adapters.intake import add_version
+from adapters.store import Store
+from adapters.tasks import ClassificationTask, SummarizationTask
+from loadtests import LOCUSTFILE, run_locust
+from tests.conftest import write_adapter
+from tests.server import Server, serving
 
 OUTPUTS = {
     "/v1/classify": {"label": "positive", "score": 0.9, "scores": {"positive": 0.9, "negative": 0.1}},
@@ -44,7 +56,7 @@ class Stub(BaseHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
+class StubServer(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
         """A caller that was stopped in the middle of an answer is no news."""
 
@@ -52,7 +64,7 @@ class Server(ThreadingHTTPServer):
 @contextmanager
 def stub(change: Callable[[str, dict, dict], tuple[int, dict, dict]]) -> Iterator[str]:
     handler = type("Changed", (Stub,), {"change": staticmethod(change)})
-    with Server(("127.0.0.1", 0), handler) as server:
+    with StubServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -138,3 +150,72 @@ def test_exits_1_and_says_why(change: Callable, reason: str) -> None:
     status, output = load(change, HOTSWAP_LOAD_P95_MS="200")
     assert status == 1, output
     assert reason in output
+
+
+KEYS = "load name=load scopes=predict\nadmin name=admin scopes=predict,admin\n"
+WITH_KEYS = {"HOTSWAP_API_KEY": "load", "HOTSWAP_LOAD_ADMIN_KEY": "admin", "HOTSWAP_LOAD_RATE": "20"}
+# How fast this machine answers is none of these tests' business.
+WITH_KEYS |= {"HOTSWAP_LOAD_P95_MS": "120000"}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny: Base) -> Iterator[Server]:
+    """The service itself, on the fake engine, with keys."""
+    folder = tmp_path_factory.mktemp("load")
+    store = Store(folder / "store")
+    tasks = {
+        "sentiment": ClassificationTask.of("Review: {text}\nSentiment:", ["positive", "negative"], tiny.tokenizer),
+        "one-line-summary": SummarizationTask.of("Text: {text}\n\nSummary:"),
+    }
+    for name, task in tasks.items():
+        add_version(store, name, write_adapter(folder / name), task, tiny)
+        store.release(name, 1)
+    (folder / "keys").write_text(KEYS)
+    fixed = {"engine": "fake", "base_model": str(tiny.folder), "store": store.place, "cache": str(folder / "cache")}
+    with serving(folder / "log", **fixed, api_keys=str(folder / "keys")) as server:
+        yield server
+
+
+def test_every_kind_of_caller_gets_what_it_asks_for(service: Server) -> None:
+    users = ["Classify", "Summarize", "Batch", "Stream", "OpenAI", "Many", "Releaser"]
+    # With the fake engine the first of OpenAI's requests loads vLLM's own code.
+    body = {"model": "one-line-summary", "prompt": "Text: one", "max_tokens": 1}
+    assert service.client.post("/v1/completions", json=body, headers={"Authorization": "Bearer load"}).is_success
+    done = run_locust(service.url, 8, WITH_KEYS, users=users, more=["--users", "20"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 of them failed" in done.stdout
+    released = service.client.get("/v1/adapters/sentiment", headers={"Authorization": "Bearer admin"}).json()
+    assert released["generation"] > 1, "versions were released while the others asked"
+
+
+def test_the_rate_follows_the_shape(service: Server) -> None:
+    spike = {**WITH_KEYS, "HOTSWAP_LOAD_SHAPE": "spike", "HOTSWAP_LOAD_RATE": "8"}
+    done = run_locust(service.url, 25, spike, users=["Classify"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = [int(users) for users in re.findall(r'"Classify": (\d+)\}', done.stderr)]
+    assert max(counts) == 5 * counts[0], done.stderr
+    unknown = run_locust(service.url, 1, {"HOTSWAP_LOAD_SHAPE": "cube"})
+    assert "there are steady, spike, ramp, soak" in unknown.stderr
+
+
+def test_of_several_processes_the_master_says_what_all_have_sent(service: Server, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    worker = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--worker", "--master-port", str(port)]
+    report = tmp_path / "report.html"
+    master = ["--master", "--expect-workers", "2", "--master-bind-port", str(port), "--html", str(report)]
+    environment = {**os.environ, **WITH_KEYS}
+    workers = [
+        subprocess.Popen([*worker, "Classify"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    try:
+        done = run_locust(service.url, 5, WITH_KEYS, users=["Classify"], more=master)
+        assert done.returncode == 0, done.stdout + done.stderr
+        offered, sent = re.findall(r"(\d+)/s, sent ([\d.]+)/s", done.stdout)[0]
+        assert float(sent) < 1.5 * float(offered), "each worker sends its share of the rate"
+        assert "/v1/classify" in report.read_text()
+    finally:
+        for process in workers:
+            process.terminate()
+            process.wait(30)

@@ -23,6 +23,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return empty
 
 
+def test_nothing_is_compiled_on_a_cpu_for_not_every_machine_has_a_compiler(environment: dict[str, str]) -> None:
+    launch.prepare(Settings())
+    assert environment["TORCHDYNAMO_DISABLE"] == "1"
+
+
 def test_on_a_small_machine_every_cpu_computes(environment: dict[str, str]) -> None:
     launch.prepare(Settings())
     assert environment["OMP_NUM_THREADS"] == "2"

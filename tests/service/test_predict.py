@@ -235,6 +235,19 @@ async def test_every_adapter_in_the_store_is_listed_loaded_or_not(serve: Serve) 
         assert (await service.client.get("/v1/adapters/nobody")).json()["code"] == "adapter_not_found"
 
 
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/classify"])
+async def test_an_adapter_may_be_named_by_model_as_routers_read_it(serve: Serve, path: str) -> None:
+    async with serve() as service:
+        answer = await service.client.post(path, json={"model": "mood@2", "input": "Good."})
+        assert answer.json()["adapter"] == (await service.predict("mood@2")).json()["adapter"]
+        both = await service.client.post(path, json={"model": "mood", "adapter": "mood", "input": "Good."})
+        assert (both.status_code, both.json()["code"]) == (422, "invalid_request")
+        assert "another name of 'adapter'" in both.json()["detail"]
+        for wrong in (None, 7, "", ["mood"]):
+            refused = await service.client.post(path, json={"model": wrong, "input": "Good."})
+            assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request"), wrong
+
+
 async def test_openapi_shows_an_example_of_every_request(serve: Serve) -> None:
     async with serve() as service:
         document = (await service.client.get("/openapi.json")).json()

@@ -148,3 +148,20 @@ def test_an_engine_that_does_not_start_ends_the_process_with_status_1(
         assert service.__main__.main() == 1
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_no_settings() -> None:
+    links = {
+        "HOTSWAP_SERVICE_HOST": "10.0.0.1",
+        "HOTSWAP_SERVICE_PORT": "80",
+        "HOTSWAP_SERVICE_PORT_HTTP": "80",
+        "HOTSWAP_PORT": "tcp://10.0.0.1:80",
+        "HOTSWAP_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "HOTSWAP_PORT_80_TCP_PROTO": "tcp",
+        "HOTSWAP_PORT_80_TCP_PORT": "80",
+        "HOTSWAP_PORT_80_TCP_ADDR": "10.0.0.1",
+        "HOTSWAP_METRICS_PORT": "tcp://10.0.0.2:9000",  # of a Service named hotswap-metrics
+        "HOTSWAP_CANARY_SERVICE_HOST": "10.0.0.3",
+    }
+    assert Settings.read(links) == Settings.read({})
+    assert Settings.read({**links, "HOTSWAP_PORT": "9001", "HOTSWAP_METRICS_PORT": "9000"}).metrics_port == 9000

@@ -1,0 +1,1 @@
+"""Many replicas behind a router: what callers see while one is killed, hangs, is cut off or is upgraded."""

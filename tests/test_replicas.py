@@ -1,0 +1,25 @@
+"""Three replicas behind the Envoy that is shipped: whatever befalls one, no request is lost and no answer is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from loadtests.replicas.__main__ import FAULTS, measure
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.timeout(600)
+def test_no_fault_of_one_replica_loses_a_request_or_makes_an_answer_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "")  # what the harness sets is gone afterwards
+    table = asyncio.run(measure(tmp_path, list(FAULTS), "s3", "fake", rate=10, seconds=8))
+    assert [row["fault"] for row in table] == list(FAULTS)
+    for row in table:
+        assert row["asked"] > 40, row
+        assert (row["lost"], row["wrong"]) == (0, 0), row

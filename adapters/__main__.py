@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import re
 import sys
 import time
 from contextlib import suppress
@@ -15,16 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from adapters import cli, garbage, verification
 from adapters.base_model import Base, resolve_base
 from adapters.catalogue import Entry
-from adapters.chat import rendered
 from adapters.errors import HotswapError, InvalidAdapter, NotInStore, printable
 from adapters.intake import add_version
 from adapters.kinship import check_family
-from adapters.lint import TASK_FILE, doubts, lint
+from adapters.lint import doubts, lint
 from adapters.mirror import mirror
 from adapters.modules import base_shapes
 from adapters.packages import cache_folder
@@ -34,12 +29,9 @@ from adapters.seed import open_store
 from adapters.server import ask_server
 from adapters.signing import TrustedKeys
 from adapters.store import Store
-from adapters.tasks import AnyTask, Chat, ClassificationTask, SummarizationTask, Task, Template
-from adapters.tasks.base import SLOT
+from adapters.task_options import add_task_options, task_of
 from adapters.tasks.classification import order_decides
 from adapters.validation import explained
-
-TEMPLATES = {"classification": "Text: {text}\nLabel:", "summarization": "Text: {text}\n\nSummary:"}
 
 
 def main() -> int:
@@ -54,7 +46,7 @@ def add(options: argparse.Namespace) -> None:
     signer = cli.signer_of(options)
     lint(options.dir)  # before a base model is fetched for it
     base = resolve_base(options.base)
-    task = _task(options, base)
+    task = task_of(options, base)
     store, about = _store(options), options.description
     manifest = add_version(store, options.name, options.dir, task, base, signer=signer, description=about)
     _warn(options.dir, base)
@@ -64,46 +56,10 @@ def add(options: argparse.Namespace) -> None:
         print(manifest.version)
     if task.answers and options.labels and order_decides(task.answers, base.tokenizer, task.template):
         print("These labels begin alike: --labels must have the order in which they were trained", file=sys.stderr)
-    if options.task and not options.template and not options.chat:
-        prompt = TEMPLATES[options.task].replace("\n", "\\n")
+    if options.task and not options.template and not options.chat and task.template.version == 1:
+        prompt = task.template.text.replace("\n", "\\n")
         print(f"No --template: taken to be trained with the prompt '{prompt}'", file=sys.stderr)
     print(f"Not served yet: python -m adapters release {manifest.name} {manifest.version}", file=sys.stderr)
-
-
-def _task(options: argparse.Namespace, base: Base) -> AnyTask:
-    own = options.dir / TASK_FILE
-    if options.task is None:
-        if not own.is_file() or options.labels or options.template or options.chat:
-            raise HotswapError(f"say what it does: --task classification --labels a,b (or put {TASK_FILE} beside it).")
-        with explained(ClassificationTask, f"{own} is no task"):
-            return TypeAdapter(Task).validate_json(own.read_bytes())
-    template = _template(options, base)
-    if options.task == "summarization":
-        return SummarizationTask.of(template)
-    labels = _labels(options.labels or "")
-    if len(set(labels)) < 2 or len(set(labels)) < len(labels):
-        raise HotswapError("a classification adapter needs two or more different labels: --labels a,b")
-    return ClassificationTask.of(template, labels, base.tokenizer)
-
-
-def _template(options: argparse.Namespace, base: Base) -> str | Template:
-    given = options.template.replace("\\n", "\n") if options.template else None
-    if options.system and not options.chat:
-        raise HotswapError("--system is said in a chat: give --chat too, or write it into --template.")
-    if not options.chat:
-        return given or TEMPLATES[options.task]
-    with explained(Chat, "--template is no prompt"):
-        chat = Chat(system=options.system, user=given or SLOT)
-    return rendered(chat, base.folder)
-
-
-def _labels(text: str) -> list[str]:
-    """Read ``a,"b, c"`` as a row of a CSV file."""
-    try:
-        cells = next(csv.reader([re.sub(r'" +(?=,|$)', '"', text)], skipinitialspace=True, strict=True), [])
-    except csv.Error as error:
-        raise HotswapError(f'--labels {text}: {error}; write it as a row of a CSV file: a,"b, c"') from None
-    return [label.strip() for label in cells if label.strip()]
 
 
 def list_(options: argparse.Namespace) -> None:
@@ -412,11 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("add", add, text, "add ./my-lora support-topics --task classification --labels billing,bug", based)
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--task", choices=sorted(TEMPLATES))
-    sub.add_argument("--labels", help='a row of CSV (a,"b, c"), in the order of training (this trainer sorts them)')
-    sub.add_argument("--template", help="the prompt it was trained with; {text} marks the input, \\n a new line")
-    sub.add_argument("--chat", action="store_true", help="--template (default {text}) is what the user says in a chat")
-    sub.add_argument("--system", metavar="TEXT", help="with --chat: what the system says first")
+    add_task_options(sub)
     sub.add_argument("--description", default="")
     cli.add_sign_option(sub)
     command("list", list_, "adapters, their versions and what is released", "list --json")

@@ -14,7 +14,7 @@ from adapters.errors import InvalidAdapter
 from adapters.profile import Profile
 from adapters.reference import NAME
 from adapters.tasks import Task
-from adapters.tasks.classification import MAX_LABELS
+from adapters.tasks.base import SCORED_AT_ONCE
 from adapters.validation import Strict, explain
 
 NAME_PATTERN = rf"^{NAME}$"
@@ -41,7 +41,7 @@ class Reference(Strict):
     """What the version answered in evaluation: natural-log probabilities of some tokens at the answer slot."""
 
     text: str = Field(min_length=1, max_length=2000)
-    logprobs: dict[Annotated[int, Field(ge=0)], float] = Field(min_length=2, max_length=MAX_LABELS)
+    logprobs: dict[Annotated[int, Field(ge=0)], float] = Field(min_length=2, max_length=SCORED_AT_ONCE)
 
 
 class Computed(Strict):

@@ -191,6 +191,18 @@ SERVICE: list[Panel] = [
         (total("hotswap_refused_tokens_total"), "refused"),
     ),
     graph(
+        "Fine-tuning jobs",
+        "By state, and the mean minutes that those took which ended; dashed: how many minutes the oldest has waited.",
+        "short",
+        ("max by (state) (hotswap_jobs)", "{{state}}"),
+        (
+            "max by (state) (hotswap_jobs_seconds) / 60 / clamp_min(max by (state) (hotswap_jobs), 1)",
+            "{{state}}, minutes",
+        ),
+        ("max(hotswap_jobs_oldest_queued_seconds) / 60", "oldest, minutes"),
+        dashed="C",
+    ),
+    graph(
         "Faults",
         "A minute: engines that died, reads of the store that failed.",
         "short",

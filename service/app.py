@@ -17,6 +17,7 @@ from service.http.application import assembled
 from service.http.keys import Keys
 from service.http.quota import Quota
 from service.jobs.desk import Desk
+from service.jobs.watch import Watch
 from service.jobs.worker import LocalWorker
 from service.metrics import Metrics
 from service.monitoring.engine import EngineCollector
@@ -68,6 +69,7 @@ def create_app(
     heartbeat = Heartbeat(engine, settings.engine_seconds)
     desk = Desk(settings, store.place)
     worker = LocalWorker(settings, desk.place, store.place)
+    watch = Watch(desk, metrics)
     supervisor = Supervisor(engine, residency, reconciler, promotion, parts.answering, metrics, heartbeat, fleet)
     if fleet:
         fleet.bind(Owned(engine, routing, residency, reconciler, quota, parts.feedback, tally, metrics))
@@ -80,6 +82,7 @@ def create_app(
         def ready() -> None:
             if settings.jobs == "local":
                 worker.start()
+            watch.start()
             # When the engine has its processes: a thread is no help to who is forked from this one.
             parts.feedback.start()
             on_ready()
@@ -95,6 +98,7 @@ def create_app(
             supervisor.stop()
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            await watch.close()
             await worker.close()
             await parts.close()
             await residency.close()

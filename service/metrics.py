@@ -202,6 +202,21 @@ class Metrics:
             "Texts in the engine, of those that it takes at once (HOTSWAP_MAX_CONCURRENCY).",
             registry=registry,
         )
+        self.jobs = Gauge(
+            "hotswap_jobs",
+            "Fine-tuning jobs in the queue's database, by state: every replica shows all of them.",
+            ("state",),
+            registry=registry,
+        )
+        self.jobs_seconds = Gauge(
+            "hotswap_jobs_seconds",
+            "What those that ended took together, from being asked for on.",
+            ("state",),
+            registry=registry,
+        )
+        self.jobs_waited = Gauge(
+            "hotswap_jobs_oldest_queued_seconds", "How long the oldest queued job has waited.", registry=registry
+        )
         self.swap_seconds = Histogram(
             "hotswap_swap_seconds",
             "From seeing a release to serving it.",

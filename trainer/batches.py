@@ -10,6 +10,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from adapters.base_model import Base
 from adapters.tasks.base import BaseTask
+from trainer.codec import Codec
 from trainer.rows import Row
 
 IGNORED = -100
@@ -22,8 +23,8 @@ class Encoded(torch.utils.data.Dataset):
     def __init__(self, asked: Iterable[tuple[Row, BaseTask]], base: Base) -> None:
         self._examples = []
         for row, task in asked:
-            prompt = task.prompt(row.text, base.tokenizer).ids
-            answer = task.target(row.answer, base.tokenizer, end=base.end_id)
+            codec = Codec(task, base)
+            prompt, answer = codec.prompt(row.text, row.before), codec.target(row.answer)
             labels, choices = [IGNORED] * len(prompt) + answer, list(task.sampling({}).choices)
             self._examples.append({"input_ids": prompt + answer, "labels": labels, "choices": choices})
         self.lengths = [len(example["input_ids"]) for example in self._examples]

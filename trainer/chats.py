@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
+from adapters.chat import Turn
 from trainer.records import text_of
 
 Record = Mapping[str, Any]
@@ -36,14 +37,17 @@ class LeftOut(Exception):  # no error
     """A record that its annotators set aside: skipped, rejected, not annotated."""
 
 
-Shape = Callable[[Record, bool], dict[str, str]]
+# What is made of several turns: nothing (one text alone is wanted), one text of all, or turns in front of the last.
+How = Literal["one", "whole", "turns"]
+Made = dict[str, Any]
+Shape = Callable[[Record, How], Made]
 
 
 def shape_of(columns: Iterable[str]) -> tuple[str, Shape] | None:
     """Return what records with such columns are called, and what makes text and answer of one; none for a plain table.
 
-    The second argument says whether the whole of a conversation is wanted as text, where there is more than one turn.
-    It raises :class:`NotARow` and :class:`LeftOut`.
+    The second argument says what is wanted of a conversation of more than one turn. It raises :class:`NotARow` and
+    :class:`LeftOut`.
     """
     there = set(columns)
     for name, needed, shape in (
@@ -64,21 +68,42 @@ def shape_of(columns: Iterable[str]) -> tuple[str, Shape] | None:
     return None
 
 
+def turns_of(value: Any) -> tuple[Turn, ...]:
+    """Return who said what. Raises :class:`NotARow`."""
+    if not isinstance(value, list) or not value:
+        raise NotARow("holds no list of turns")
+    return tuple(map(_turn, value))
+
+
 def _messages(column: str) -> Shape:
-    return lambda record, whole: _with_system(record, _of_turns(record[column], whole))
+    return lambda record, how: _with_system(record, _of_turns(record[column], how))
 
 
-def _with_system(record: Record, made: dict[str, str]) -> dict[str, str]:
+def _with_system(record: Record, made: Made) -> Made:
     """LLaMA-Factory has a column of its own for what the system says."""
     system = record.get("system")
-    return {**made, "system": system} if isinstance(system, str) and system else made
+    if not isinstance(system, str) or not system:
+        return made
+    before = {"before": (("system", system), *made["before"])} if "before" in made else {}
+    return {**made, **before, "system": system}
 
 
-def _of_turns(turns: Any, whole: bool) -> dict[str, str]:
+def _as_conversation(all_said: Sequence[Turn]) -> Made:
+    """Take the last turn for the answer, the user's for the text, and keep the others, the system's too."""
+    if all_said[-1][0] != "assistant":
+        raise NotARow("does not end with an answer of the assistant's")
+    *before, asked, (_, answer) = ("", ""), *all_said
+    if asked[0] != "user":
+        raise NotARow("has no user turn right before the answer")
+    return {"text": asked[1], "answer": answer, "before": tuple(before[1:])}
+
+
+def _of_turns(turns: Any, how: How) -> Made:
     """Take the last turn for the answer and the user's for the text; what the system said is the template's to say."""
-    if not isinstance(turns, list) or not turns:
-        raise NotARow("holds no list of turns")
-    all_said = list(map(_turn, turns))
+    all_said = turns_of(turns)
+    if how == "turns":
+        return _as_conversation(all_said)
+    whole = how == "whole"
     said = [(role, text) for role, text in all_said if role != "system"]
     system = "\n".join(text for role, text in all_said if role == "system")
     if whole:
@@ -97,7 +122,7 @@ def _of_turns(turns: Any, whole: bool) -> dict[str, str]:
     return {"text": text, "answer": answer, "system": system}
 
 
-def _turn(turn: Any) -> tuple[str, str]:
+def _turn(turn: Any) -> Turn:
     if not isinstance(turn, dict):
         raise NotARow("holds a turn that has no role")
     name = str(turn.get("role", turn.get("from", "")))
@@ -114,26 +139,30 @@ def _turn(turn: Any) -> tuple[str, str]:
     return role, content
 
 
-def _completion(record: Record, whole: bool) -> dict[str, str]:
+def _completion(record: Record, how: How) -> Made:
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return _of_turns([*prompt, *completion], whole)
+        return _of_turns([*prompt, *completion], how)
     return {"text": _text(record, "prompt"), "answer": _text(record, "completion")}
 
 
-def _alpaca(record: Record, whole: bool) -> dict[str, str]:
-    if record.get("history") and not whole:
+def _alpaca(record: Record, how: How) -> Made:
+    if record.get("history") and how == "one":
         raise NotARow("has a history, and a row has one text", convertible=True)
     parts = [_text(record, "instruction"), _text(record, "input") if record.get("input") else ""]
     past = record.get("history") or []
     if not isinstance(past, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in past):
         raise NotARow("has a history that is no list of pairs")
-    before = [f"User: {asked}\nAssistant: {said}\nUser: " for asked, said in past]
-    text = "".join([*before, "\n\n".join(filter(None, parts))])
+    text = "\n\n".join(filter(None, parts))
+    if how == "turns":
+        turns = [turn for asked, said in past for turn in (("user", str(asked)), ("assistant", str(said)))]
+        made = _as_conversation([*turns, ("user", text), ("assistant", _text(record, "output"))])
+        return _with_system(record, made)
+    text = "".join([*(f"User: {asked}\nAssistant: {said}\nUser: " for asked, said in past), text])
     return _with_system(record, {"text": text, "answer": _text(record, "output")})
 
 
-def _prodigy(record: Record, whole: bool) -> dict[str, str]:
+def _prodigy(record: Record, how: How) -> Made:
     if record.get("answer") not in (*REVIEWED, None):
         raise NotARow(f"has the answer '{record['answer']}', which is none of {', '.join(REVIEWED)}")
     if record.get("answer", "accept") != "accept":
@@ -145,12 +174,12 @@ def _prodigy(record: Record, whole: bool) -> dict[str, str]:
     return {"text": _text(record, "text"), "answer": _text(record, "label")}
 
 
-def _doccano(record: Record, whole: bool) -> dict[str, str]:
+def _doccano(record: Record, how: How) -> Made:
     labels = record.get("labels", record.get("label"))
     return {"text": _text(record, "text" if "text" in record else "data"), "answer": _only(labels)}
 
 
-def _label_studio(record: Record, whole: bool) -> dict[str, str]:
+def _label_studio(record: Record, how: How) -> Made:
     given = record.get("annotations", record.get("completions")) or []
     done = [one for one in given if isinstance(one, dict) and not one.get("was_cancelled")]
     results = [one.get("result") or [] for one in done]

@@ -46,7 +46,8 @@ class _Rows:
 
     @property
     def texts(self) -> list[str]:
-        return [row.text for row in self.rows]
+        """All that each row's answer is an answer to."""
+        return [row.asked for row in self.rows]
 
     @property
     def answers(self) -> list[str]:
@@ -91,7 +92,7 @@ def check_data(recipe: Recipe, cache: Path, count_tokens: Callable[[str], int]) 
     if recipe.task.makes.closed and columns.objective == "supervised":
         found += _classes(rows)
     if rows.texts:
-        found += _lengths(rows, [count_tokens(text) for text in rows.texts], recipe)
+        found += _lengths(rows, [count_tokens(row.text) for row in rows.rows], recipe)
     return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
 
 
@@ -127,9 +128,9 @@ def _folded(rows: _Rows, recipe: Recipe, cache: Path) -> tuple[_Rows, list[Findi
 
 
 def _nearly_the_same(rows: _Rows, data: Data, seed: int, labelled: bool) -> Iterator[Finding]:
-    first = {as_compared(row.text): position for position, row in reversed(list(enumerate(rows.rows)))}
+    first = {as_compared(row.asked): position for position, row in reversed(list(enumerate(rows.rows)))}
     kept = sorted(first.values())
-    groups = [[kept[member] for member in group] for group in near_duplicates([rows.rows[p].text for p in kept])]
+    groups = [[kept[member] for member in group] for group in near_duplicates([rows.rows[p].asked for p in kept])]
     if not groups:
         return
     members = [position for group in groups for position in group]
@@ -156,7 +157,7 @@ def _tested_elsewhere(rows: _Rows, data: Data, columns: Columns, cache: Path) ->
         unusable = [(number, problem) for number, row, problem in read if row is None]
         for number, problem in unusable[:SHOWN]:
             yield Finding("error", "cells", f"{name}: row {number}: {problem}", (number,))
-        shared = [number for number, row, _ in read if row is not None and as_compared(row.text) in known]
+        shared = [number for number, row, _ in read if row is not None and as_compared(row.asked) in known]
         if shared and name.startswith("extra_tests."):
             text = f"{name}: {len(shared)} rows are in the recipe's own data too, and its scores will be too good: "
             yield Finding("warning", "leakage", text + "take them out of one of the two", tuple(shared[:SHOWN]))

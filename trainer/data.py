@@ -55,7 +55,8 @@ class Splits:
 
 
 def _as_fingerprinted(row: Row) -> list[str]:
-    return [row.text, row.answer, *([row.rejected] if row.rejected else []), *([] if row.good else ["bad"])]
+    more = [*map(str, row.before), *([row.schema] if row.schema else [])]
+    return [row.text, row.answer, *([row.rejected] if row.rejected else []), *([] if row.good else ["bad"]), *more]
 
 
 def load_splits(recipe: Recipe, cache: Path) -> Splits:
@@ -67,7 +68,7 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
     rows, folded = _folded(rows, {**extra, **more}, recipe)
     extra = {name: folded[name] for name in extra}
     if data.near_duplicates == "group":
-        rows = _joined(rows, near_duplicates([row.text for row in rows]))
+        rows = _joined(rows, near_duplicates([row.asked for row in rows]))
     labelled = recipe.task.kind == "classification"
     train, validation, test = _split(rows, data, recipe.seed, labelled=labelled)
     if data.keep:
@@ -95,9 +96,9 @@ def load_splits(recipe: Recipe, cache: Path) -> Splits:
 def _with_more(train: list[Row], more: Iterable[Row], held_out: Iterable[list[Row]]) -> list[Row]:
     """Return the training rows, with further ones in the place of those with the same text; what is held out stays
     so."""
-    known = {as_compared(row.text) for part in held_out for row in part}
-    further = {text: row for row in more if (text := as_compared(row.text)) not in known}
-    return [row for row in train if as_compared(row.text) not in further] + list(further.values()) if further else train
+    known = {as_compared(row.asked) for part in held_out for row in part}
+    further = {text: row for row in more if (text := as_compared(row.asked)) not in known}
+    return [*(row for row in train if as_compared(row.asked) not in further), *further.values()]
 
 
 def _mixed(recipe: Recipe, name: str, cache: Path) -> Splits:
@@ -112,13 +113,13 @@ def _without_held_out(splits: Splits) -> Splits:
     shares and groups put it into different splits."""
     parts = {"": splits, **splits.mixed}
     held_out = {
-        name: {as_compared(row.text) for row in chain(part.validation, part.test, *part.extra_tests.values())}
+        name: {as_compared(row.asked) for row in chain(part.validation, part.test, *part.extra_tests.values())}
         for name, part in parts.items()
     }
 
     def kept(name: str, part: Splits) -> Splits:
         known = set().union(*(texts for other, texts in held_out.items() if other != name))
-        train = [row for row in part.train if as_compared(row.text) not in known]
+        train = [row for row in part.train if as_compared(row.asked) not in known]
         if not train:
             raise HotswapError(f"mix: {name or 'the own task'} has no training rows that no other task is tested on.")
         return replace(part, train=train)
@@ -180,7 +181,7 @@ def _distinct(table: Table) -> list[Row]:
     for number, row, problem in table.rows():
         if row is None:
             raise HotswapError(f"row {number}: {problem}")
-        said = (row.text, row.answer, row.rejected) if compared else (row.text,)
+        said = (row.asked, row.answer, row.rejected) if compared else (row.asked,)
         rows.setdefault("\0".join(map(as_compared, said)), row)
     if not rows:
         raise HotswapError("the data has no rows.")
@@ -189,7 +190,7 @@ def _distinct(table: Table) -> list[Row]:
         return found
     same: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(found):
-        same[as_compared(row.text)].append(position)
+        same[as_compared(row.asked)].append(position)
     return _joined(found, same.values())
 
 

@@ -20,7 +20,7 @@ from adapters.errors import HotswapError
 from adapters.manifest import Reference
 from adapters.profile import Profile, values_of
 from adapters.progress import say, spoken
-from adapters.tasks.base import BaseTask
+from adapters.tasks.base import SCORED_AT_ONCE, BaseTask
 from trainer import likelihood, statistics
 from trainer.baselines import Baseline, baseline_of
 from trainer.codec import Codec
@@ -52,10 +52,11 @@ from trainer.rows import Row
 from trainer.slices import slices_of
 from trainer.soft_prompts import spelled
 from trainer.statistics import Output
+from trainer.validity import validity
 
-# How many of the first test rows are also tried in other ways: of summaries, which take longer, so many that all the
+# How many of the first test rows are also tried in other ways: of free text, which takes longer, so many that all the
 # disturbances together cost what the test does.
-ROBUST_LABELS, ROBUST_SUMMARIES = 200, (16, 40)
+ROBUST_LABELS, ROBUST_TEXTS = 200, (16, 40)
 FEW_SHOT_ROWS = 20  # at least
 GENERAL_WINDOWS = 16
 EXAMPLES, EXAMPLE_CHARS = 8, 600
@@ -184,7 +185,7 @@ def _score(task: BaseTask, outputs: list[Output], rows: list[Row], embed: Embed 
         return scores
     said = [task.answer(output) for output in outputs]
     near = {"similarity": similarity(embed, said, [row.answer for row in rows])} if embed else {}
-    return scores | near | faithfulness([row.text for row in rows], said)
+    return scores | near | faithfulness([row.text for row in rows], said) | validity(said, rows, task)
 
 
 def _scored_alone(task: BaseTask, outputs: list[Output] | None, rows: list[Row]) -> Scores | None:
@@ -242,7 +243,7 @@ def _mean_merit(task: BaseTask, outputs: list[Output], rows: list[Row]) -> float
 def _first(rows: list[Row], task: BaseTask) -> list[Row]:
     if task.closed:
         return rows[:ROBUST_LABELS]
-    least, most = ROBUST_SUMMARIES
+    least, most = ROBUST_TEXTS
     return rows[: max(least, min(most, len(rows) // len(DISTURBANCES)))]
 
 
@@ -252,8 +253,12 @@ def baselines_of(model: Any, zero_shot: list[Output], adapted: list[Output], job
 
     Examples make prompts several times as long: of the rows there are as many as cost what they all do without."""
     task, rows = job.task, _first(job.splits.tests["test"], job.task)
+    usual = all(job.codec.is_usual(row.before) for row in rows)  # in a conversation of its own no example has a place
+    rows = [replace(row, before=()) for row in rows] if usual else rows
     asked, shots = with_examples(job.codec, [row for row in job.splits.train if row.good])
     few_shot = None
+    if not usual:
+        shots = 0
     if shots:
         plain = sum(len(job.codec.prompt(row.text)) for row in rows)
         costs = accumulate(len(asked.prompt(row.text)) for row in rows)
@@ -332,7 +337,7 @@ def references_of(model: Any, codec: Codec) -> tuple[Reference, ...]:
         prompt = torch.tensor([codec.prompt(text)], device=model.device)
         called, inputs = spelled(model, {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)})
         logprobs = called(**inputs).logits[0, -1].float().log_softmax(-1)
-        ids = codec.task.sampling({}).choices or logprobs.topk(probes.CHOICES).indices.tolist()
+        ids = codec.task.sampling({}).choices[:SCORED_AT_ONCE] or logprobs.topk(probes.CHOICES).indices.tolist()
         told = {token: round(float(logprobs[token]), 6) for token in ids}
         answers.append(Reference(text=text, logprobs=told))
     return tuple(answers)
@@ -340,11 +345,11 @@ def references_of(model: Any, codec: Codec) -> tuple[Reference, ...]:
 
 def profile_of(job: Job, rows: Sequence[Row], outputs: Sequence[Output]) -> Profile:
     """Return how held-out ``rows`` and the ``outputs`` for them look: what live traffic is compared with."""
-    task, tokenizer = job.task, job.base.tokenizer
-    known = frozenset(token for row in job.splits.train for token in task.prompt(row.text, tokenizer).ids)
+    task, codec = job.task, job.codec
+    known = frozenset(token for row in job.splits.train for token in codec.prompt(row.text, row.before))
     return Profile.of(
         [
-            values_of(task, row.text, task.prompt(row.text, tokenizer), output, tokenizer, known)
+            values_of(task, row.text, codec.made(row.text, row.before), output, job.base.tokenizer, known)
             for row, output in zip(rows, outputs, strict=True)
         ],
         known,

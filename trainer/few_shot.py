@@ -21,7 +21,8 @@ def with_examples(codec: Codec, rows: Sequence[Row], shots: int = SHOTS) -> tupl
     task, base = codec.task, codec.base
     by_answer: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if SLOT not in row.text + row.answer and _is_short_and_plain(row.text, base):
+        usual = SLOT not in row.text + row.answer and codec.is_usual(row.before)
+        if usual and _is_short_and_plain(row.text, base):
             by_answer[row.answer if task.closed else ""].append(row)
     in_turn = chain.from_iterable(zip_longest(*(by_answer[answer] for answer in sorted(by_answer))))
     chosen = list(islice((row for row in in_turn if row is not None), shots))

@@ -55,7 +55,8 @@ def _summed(model: Any, inputs: dict[str, torch.Tensor]) -> list[float]:
 
 def answers(rows: Sequence[Row], codec: Codec, *, rejected: bool = False) -> list[Continued]:
     """Return each row's prompt and answer, or its rejected answer, as the task spells them."""
-    return [(codec.prompt(row.text), codec.target(row.rejected if rejected else row.answer)) for row in rows]
+    said = [(row, row.rejected if rejected else row.answer) for row in rows]
+    return [(codec.prompt(row.text, row.before), codec.target(answer)) for row, answer in said]
 
 
 def perplexity(model: Any, pairs: Sequence[Continued], base: Base, what: str = "perplexity") -> float:

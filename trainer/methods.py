@@ -80,7 +80,8 @@ def adapt(model: Any, recipe: Recipe, base: Base, steps: int, start: Path | None
 @torch.no_grad()
 def _begin_with_words(model: Any, recipe: Recipe, base: Base) -> None:
     """Words are a better beginning than noise (Lester et al. 2021, section 3.2)."""
-    words = recipe.soft_prompt.start or wording(recipe.task.template).replace(SLOT, " ")
+    usual = wording(recipe.task.template or recipe.task.makes.usual_template)
+    words = recipe.soft_prompt.start or usual.replace(SLOT, " ")
     ids = base.tokenizer.encode(words)
     table, prompt = model.get_base_model().get_input_embeddings().weight, model.prompt_encoder["default"].embedding
     prompt.weight.copy_(table[[ids[n % len(ids)] for n in range(recipe.soft_prompt.tokens)]])

@@ -7,10 +7,11 @@ from itertools import chain, islice, repeat
 
 from adapters.architecture import Architecture
 from adapters.base_model import Base
-from adapters.chat import asked
+from adapters.chat import asked, talks
 from adapters.errors import HotswapError
-from adapters.tasks import AnyTask, ClassificationTask, SummarizationTask
+from adapters.tasks import AnyTask, Chat, ClassificationTask
 from adapters.tasks.base import BaseTask
+from trainer.codec import Codec
 from trainer.data import Splits, labels_of
 from trainer.job import Job
 from trainer.long_documents import in_parts
@@ -25,14 +26,40 @@ def make_task(recipe: Recipe, splits: Splits, base: Base) -> AnyTask:
     """Return the Task that training, evaluation and the service will share."""
     settings = recipe.task.model_dump(exclude={"kind", "template", "labels"})
     task: AnyTask
-    template = asked(recipe.task.template, base.folder)
+    makes = recipe.task.makes
+    template = asked(_wording(recipe, splits, base), base.folder, conversational=makes.conversational)
     if isinstance(recipe.task, ClassificationRecipe):
         labels = labels_of(recipe.task, splits.train)
         task = ClassificationTask.of(template, labels, base.tokenizer, **settings)
     else:
-        task = SummarizationTask.of(template, **settings)
+        task = makes.of(template, **settings)
     _check_context(task, recipe, base)
+    _check_conversations(task, recipe, splits, base)
     return task
+
+
+def _wording(recipe: Recipe, splits: Splits, base: Base) -> str | Chat:
+    """Return how a text is asked: as the recipe says, else in a chat, with what the system says in all the rows."""
+    if recipe.task.template is not None:
+        return recipe.task.template
+    if not talks(base.folder):
+        return recipe.task.makes.usual_template
+    said = {row.before[0][1] if row.before and row.before[0][0] == "system" else "" for row in splits.train}
+    return Chat(system=next(iter(said)) or None) if len(said) == 1 else Chat()
+
+
+def _check_conversations(task: BaseTask, recipe: Recipe, splits: Splits, base: Base) -> None:
+    """Raise for what was said before a text where the base cannot be told it, or the objective passes it over."""
+    codec = Codec(task, base)
+    for row in chain(splits.train, splits.validation, splits.test, *splits.extra_tests.values()):
+        if not row.before:
+            continue
+        if recipe.objective in ("reward", "grpo"):
+            raise HotswapError(f"objective {recipe.objective} takes texts, and row {row.number} is a conversation.")
+        try:
+            codec.made(row.text, row.before)
+        except HotswapError as error:
+            raise HotswapError(f"row {row.number}: {error}") from error
 
 
 def _check_context(task: BaseTask, recipe: Recipe, base: Base) -> None:

@@ -37,7 +37,7 @@ def with_adapter(adapter: Path, base: Base) -> Any:
 
 
 def answers(adapter: Path, rows: list[Row], codec: Codec, what: str) -> list[str]:
-    """Return the label or the summary that an adapter gives to each row."""
+    """Return the label or the text that an adapter gives to each row."""
     outputs = predict(with_adapter(adapter, codec.base), rows, codec, what)
     return [codec.task.answer(output) for output in outputs]
 
@@ -46,10 +46,13 @@ def predict(model: Any, rows: list[Row], codec: Codec, what: str = "rows") -> li
     """Return the task's reading of the model's answer to every row, in order."""
 
     def summaries(parts: list[str]) -> list[str]:
-        return [codec.task.answer(output) for output in _predicted(model, parts, codec, f"{what}: parts")]
+        asked = [codec.prompt(part) for part in parts]
+        return [codec.task.answer(output) for output in _predicted(model, asked, codec, f"{what}: parts")]
 
     with _merged(model) if not codec.task.closed else nullcontext():
-        return _predicted(model, condensed([row.text for row in rows], codec, summaries), codec, what)
+        texts = condensed([row.text for row in rows], codec, summaries)
+        prompts = [codec.prompt(text, row.before) for text, row in zip(texts, rows, strict=True)]
+        return _predicted(model, prompts, codec, what)
 
 
 @contextmanager
@@ -66,12 +69,11 @@ def _merged(model: Any) -> Iterator[None]:
         model.unmerge_adapter()
 
 
-def _predicted(model: Any, texts: list[str], codec: Codec, what: str) -> list[Output]:
-    prompts = [codec.prompt(text) for text in texts]
-    order = sorted(range(len(texts)), key=lambda i: -len(prompts[i]))
-    outputs: list[Output] = [{} for _ in texts]
+def _predicted(model: Any, prompts: list[list[int]], codec: Codec, what: str) -> list[Output]:
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    outputs: list[Output] = [{} for _ in prompts]
     answer = _scored if codec.task.closed else _generated
-    with bar(len(texts), what, "rows") as shown:
+    with bar(len(prompts), what, "rows") as shown:
         tokens = TOKENS
         while order:
             part = order[: max(1, min(ROWS, tokens // max(1, len(prompts[order[0]]))))]

@@ -52,7 +52,7 @@ def pairs(rows: list[Row], codec: Codec) -> Dataset:
     return Dataset.from_list(
         [
             {
-                "prompt_ids": codec.prompt(row.text),
+                "prompt_ids": codec.prompt(row.text, row.before),
                 "chosen_ids": codec.target(row.answer),
                 "rejected_ids": codec.target(row.rejected),
             }
@@ -66,7 +66,7 @@ def thumbs(rows: list[Row], codec: Codec) -> Dataset:
     return Dataset.from_list(
         [
             {
-                "prompt_ids": codec.prompt(row.text),
+                "prompt_ids": codec.prompt(row.text, row.before),
                 "completion_ids": codec.target(row.answer),
                 "label": row.good,
             }

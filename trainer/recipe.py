@@ -23,8 +23,9 @@ from pydantic import (
 
 from adapters.manifest import NAME_PATTERN
 from adapters.reference import is_name
-from adapters.tasks import BaseTask, ClassificationTask, SummarizationTask
-from adapters.tasks.base import Chat, checked_template
+from adapters.tasks import BaseTask, ClassificationTask, Decoding, GenerationTask, SummarizationTask
+from adapters.tasks.base import GREEDY, Chat, checked_template
+from adapters.tasks.shapes import checked_schema
 from adapters.tasks.summarization import Long
 
 VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]{0,8}$"
@@ -61,11 +62,15 @@ class Origin(Strict):
     source: str | None = Field(default=None, description="a data set this project knows how to fetch")
     text: str = Field(default="text", description="the column with the input")
     answer: str | None = Field(
-        default=None, description="the column with the answer; default: label or summary; chosen for dpo and reward"
+        default=None,
+        description="the column with the answer; default: label, summary or answer; chosen for dpo, reward",
     )
     group: str | None = Field(default=None, description="rows that share this column's value stay in one split")
     rejected: str = Field(default="rejected", description="objectives dpo and reward: the column with the worse answer")
     good: str = Field(default="good", description="objective kto: the column that says whether the answer was good")
+    json_schema: str | None = Field(
+        default=None, description="the column with the JSON schema that a row's answer keeps to, where each has its own"
+    )
     separator: str | None = Field(
         default=None, description="of a .csv and the like: ',', ';', tab …; default: found out"
     )
@@ -221,6 +226,22 @@ class SummarizationRecipe(Strict):
     long: Long = "cut"
 
 
+class GenerationRecipe(Strict):
+    makes: ClassVar = GenerationTask
+    kind: Literal["generation"]
+    template: AnyTemplate | None = Field(
+        default=None,
+        description="how a text alone is asked; default: a chat of the base, with what the system says in all rows",
+    )
+    max_input_tokens: int = Field(default=1024, ge=8)
+    max_answer_tokens: int = Field(default=256, ge=1, le=4096)
+    normalize: bool = False
+    decoding: Decoding = GREEDY
+    json_schema: Annotated[dict[str, Any], AfterValidator(checked_schema)] | None = None
+
+
+TaskRecipe = Annotated[ClassificationRecipe | SummarizationRecipe | GenerationRecipe, Field(discriminator="kind")]
+
 # How a method's result is served: as the LoRA it is, as a LoRA made of it, as vectors in front of the prompt (of which
 # a prefix cannot be served: it is in every layer).
 LOW_RANK = ("lora", "qlora")
@@ -272,7 +293,7 @@ RewardRule = Literal["rougeL", "supported", "brief"]
 class Mixed(Strict):
     """Another task that is learnt along with the recipe's own."""
 
-    task: Annotated[ClassificationRecipe | SummarizationRecipe, Field(discriminator="kind")]
+    task: TaskRecipe
     data: Data
     weight: float = Field(default=1.0, gt=0, le=100, description="how many of its rows to one of the recipe's own")
 
@@ -372,7 +393,7 @@ Standing = Literal["any", "not_worse", "better"]
 
 
 class EvaluationRecipe(Strict):
-    similarity: bool = Field(default=True, description="summaries: also by a sentence encoder, fetched once (83 MB)")
+    similarity: bool = Field(default=True, description="free text: also by a sentence encoder, fetched once (83 MB)")
     general_text: Path | None = Field(
         default=None, description="text to measure forgetting on; default: Python's own documentation"
     )
@@ -398,7 +419,7 @@ class Gate(Strict):
     )
     baseline: Standing = Field(
         default="not_worse",
-        description="against TF-IDF with logistic regression, or the lead of the text, on the test rows",
+        description="against TF-IDF with logistic regression, the lead of the text, or the nearest row's answer",
     )
     released: Standing = Field(
         default="not_worse",
@@ -449,7 +470,7 @@ class Recipe(Strict):
     base: str | None = Field(default=None, description="default: HOTSWAP_BASE_MODEL")
     seed: int = Field(default=0, ge=0, lt=2**31)
     output: Path | None = Field(default=None, description="default: runs/NAME")
-    task: Annotated[ClassificationRecipe | SummarizationRecipe, Field(discriminator="kind")]
+    task: TaskRecipe
     data: Data
     mix: dict[str, Mixed] = Field(
         default_factory=dict, description="further tasks to learn in the same weights: name → {task, data, weight}"
@@ -554,7 +575,7 @@ class Recipe(Strict):
             raise ValueError("start_from: a reward model gives scores and no text; it begins with the base")
         if self.objective == "grpo":
             if self.task.makes.closed:
-                raise ValueError("objective grpo rewards free text: it is for summarization only")
+                raise ValueError("objective grpo rewards free text: it is not for classification")
             if self.training.batch_size % self.reinforce.generations:
                 raise ValueError("training.batch_size counts answers here: a multiple of reinforce.generations")
         if self.objective == "kto" and self.training.batch_size < 2:

@@ -12,7 +12,7 @@ from trainer.evaluation import Both, Evaluation
 from trainer.recipe import PROMPTS, Recipe
 from trainer.run_record import RunRecord
 from trainer.sources import SOURCES
-from trainer.verdict import breaks, confused, forgotten, labels, worth_it
+from trainer.verdict import breaks, confused, forgotten, labels, shape, worth_it
 
 READABLE_LABELS = 12  # a confusion table of more is wider than a screen
 CONFUSED = 10
@@ -163,7 +163,7 @@ def _findings(recipe: Recipe, evaluation: Evaluation) -> list[str]:
             f"zero-shot {figure(asked.zero_shot)}, this adapter {figure(asked.adapter)}."
         )
     kind, tested = recipe.task.makes, evaluation.scores["test"].adapter
-    judged = (forgotten(evaluation, kind), breaks(evaluation, kind), labels(tested.per_class or {}))
+    judged = (forgotten(evaluation, kind), breaks(evaluation, kind), labels(tested.per_class or {}), shape(tested))
     lines += [f"{finding.question} {finding.answer}" for finding in judged if finding]
     for column, apart in evaluation.slices.items():
         if apart.gap is not None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapters.chat import Turn
 from adapters.errors import HotswapError
 from adapters.personal import masked
 from adapters.tasks import KINDS
-from adapters.tasks.base import normalized
-from trainer.chats import LeftOut, NotARow, Shape, shape_of
+from adapters.tasks.base import SLOT, normalized
+from adapters.tasks.shapes import checked_schema
+from trainer.chats import LeftOut, NotARow, Shape, shape_of, turns_of
 from trainer.recipe import PAIRED, Data, Origin
 from trainer.records import class_label, text_of
 from trainer.sources import fetch_rows
 from trainer.tables import FileTable
 
+BEFORE = "before"  # the column with what was said before a text, as a list of turns
 YES, NO = ("true", "1", "yes", "good", "up"), ("false", "0", "no", "bad", "down")
 
 
@@ -30,7 +34,14 @@ class Row:
     slices: tuple[tuple[str, str], ...] = ()
     rejected: str = ""  # a worse answer, where the objective compares
     good: bool = True
+    before: tuple[Turn, ...] = ()  # what was said before the text, where that is a turn of a conversation
+    schema: str = ""  # that the answer keeps to, as JSON, where the row has its own
     number: int = field(default=0, compare=False)  # in its file, from 1 on
+
+    @property
+    def asked(self) -> str:
+        """All that the answer is an answer to."""
+        return "\n".join([*(said for _, said in self.before), self.text])
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,10 @@ class Columns:
     def said(self, answer: str) -> str:
         """Return an answer as it is learnt: masked, where the recipe says so."""
         return masked(answer.strip()) if self.mask else answer.strip()
+
+    @property
+    def conversational(self) -> bool:
+        return KINDS[self.kind].conversational
 
     def answer(self, origin: Origin) -> str:
         return origin.answer or ("chosen" if self.objective in PAIRED else KINDS[self.kind].answer_key)
@@ -71,6 +86,7 @@ class Table:
     rejected: str | None = None
     good: str | None = None
     slices: tuple[str, ...] = ()
+    json_schema: str | None = None
     chat: Shape | None = None
     whole: bool = False  # take all turns of a chat for the text
     keep_system: bool = False  # and what the system said, in front of it
@@ -91,14 +107,15 @@ class Table:
             if record is None:
                 continue
             try:
-                cells = self.cells(record)
+                plain = self._plain(record)
+                cells = self._cells(plain)
+                row = self._row(plain, cells, number)
             except LeftOut:
                 self.left_out += 1
                 continue
             except ValueError as error:
                 yield number, None, str(error)
                 continue
-            row = self._row(cells, number)
             if self.good and as_compared(cells[self.good] or "") not in YES + NO:
                 yield number, None, f"column '{self.good}' is neither true nor false; it is '{cells[self.good]}'."
             elif row.rejected == row.answer:
@@ -108,7 +125,9 @@ class Table:
 
     def cells(self, record: Mapping[str, Any]) -> dict[str, str]:
         """Return the texts of the columns that matter. Raises :class:`ValueError` with what is wrong with one."""
-        record = self._plain(record)
+        return self._cells(self._plain(record))
+
+    def _cells(self, record: Mapping[str, Any]) -> dict[str, str]:
         cells = {column: _cell(column, record.get(column), column == self.answer) for column in self.columns}
         slices = {column: text_of(record.get(column)) or "" for column in self.slices}
         return slices | cells
@@ -117,7 +136,11 @@ class Table:
         if self.chat is None:
             return record
         try:
-            made = self.chat(record, self.whole)
+            if self.shape.conversational and not self.whole:
+                made = self.chat(record, "turns")
+                own = {self.text: made["text"], self.answer: made["answer"], BEFORE: made.get(BEFORE, ())}
+                return {**record, **own}
+            made = self.chat(record, "whole" if self.whole else "one")
         except NotARow as error:
             how = f"; {convert_command(self.place)} makes one text of it" if error.convertible else ""
             raise ValueError(f"{error}{how}.") from None
@@ -130,17 +153,40 @@ class Table:
         self.system = system
         return {**record, self.text: made["text"], self.answer: made["answer"]}
 
-    def _row(self, cells: Mapping[str, str], number: int) -> Row:
-        text = self.shape.read(cells[self.text])
-        return Row(
-            text=text,
+    def _row(self, record: Mapping[str, Any], cells: Mapping[str, str], number: int) -> Row:
+        row = Row(
+            text=self.shape.read(cells[self.text]),
             answer=self.shape.said(cells[self.answer]),
-            group=cells[self.group] if self.group else as_compared(text),
+            group=cells[self.group] if self.group else "",
             slices=tuple((column, cells[column]) for column in self.slices),
             rejected=self.shape.said(cells[self.rejected]) if self.rejected else "",
             good=as_compared(cells[self.good]) in YES if self.good else True,
+            before=self._before(record),
+            schema=self._schema(record),
             number=number,
         )
+        return row if row.group else replace(row, group=as_compared(row.asked))
+
+    def _before(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
+        said = record.get(BEFORE) if self.shape.conversational else None
+        if not said:
+            return ()
+        turns = said if isinstance(said, tuple) else turns_of(said)
+        if any(SLOT in text for _, text in turns):
+            raise ValueError(f"says {SLOT} before the last turn, where it would stand for the text.")
+        return tuple((role, self.shape.read(text)) for role, text in turns)
+
+    def _schema(self, record: Mapping[str, Any]) -> str:
+        given = record.get(self.json_schema) if self.json_schema else None
+        if given in (None, ""):
+            return ""
+        try:
+            schema = json.loads(given) if isinstance(given, str) else given
+            if not isinstance(schema, dict):
+                raise ValueError("it is no JSON schema: an object is one")
+            return json.dumps(checked_schema(schema), sort_keys=True)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"column '{self.json_schema}': {error}.") from None
 
 
 def convert_command(place: str, more: str = "") -> str:
@@ -175,6 +221,7 @@ def found_table(origin: Origin, columns: Columns, cache: Path) -> Table:
         rejected=origin.rejected if columns.objective in PAIRED else None,
         good=origin.good if columns.objective == "kto" else None,
         slices=origin.slices if isinstance(origin, Data) else (),
+        json_schema=origin.json_schema,
         place=str(origin.path or origin.dataset),
     )
 
@@ -183,13 +230,15 @@ def _with_columns(table: Table, origin: Origin) -> Table:
     """Return the table, read as a chat where it has no columns of its own. Raises where it lacks one."""
     records: Any = table.records
     there = set(next(iter(records), None) or ()) if origin.source else set(records.column_names)
-    missing = [column for column in (*table.columns, *table.slices) if column not in there]
+    further = (*table.slices, *filter(None, [table.json_schema]))
+    missing = [column for column in (*table.columns, *further) if column not in there]
     usual = origin.text == "text" and origin.answer is None and table.shape.objective == "supervised"
     if usual and not origin.source and (found := shape_of(there)):
         name, shape = found
         if {table.text, table.answer} & {*missing} or name == "Prodigy's":
             table.chat = shape
-            table.notes.append(f"format: {name} rows; the last turn or label is the answer, system turns are left out")
+            rest = "the turns before stand before it" if table.shape.conversational else "system turns are left out"
+            table.notes.append(f"format: {name} rows; the last turn or label is the answer, {rest}")
             missing = [column for column in missing if column not in (table.text, table.answer)]
     if missing:
         hint = ""

@@ -1,12 +1,13 @@
 """Real, human-made data that this project knows how to fetch. Nothing of it is shipped.
 
-Each source yields ``{"text", "label" or "summary", "group"}``; rows of one group are near-copies of each
+Each source yields ``{"text", "label" or "summary" or "answer", "group"}``; rows of one group are near-copies of each
 other and must not be split between training and test.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import tarfile
@@ -26,6 +27,8 @@ Rows = Iterator[dict[str, str]]
 VADER = ("vadersentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
 LICENSEDCODE = ("licensedcode-data==32.1.0", "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96")
 SECTIONS = 40
+CONTROL_FIELDS = ("Package", "Version", "Installed-Size", "Architecture", "Depends", "Section", "Priority")
+MOST_NEEDED, MOST_CONTROL_CHARS = 8, 600
 LICENCE_CATEGORIES = ("Permissive", "Proprietary Free", "Copyleft Limited", "Copyleft", "Commercial")
 
 
@@ -89,6 +92,30 @@ def debian_sections(cache: Path) -> Rows:
     for source, package in found:
         if package.section in largest:
             yield {"text": f"{package.synopsis}. {package.text}", "label": package.section, "group": source}
+
+
+def debian_control(cache: Path) -> Rows:
+    """Entries of Debian's package index, as apt prints them, and what they say as JSON: name, version, section, size in
+    KiB, and the packages needed, without versions and alternatives. One of each source package."""
+    packages, _ = _apt_lists(cache / "apt")
+    seen = set()
+    for paragraph in packages.split("\n\n"):
+        said: dict[str, str] = dict(re.findall(r"^(\S+): (.+)$", paragraph, re.MULTILINE))
+        source = said.get("Source", said.get("Package", "")).split(" ")[0]
+        if source in seen or not {*CONTROL_FIELDS} <= {*said}:
+            continue
+        seen.add(source)
+        needed = [str(re.split(r"[ (|:]", each.strip())[0]) for each in said["Depends"].split(",")]
+        facts = {
+            "package": said["Package"],
+            "version": said["Version"],
+            "section": said["Section"].rpartition("/")[2],
+            "installed_kib": int(said["Installed-Size"]),
+            "depends": list(dict.fromkeys(needed)),
+        }
+        text = "\n".join(f"{name}: {said[name]}" for name in CONTROL_FIELDS)
+        if len(needed) <= MOST_NEEDED and len(text) <= MOST_CONTROL_CHARS:
+            yield {"text": text, "answer": json.dumps(facts), "group": source}
 
 
 class _Package(NamedTuple):
@@ -180,5 +207,6 @@ SOURCES: dict[str, Callable[[Path], Rows]] = {
     "vader-news": vader_news,
     "debian-synopses": debian_synopses,
     "debian-sections": debian_sections,
+    "debian-control": debian_control,
     "licence-texts": licence_texts,
 }

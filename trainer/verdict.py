@@ -17,6 +17,8 @@ LITTLE_FORGOTTEN, SOME_FORGOTTEN = 1.2, 2.0
 HARMLESS, HARMFUL = 0.05, 0.15
 CALIBRATED, ASTRAY = 0.05, 0.1
 WEAK_F1, MANY_WEAK = 0.5, 0.1
+IN_SHAPE, OFTEN_IN_SHAPE = 0.99, 0.9
+SHAPES = {"schema_valid": "keep to the schema", "json_valid": "are JSON"}
 NAMED = 3
 
 Tone = Literal["good", "fair", "bad", "unknown"]
@@ -82,6 +84,7 @@ def findings(evaluation: Evaluation, kind: type[BaseTask]) -> list[Finding]:
         forgotten(evaluation, kind),
         breaks(evaluation, kind),
         labels(tested.per_class or {}),
+        shape(tested),
         _confidence(evaluation),
         enough_rows(evaluation),
     ]
@@ -166,6 +169,19 @@ def labels(per_class: dict[str, PerClass]) -> Finding | None:
     missed = f", {never} of them never recognised" if never else ""
     told = f"{len(weak)} of {len(tested)} have F1 below {WEAK_F1}{missed}: {named}. More rows of these may help most."
     return Finding(question, "fair" if len(weak) <= MANY_WEAK * len(tested) else "bad", told)
+
+
+def shape(tested: Scores) -> Finding | None:
+    """Judge whether answers that are to be JSON are, and keep to their schema."""
+    found = {name: tested.values[name] for name in ("schema_valid", "json_valid") if name in tested.values}
+    if not found:
+        return None
+    share, what = next((share, SHAPES[name]) for name, share in found.items())
+    told = f"{100 * share:.1f} of 100 answers {what}"
+    if share >= IN_SHAPE:
+        return Finding("Does it keep to the shape?", "good", f"Yes: {told}.")
+    helps = "Ask with response_format, which lets nothing else be said, or give it more rows"
+    return Finding("Does it keep to the shape?", "fair" if share >= OFTEN_IN_SHAPE else "bad", f"{told}. {helps}.")
 
 
 def enough_rows(evaluation: Evaluation) -> Finding:

@@ -15,10 +15,10 @@ from adapters.errors import NotKept, QuotaSpent, Untimely
 from adapters.jobs.ids import new_id
 from adapters.jobs.pages import Record, now, page
 from adapters.jobs.rows import Checked
+from adapters.jobs.states import UNFINISHED
 from adapters.jobs.tables import files, jobs
 
 PART, DAY = ".part", 86_400
-UNFINISHED = ("queued", "validating_files", "running", "paused")
 
 
 class Files:

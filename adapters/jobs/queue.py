@@ -14,9 +14,9 @@ from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, selec
 
 from adapters.database import Database
 from adapters.errors import NotKept, QuotaSpent, Untimely
-from adapters.jobs.files import UNFINISHED
 from adapters.jobs.ids import new_id
 from adapters.jobs.pages import Record, now, page
+from adapters.jobs.states import UNFINISHED, Tally
 from adapters.jobs.tables import events, jobs
 
 LEASE_SECONDS, RETRY_SECONDS = 60, 60
@@ -165,6 +165,17 @@ class Queue:
         query = select(jobs.c.base, func.count()).where(jobs.c.status == "queued").group_by(jobs.c.base)
         with self._database.reading() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
+
+    def tally(self) -> Tally:
+        """Return how many jobs are in each state, how long the oldest of the queue has waited, and how many seconds
+        those that ended took, from being asked for on."""
+        took = func.sum(jobs.c.finished_at - jobs.c.created_at)
+        oldest = select(func.min(jobs.c.created_at)).where(jobs.c.status == "queued")
+        with self._database.reading() as connection:
+            rows = connection.execute(select(jobs.c.status, func.count(), took).group_by(jobs.c.status)).all()
+            asked_at = connection.scalar(oldest)
+            waited = 0 if asked_at is None else max(0, now(connection) - asked_at)
+        return Tally({row[0]: row[1] for row in rows}, {row[0]: int(row[2] or 0) for row in rows}, waited)
 
     def _free(self, connection: Connection, base: str) -> Record | None:
         over = or_(jobs.c.lease.is_(None), jobs.c.lease < now(connection))

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Turn = tuple[str, str]  # who speaks, and what is said
 MAX_LINE_BYTES = 4 << 20
 SHOWN = 5
 SHAPES = (
-    "a row has messages; or prompt and completion; or text and label or summary; or input, preferred_output and "
-    "non_preferred_output"
+    "a row has messages; or prompt and completion; or text and label, summary or answer; or input, preferred_output "
+    "and non_preferred_output"
 )
 
 
@@ -22,14 +23,28 @@ class NotARow(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """A text and its answer. ``rejected`` is a worse answer, ``system`` what was said in front of a chat, ``kind`` the
-    column that a row of our own has its answer in: it says what kind of task this is."""
+    """A text and its answer. ``rejected`` is a worse answer, ``system`` what was said in front of a chat, ``before``
+    the turns between that and the text, ``kind`` the column that a row of our own has its answer in: it says what kind
+    of task this is."""
 
     text: str
     answer: str
     rejected: str = ""
     system: str = ""
     kind: str = ""
+    before: tuple[Turn, ...] = ()
+
+    @property
+    def whole(self) -> str:
+        """All that was said before the answer, as one text."""
+        if not self.before:
+            return self.text
+        return "\n".join(f"{role.capitalize()}: {text}" for role, text in (*self.before, ("user", self.text)))
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All that was said before the text, the system's turn too."""
+        return (*([("system", self.system)] if self.system else []), *self.before)
 
 
 @dataclass(frozen=True)
@@ -97,14 +112,14 @@ def example(record: dict[str, Any]) -> Example:
     if "preferred_output" in record or "non_preferred_output" in record:
         return _pair(record)
     if "messages" in record:
-        *before, last = _turns(record["messages"])
+        *said, last = _turns(record["messages"])
         if last[0] != "assistant":
             raise NotARow("does not end with an answer of the assistant's")
-        system, text = _asked(before)
-        return Example(text, _said(last[1], "the assistant's answer"), system=system)
+        system, before, text = _asked(said)
+        return Example(text, _said(last[1], "the assistant's answer"), system=system, before=before)
     if "prompt" in record and "completion" in record:
         return Example(_said(record["prompt"], "prompt"), _said(record["completion"], "completion"))
-    for kind in ("label", "summary"):
+    for kind in ("label", "summary", "answer"):
         if "text" in record and kind in record:
             return Example(_said(record["text"], "text"), _said(record[kind], kind), kind=kind)
     raise NotARow(f"has no columns that are known: {SHAPES}")
@@ -116,7 +131,7 @@ def _pair(record: dict[str, Any]) -> Example:
         raise NotARow("has no input with messages")
     if asked.get("tools"):
         raise NotARow("has tools, whose use is not taught here")
-    system, text = _asked(_turns(asked["messages"]))
+    system, before, text = _asked(_turns(asked["messages"]))
     answers = []
     for name in ("preferred_output", "non_preferred_output"):
         turns = _turns(record.get(name))
@@ -125,10 +140,10 @@ def _pair(record: dict[str, Any]) -> Example:
         answers.append(_said(turns[0][1], name))
     if answers[0] == answers[1]:
         raise NotARow("has the same answer as preferred and as non-preferred")
-    return Example(text, answers[0], answers[1], system)
+    return Example(text, answers[0], answers[1], system, before=before)
 
 
-def _turns(given: Any) -> list[tuple[str, str]]:
+def _turns(given: Any) -> list[Turn]:
     """Return who said what."""
     if not isinstance(given, list) or not given:
         raise NotARow("has no list of messages")
@@ -153,15 +168,13 @@ def _text(content: Any) -> str:
     return content
 
 
-def _asked(turns: list[tuple[str, str]]) -> tuple[str, str]:
-    """Return what the system says, and the text: of one user turn itself, of more turns all that was said."""
+def _asked(turns: list[Turn]) -> tuple[str, tuple[Turn, ...], str]:
+    """Return what the system says, the turns before the last one of the user's, and that one."""
     system = "\n".join(text for role, text in turns if role == "system").strip()
-    said = [(role, text) for role, text in turns if role != "system"]
-    if not any(role == "user" for role, _ in said):
-        raise NotARow("has no message of the user's before the answer")
-    if len(said) == 1:
-        return system, _said(said[0][1], "the user's message")
-    return system, "\n".join(f"{role.capitalize()}: {text}" for role, text in said)
+    *before, last = [("", ""), *((role, text) for role, text in turns if role != "system")]
+    if last[0] != "user":
+        raise NotARow("has no message of the user's right before the answer")
+    return system, tuple(before[1:]), _said(last[1], "the user's message")
 
 
 def _said(text: Any, what: str) -> str:

@@ -1,17 +1,24 @@
 """One Task per kind of work, used unchanged by training, evaluation and serving."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from adapters.tasks.base import BaseTask, Chat, Completion, Prompt, Sampling, Template
+from adapters.tasks.base import BaseTask, Chat, Completion, Decoding, Prompt, Sampling, Template
 from adapters.tasks.classification import ClassificationTask
+from adapters.tasks.free_text import FreeTextTask
+from adapters.tasks.generation import GenerationTask
 from adapters.tasks.summarization import SummarizationTask
 
-AnyTask = ClassificationTask | SummarizationTask
+AnyTask = ClassificationTask | SummarizationTask | GenerationTask
 Task = Annotated[AnyTask, Field(discriminator="kind")]
-KINDS: Mapping[str, type[BaseTask]] = {"classification": ClassificationTask, "summarization": SummarizationTask}
+Kind = Literal["classification", "summarization", "generation"]
+KINDS: Mapping[str, type[ClassificationTask] | type[FreeTextTask]] = {
+    "classification": ClassificationTask,
+    "summarization": SummarizationTask,
+    "generation": GenerationTask,
+}
 
 __all__ = [
     "KINDS",
@@ -20,6 +27,10 @@ __all__ = [
     "Chat",
     "ClassificationTask",
     "Completion",
+    "Decoding",
+    "FreeTextTask",
+    "GenerationTask",
+    "Kind",
     "Prompt",
     "Sampling",
     "SummarizationTask",

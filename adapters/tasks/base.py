@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,6 +19,8 @@ from adapters.errors import InputTooLong
 from adapters.tokens import Tokenizer
 
 SLOT = "{text}"
+# An engine scores at most so many tokens in one forward pass: vLLM's MAX_LOGPROB_TOKEN_IDS.
+SCORED_AT_ONCE = 128
 
 
 def checked_template(text: str) -> str:
@@ -107,9 +109,33 @@ class Prompt:
     input_tokens: int
 
 
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # true is none
+
+
+class Decoding(BaseModel):
+    """How each next token is chosen, in the words of OpenAI's API and vLLM's. Default: the likeliest one, so that the
+    same request gives the same answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: Number = Field(default=0.0, ge=0, le=2)
+    top_p: Number = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, le=1_000_000, strict=True, description="0: all tokens")
+    min_p: Number = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: Number = Field(default=1.0, gt=0, le=2)
+    presence_penalty: Number = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2)
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = Field(
+        default=(), max_length=16, description="texts that end an answer, and are no part of it"
+    )
+
+
+GREEDY = Decoding()
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How the engine is to answer a prompt. Greedy: the same request gives the same answer.
+    """How the engine is to answer a prompt.
 
     ``choices`` are token ids to be scored at the first position instead of free text; ``stop`` are ids that end an
     answer besides those that end all of the base's.
@@ -118,6 +144,17 @@ class Sampling:
     max_tokens: int
     choices: tuple[int, ...] = ()
     stop: tuple[int, ...] = ()
+    decoding: Decoding = GREEDY
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same prompt gets the same answer again."""
+        return self.decoding.temperature == 0
+
+    def passes(self) -> list[Sampling]:
+        """Return it in parts, each of which scores as many of the ``choices`` as an engine does at once."""
+        starts = range(0, len(self.choices) or 1, SCORED_AT_ONCE)
+        return [replace(self, choices=self.choices[at : at + SCORED_AT_ONCE]) for at in starts]
 
 
 @dataclass(frozen=True)
@@ -145,6 +182,8 @@ class BaseTask(BaseModel):
     merit_metric: ClassVar[str]  # what :meth:`score` calls the mean of it
     pipeline_tag: ClassVar[str]  # the kind as Hugging Face calls it
     headings: ClassVar[tuple[str, str]]  # over the worst answers, and over the best
+    usual_template: ClassVar[str]  # the prompt where nobody says another
+    conversational: ClassVar[bool] = False  # a row may be a conversation, and the prompt is the base's own chat
 
     template: Template
     max_input_tokens: int = Field(default=1024, ge=8, description="texts are cut to this many tokens")
@@ -232,7 +271,7 @@ class BaseTask(BaseModel):
         """Return token ids whose log-probabilities at the answer slot tell versions apart: ``count`` of them spread
         over a ``vocabulary`` of that size, where the answers are not scored there themselves."""
         if choices := self.sampling({}).choices:
-            return choices
+            return choices[:SCORED_AT_ONCE]
         return tuple(range(vocabulary // (2 * count), vocabulary, vocabulary // count))[:count]
 
     def target(self, answer: str, tokenizer: Tokenizer, *, end: int) -> list[int]:
@@ -242,6 +281,10 @@ class BaseTask(BaseModel):
     def sampling(self, parameters: Mapping[str, Any]) -> Sampling:
         """Return how to ask the engine, given a request's ``parameters``."""
         raise NotImplementedError
+
+    def defaults(self) -> dict[str, Any]:
+        """Return what holds where a request in OpenAI's shape says nothing, by OpenAI's and vLLM's names."""
+        return {}
 
     def read(self, completion: Completion, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer as the service gives it out."""

@@ -1,10 +1,10 @@
-"""Classification: one forward pass scores every label at the answer slot."""
+"""Classification: every label is scored at the answer slot, by one forward pass where they are at most 128."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from string import ascii_uppercase
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,8 +15,8 @@ from adapters.tasks.base import SLOT, BaseTask, Completion, Sampling, Template
 from adapters.tokens import Tokenizer
 from adapters.validation import explained
 
-# One forward pass scores at most so many: vLLM's MAX_LOGPROB_TOKEN_IDS.
-MAX_LABELS = 128
+# Each hundred takes another forward pass, most of which the prefix cache spares.
+MAX_LABELS = 512
 # Of a text that is too long, its first quarter and its end are kept: head and tail together beat either
 # alone when a classifier must read less than everything (Sun et al. 2019, "How to Fine-Tune BERT for Text
 # Classification?", section 5.3.1, where 128 of 510 tokens are head).
@@ -42,6 +42,7 @@ class ClassificationTask(BaseTask):
     merit_metric: ClassVar[str] = "accuracy"
     pipeline_tag: ClassVar[str] = "text-classification"
     headings: ClassVar[tuple[str, str]] = ("Where it is wrong, the surest first", "Where it is right, the surest first")
+    usual_template: ClassVar[str] = "Text: {text}\nLabel:"
 
     kind: Literal["classification"] = "classification"
     labels: tuple[Label, ...] = Field(min_length=2, max_length=MAX_LABELS)
@@ -177,11 +178,12 @@ def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer, template: Templat
     """
     asked = template or Template(text=f"{SLOT}:")
     taken: set[int] = set()
+    codes = _codes(tokenizer, asked)  # one after the other: none that a label had becomes free again
     chosen = []
     for name in labels:
         if not name.strip():
             raise InvalidAdapter("a label is empty; every label needs a name.")
-        token_id = next((i for i in _candidates(name, tokenizer, asked) if i not in taken), None)
+        token_id = next((i for i in chain(_own(name, tokenizer, asked), codes) if i not in taken), None)
         if token_id is None:
             raise InvalidAdapter(f"the vocabulary has no token left for label '{name}'; use fewer labels.")
         taken.add(token_id)
@@ -190,11 +192,14 @@ def choose_tokens(labels: Sequence[str], tokenizer: Tokenizer, template: Templat
     return tuple(chosen)
 
 
-def _candidates(name: str, tokenizer: Tokenizer, template: Template) -> Iterator[int]:
+def _own(name: str, tokenizer: Tokenizer, template: Template) -> Iterator[int]:
     blank = tokenizer.encode(" ")
     for spelling in (name.strip(), name.strip().title()):
         yield from (i for i in template.encode_answer(spelling, tokenizer) if [i] != blank)
-    for length in (1, 2):
+
+
+def _codes(tokenizer: Tokenizer, template: Template) -> Iterator[int]:
+    for length in (1, 2, 3):
         for letters in product(ascii_uppercase, repeat=length):
             ids = template.encode_answer("".join(letters), tokenizer)
             if len(ids) == 1:

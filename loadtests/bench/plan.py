@@ -62,6 +62,7 @@ def full(only: Sequence[str] = ()) -> Plan:
     peers = (
         Group("classify", (*_each(mixed), ("vllm", logprobs))),
         Group("summarize", _each(Workload("summarize_mixed", "summarize", 4, 8, 16))),
+        _completions(16),
         Group("base", _each(base)),
         Group("one", _each(one)),
     )
@@ -85,6 +86,7 @@ def quick(only: Sequence[str] = ()) -> Plan:
     groups = (
         Group("classify", _each(mixed, both)),
         Group("summarize", _each(Workload("summarize_mixed", "summarize", 4, 8, 8), both)),
+        _completions(8),
         Group("base", _each(replace(base, texts=16), both)),
         _service(32),
         _kernels(16, 12),
@@ -116,6 +118,12 @@ def _classify(texts: int) -> tuple[Workload, Workload, Workload]:
 def _many(count: int, popularity: Popularity, texts: int) -> Workload:
     name = "adapters_1" if count == 1 else f"adapters_{count}_{popularity}"
     return Workload(name, "classify", count, 32, texts, popularity=popularity)
+
+
+def _completions(texts: int) -> Group:
+    """The same requests, by the API that ours and vLLM's have both."""
+    workload = Workload("completions_mixed", "summarize", 4, 8, texts, route="completions")
+    return Group("completions", _each(workload, ("ours", "vllm")))
 
 
 def _service(texts: int) -> Group:

@@ -61,6 +61,7 @@ RATIOS = (
     Ratio("classify_mixed_vs_vllm", *_between("classify_mixed"), 5),
     Ratio("classify_mixed_p95_vs_vllm", *_between("classify_mixed", "p95"), 0.25, at_most=True),
     Ratio("summarize_mixed_vs_vllm", *_between("summarize_mixed"), 1.8),
+    Ratio("completions_mixed_vs_vllm", *_between("completions_mixed")),
     Ratio("base_vs_vllm", *_between("base"), 0.97),
     Ratio("service_vs_engine", *_between("service_mixed", peer="engine-grouped"), 0.95),
     Ratio("adapters_256_vs_1", Side("ours", "adapters_256_zipf", PROMPT), Side("ours", "adapters_1", PROMPT), 0.85),

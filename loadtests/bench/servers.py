@@ -138,6 +138,9 @@ class Hotswap(HttpServer):
         return time.monotonic() - began
 
     def _call(self, workload: Workload, request: Request) -> tuple[str, dict]:
+        if workload.route == "completions":
+            assert request.adapter is not None
+            return "/v1/completions", _completion(f"{request.adapter.name}@1", request)
         body: dict[str, Any] = {"input": request.text}
         if request.adapter:
             body["adapter"] = f"{request.adapter.name}@1"
@@ -146,6 +149,8 @@ class Hotswap(HttpServer):
         return f"/v1/{workload.kind}", body
 
     def _read(self, request: Request, answer: Any) -> tuple[str, int]:
+        if "choices" in answer:
+            return answer["choices"][0]["text"].strip(), answer["usage"]["completion_tokens"]
         output = answer["outputs"][0]
         return output.get("label") or output["summary"], answer["usage"]["completion_tokens"]
 
@@ -178,9 +183,7 @@ class Vllm(HttpServer):
             answer.raise_for_status()
 
     def _call(self, workload: Workload, request: Request) -> tuple[str, dict]:
-        model = request.adapter.name if request.adapter else BASE
-        body: dict[str, Any] = {"model": model, "prompt": request.prompt, "temperature": 0}
-        body["max_tokens"] = request.sampling.max_tokens
+        body = _completion(request.adapter.name if request.adapter else BASE, request)
         if request.sampling.choices and workload.labels == "choice":
             # The blank belongs to the label's token; one token more for the end that the grammar insists on.
             body["structured_outputs"] = {"choice": [f" {label}" for label in _labels(request)]}
@@ -275,6 +278,10 @@ class Engine(Server):
         ]
         prompt_tokens = sum(len(request.prompt) for request in requests)
         return Sample(told["seconds"], told["latencies"], answers, prompt_tokens, told["tokens"])
+
+
+def _completion(model: str, request: Request) -> dict[str, Any]:
+    return {"model": model, "prompt": request.prompt, "temperature": 0, "max_tokens": request.sampling.max_tokens}
 
 
 def _labels(request: Request) -> list[str]:

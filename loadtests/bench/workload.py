@@ -65,7 +65,8 @@ class Workload:
     ``labels`` is how stock vLLM is asked for one: an answer constrained to the choices, as its documentation
     says, or the log-probabilities of their tokens, which is exactly the work that ours does. ``prefill``
     classifies with the adapters' prompts even without an adapter; ``decode`` continues beginnings of texts by
-    ``tokens``, and the first half of the texts by one.
+    ``tokens``, and the first half of the texts by one. ``route`` is how ours is asked: by its own API, or by that which
+    both have.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Workload:
     popularity: Popularity = "uniform"
     labels: Literal["choice", "logprobs"] = "choice"
     tokens: int = 0
+    route: Literal["own", "completions"] = "own"
 
     def requests(self, material: Material, start: int) -> list[Request]:
         """Return the requests for the texts from ``start`` on: the same ones for every server."""

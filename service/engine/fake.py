@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -15,12 +16,14 @@ from adapters.errors import InvalidAdapter
 from adapters.lint import lint
 from adapters.probes import TEXTS
 from adapters.tasks import Sampling
+from adapters.tasks.base import SCORED_AT_ONCE
 from service.engine.base import Batch, Chunk, Done, EngineDown, EngineRefused, Limits, Timing
 from service.engine.openai import OpenAI
 
 
 class FakeEngine:
-    """Answers depend on prompt and adapter, nothing else; limits are enforced where vLLM enforces them.
+    """Answers depend on prompt and adapter, nothing else (at a temperature, on chance); limits are enforced where vLLM
+    enforces them.
 
     ``gate`` can be cleared to hold every request in the engine, and ``active`` shows how many it holds. What a
     version is probed with passes: versions can change while requests are held.
@@ -39,6 +42,7 @@ class FakeEngine:
         self._alive = self._hung = self.loading = False
         self._openai: OpenAI | None = None
         self._making = asyncio.Lock()
+        self._drawn = itertools.count(1)  # where an answer is drawn, no two are the same
 
     async def start(self) -> None:
         self.resident.clear()
@@ -150,6 +154,8 @@ class FakeEngine:
         self._check_ready(adapter)
         if len(prompt) >= self.limits.max_model_len:
             raise EngineRefused("the prompt is longer than the context")
+        if len(sampling.choices) > SCORED_AT_ONCE:
+            raise EngineRefused(f"at most {SCORED_AT_ONCE} tokens are scored at once")
         self.active += 1
         life, began = self._life, time.monotonic()
         try:
@@ -165,7 +171,7 @@ class FakeEngine:
                 logprobs = self._logprobs(prompt, sampling, adapter)
                 yield Chunk(tokens=1, finish_reason="length", logprobs=logprobs, timing=_timing(began))
                 return
-            words = self._words(prompt, adapter)
+            words = self._words(prompt, adapter, sampling)
             kept, reason = words[: sampling.max_tokens], "stop" if len(words) < sampling.max_tokens else "length"
             if not stream:
                 yield Chunk(text=" ".join(kept), tokens=len(kept), finish_reason=reason, timing=_timing(began))
@@ -196,10 +202,13 @@ class FakeEngine:
         total = 2 * sum(weights.values())
         return {choice: math.log(weight / total) for choice, weight in weights.items()}
 
-    def _words(self, prompt: list[int], adapter: str | None) -> list[str]:
+    def _words(self, prompt: list[int], adapter: str | None, sampling: Sampling) -> list[str]:
         text = self._base.tokenizer.decode(prompt).split()
         length = 3 + int(5 * _noise(prompt, adapter, 0))
-        return [f"[{(adapter or 'base').split(':')[0]}]", *text[:length]]
+        drawn = [] if sampling.repeatable else [f"<{next(self._drawn)}>"]
+        words = [f"[{(adapter or 'base').split(':')[0]}]", *drawn, *text[:length]]
+        ends = [n for n, word in enumerate(words) if any(stop in word for stop in sampling.decoding.stop)]
+        return words[: ends[0]] if ends else words
 
     def _check_ready(self, adapter: str | None) -> None:
         self._check_alive()

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from adapters.base_model import Base
-from adapters.tasks import Sampling
+from adapters.tasks import Decoding, Sampling
 
 if TYPE_CHECKING:
     from service.engine.fake import FakeEngine
@@ -39,7 +39,8 @@ class FakeClient:
         ids = list(prompt["prompt_token_ids"])
         if max(ids, default=0) >= self.model_config.get_vocab_size():
             raise VLLMValidationError(f"Token id {max(ids)} is out of vocabulary")
-        sampling = Sampling(max_tokens=sampling_params.max_tokens)
+        decoding = Decoding(temperature=sampling_params.temperature, stop=tuple(sampling_params.stop or ()))
+        sampling = Sampling(max_tokens=sampling_params.max_tokens, decoding=decoding)
         adapter = lora_request.lora_name if lora_request else None
         streams = sampling_params.output_kind == RequestOutputKind.DELTA
         async for chunk in self._engine.generate(ids, sampling, adapter, stream=streams):

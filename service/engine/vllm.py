@@ -22,7 +22,7 @@ from adapters.lint import PROMPT, adapts_embeddings, is_prompt
 from adapters.probes import TEXTS
 from adapters.store import WEIGHTS
 from adapters.tasks import Sampling
-from adapters.tasks.classification import MAX_LABELS
+from adapters.tasks.base import SCORED_AT_ONCE
 from service.engine import clients, dummies, failure, launch, options
 from service.engine.base import (
     FLOAT32_TOLERANCE,
@@ -132,7 +132,7 @@ class VllmEngine:
             enable_lora=True,
             enable_prompt_embeds=True,  # from us, for learnt prompts: clients send text alone
             max_lora_rank=self.limits.max_lora_rank,
-            max_logprobs=MAX_LABELS,
+            max_logprobs=SCORED_AT_ONCE,
             disable_log_stats=True,  # but for the logger beside it: vLLM's own also writes lines
             use_tqdm_on_load=False,
             enable_log_requests=False,
@@ -484,8 +484,9 @@ def _parameters(sampling: Sampling, *, stream: bool = False) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    decoding = sampling.decoding.model_dump()
     return SamplingParams(
-        temperature=0,
+        **{**decoding, "stop": list(sampling.decoding.stop)},
         max_tokens=sampling.max_tokens,
         stop_token_ids=list(sampling.stop),
         logprob_token_ids=list(sampling.choices) or None,

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from adapters.releases import Serving, Share
+from adapters.tasks import Kind
 
 MAX_INPUTS = 256
 REFERENCE_HELP = "`name` (what is released), `name@4` (exactly that version) or `name@canary`"
@@ -114,7 +115,7 @@ class PredictRequest(Asked):
     )
 
     adapter: Reference
-    stream: StrictBool = Field(False, description="summaries of one `input`: server-sent events")
+    stream: StrictBool = Field(False, description="summaries and answers in words, of one `input`: server-sent events")
 
 
 class ClassifyRequest(Asked):
@@ -167,12 +168,30 @@ class Classification(BaseModel):
     scores: dict[str, float]
     truncated: bool | None = Field(None, description="true where the text was cut to fit")
 
+    @property
+    def said(self) -> str:
+        return self.label
+
 
 class Summary(BaseModel):
     summary: str
     finish_reason: Literal["stop", "length"]
     truncated: bool | None = Field(None, description="true where the text was cut to fit")
     chunks: int | None = Field(None, description="in how many parts a long text was read, if it was")
+
+    @property
+    def said(self) -> str:
+        return self.summary
+
+
+class Generation(BaseModel):
+    answer: str
+    finish_reason: Literal["stop", "length"]
+    truncated: bool | None = Field(None, description="true where the text was cut to fit")
+
+    @property
+    def said(self) -> str:
+        return self.answer
 
 
 class Problem(BaseModel):
@@ -194,9 +213,9 @@ class ItemError(BaseModel):
 class Prediction(BaseModel):
     id: str = Field(examples=["pred_01JD0000000000000000000000"])
     adapter: AdapterUsed | None = Field(None, description="null: the base model")
-    task: Literal["classification", "summarization"]
+    task: Kind
     model: str
-    outputs: list[Classification | Summary | ItemError]
+    outputs: list[Classification | Summary | Generation | ItemError]
     usage: Usage
 
 
@@ -213,7 +232,7 @@ class FeedbackRequest(Request):
     )
     correct: StrictBool | None = Field(None, description="whether it was right, where there is no label to name")
     better: Annotated[String, Field(min_length=1, max_length=10_000)] | None = Field(
-        None, description="a better summary"
+        None, description="a better summary, or answer in words"
     )
 
     @model_validator(mode="after")
@@ -244,7 +263,7 @@ class VersionView(BaseModel):
 class AdapterView(BaseModel):
     name: str
     description: str = ""
-    task: Literal["classification", "summarization"] | None = None
+    task: Kind | None = None
     labels: list[str] | None = None
     stable: int | None = Field(None, description="the version released under the bare name")
     canary: Share | None = None

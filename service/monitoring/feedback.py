@@ -18,7 +18,7 @@ from adapters.manifest import Manifest
 from adapters.tasks import ClassificationTask
 from service.errors import FeedbackUnavailable, InvalidRequest, PredictionNotFound
 from service.http.keys import Caller
-from service.http.schemas import Classification, FeedbackRequest, ItemError, Summary
+from service.http.schemas import Classification, FeedbackRequest, Generation, ItemError, Summary
 from service.metrics import Metrics
 from service.monitoring import records
 from service.monitoring.database import Database, DatabaseAway, default_place
@@ -38,7 +38,7 @@ MOST, MOST_CHARS = 20_000, 50_000_000
 LOOK_SECONDS, LOOKS_AT_ONCE = 2.0, 4
 RETRY = "Retry shortly; however often it is sent, it counts once."
 ID = re.compile(r"pred_[0-9A-HJKMNP-TV-Z]{26}")
-Output = Classification | Summary | ItemError
+Output = Classification | Summary | Generation | ItemError
 # Adapter, version, and whether the answer was right.
 Taken = tuple[str, int, bool]
 # Asks the processes beside this one; None where none of them remembers the prediction.
@@ -264,15 +264,15 @@ async def _in_form(form: str, text: str) -> str:
 
 
 def _content(output: Output, *, whole: bool) -> str | None:
-    if isinstance(output, Summary):
-        return output.summary if whole else ""
-    return output.label if isinstance(output, Classification) else None
+    if isinstance(output, ItemError):
+        return None
+    return output.said if whole or isinstance(output, Classification) else ""
 
 
 def _check(manifest: Manifest, judgement: FeedbackRequest) -> None:
     if not isinstance(manifest.task, ClassificationTask):
         if judgement.label is not None:
-            raise InvalidRequest("A summary has no label; send 'correct' or 'better'.")
+            raise InvalidRequest("An answer in words has no label; send 'correct' or 'better'.")
         return
     if judgement.better is not None:
         raise InvalidRequest("Of a classification, send the right 'label'.")

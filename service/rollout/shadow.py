@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.group import Group
-from service.http.schemas import Classification, Inputs, Summary
+from service.http.schemas import Inputs
 from service.metrics import Metrics
 from service.rollout.evidence import Tally
 from service.serving.admission import Admission
@@ -58,7 +58,7 @@ class Shadow:
             self._count(shadow, "failed", len(outputs))
         else:
             for output, answer in zip(outputs, answers, strict=True):
-                agree = _content(output) == _content(answer)
+                agree = getattr(output, "said", None) == getattr(answer, "said", None)
                 self._count(shadow, "agree" if agree else "differ", 1)
                 self._tally.compared(shadow.name, shadow.version, agree=agree)
         finally:
@@ -67,12 +67,3 @@ class Shadow:
     def _count(self, shadow: Choice, outcome: str, texts: int) -> None:
         name, version = self._metrics.version(shadow.name, str(shadow.version))
         self._metrics.shadow.labels(name, version, outcome).inc(texts)
-
-
-def _content(output: Any) -> str | None:
-    match output:
-        case Classification():
-            return output.label
-        case Summary():
-            return output.summary
-    return None

@@ -17,7 +17,7 @@ from ulid import ULID
 from adapters.base_model import Base
 from adapters.errors import InvalidAdapter
 from adapters.reference import Reference
-from adapters.tasks import ClassificationTask, Completion, Sampling, SummarizationTask
+from adapters.tasks import AnyTask, ClassificationTask, Completion, Kind, Sampling, SummarizationTask
 from adapters.tasks.base import Prompt
 from adapters.tasks.summarization import ROUNDS
 from service import tracing
@@ -38,6 +38,7 @@ from service.http.keys import Caller
 from service.http.schemas import (
     AdapterUsed,
     Classification,
+    Generation,
     Inputs,
     ItemError,
     Parameters,
@@ -61,8 +62,7 @@ INLINE_CHARS = 4000
 # Of one long text; more would keep others' short ones waiting.
 PARTS_AT_ONCE = 4
 T = TypeVar("T")
-Kind = Literal["classification", "summarization"]
-AnyTask = ClassificationTask | SummarizationTask
+Written = Summary | Generation
 BASE = ("base", "0")  # the metrics' labels of the base model
 
 
@@ -152,20 +152,21 @@ class Answering:
                 return await self._answer_all(Work(task), inputs)
 
     async def stream(
-        self, route: str, inputs: Inputs, reference: str, caller: Caller
+        self, route: str, inputs: Inputs, reference: str, caller: Caller, kind: Kind | None
     ) -> AsyncGenerator[tuple[Literal["delta"], str] | tuple[Literal["done"], Prediction]]:
-        """Summarize one text; yield ("delta", text) pieces, then ("done", the whole prediction)."""
+        """Answer one text in words; yield ("delta", text) pieces, then ("done", the whole prediction)."""
         async with (
             self._request(route) as outcome,
-            self._work(outcome, reference, caller, inputs, "summarization") as work,
+            self._work(outcome, reference, caller, inputs, kind) as work,
         ):
+            if work.task.closed:
+                raise TaskMismatch(f"'{reference}' does {work.task.kind}, which is said at once; leave out 'stream'.")
             usage, sent = Usage(), ""
-            output = Summary(summary="", finish_reason="stop")
-            async with aclosing(self._summaries(work, inputs.texts[0], inputs, usage)) as summaries:
-                async for output in summaries:
-                    if len(output.summary) > len(sent):
-                        yield "delta", output.summary[len(sent) :]
-                        sent = output.summary
+            async with aclosing(self._written(work, inputs.texts[0], inputs, usage)) as grown:
+                async for output in grown:
+                    if len(output.said) > len(sent):
+                        yield "delta", output.said[len(sent) :]
+                        sent = output.said
             yield "done", self._notify(work, inputs, caller, self._prediction(work, [output], usage))
 
     async def shadow(self, choice: Choice, inputs: Inputs) -> list[Any]:
@@ -237,7 +238,7 @@ class Answering:
         self, outcome: _Outcome, reference: str, caller: Caller, inputs: Inputs, kind: Kind | None
     ) -> AsyncIterator[Work]:
         async with self._held(outcome, reference, caller, inputs.texts, inputs.caller) as held:
-            if caller.cache:
+            if caller.cache and held.manifest.task.sampling({}).repeatable:
                 outcome.recall = self._cache.of(held.loaded.digest, held.choice.name, held.choice.version)
             work = Work(held.manifest.task, held, outcome.recall)
             if kind is not None and work.task.kind != kind:
@@ -286,7 +287,7 @@ class Answering:
         if isinstance(work.task, ClassificationTask):
             outputs = await self._classified(work, inputs, usage)
         else:
-            outputs = await together(self._summary(work, text, inputs, usage) for text in inputs.texts)
+            outputs = await together(self._whole(work, text, inputs, usage) for text in inputs.texts)
         for place, output in enumerate(outputs):
             if isinstance(output, Exception):
                 outputs[place] = _in_its_place(output, alone=inputs.input is not None)
@@ -323,6 +324,13 @@ class Answering:
         return answers
 
     async def _computed(self, work: Work, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Chunk | Exception]:
+        """Return the engine's answer to each prompt, in as many passes as it takes to score all labels."""
+        passes = [await self._in_a_pass(work, texts, prompts, each) for each in work.task.sampling({}).passes()]
+        return [_merged(answers) for answers in zip(*passes, strict=True)]
+
+    async def _in_a_pass(
+        self, work: Work, texts: Sequence[str], prompts: Sequence[Prompt], sampling: Sampling
+    ) -> list[Chunk | Exception]:
         answers: dict[int, tuple[Chunk | Exception, float]] = {}
 
         def done(place: int, answer: Chunk | Exception) -> None:
@@ -331,7 +339,7 @@ class Answering:
         if not prompts:
             return []
         with self._admission.turns([estimated_tokens([text]) for text in texts]) as turns:
-            async with self._engine.batch(work.task.sampling({}), work.engine_name, done) as batch:
+            async with self._engine.batch(sampling, work.engine_name, done) as batch:
                 while places := await _timed_next(turns):
                     for place in places:
                         await batch.add(place, prompts[place].ids)
@@ -352,19 +360,19 @@ class Answering:
             _tell(self.observers, work.held, work.held, text, prompt, output)
         return Classification(**output, truncated=prompt.truncated or None)
 
-    async def _summary(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> Summary | Exception:
+    async def _whole(self, work: Work, text: str, inputs: Inputs, usage: Usage) -> Written | Exception:
         try:
-            async with aclosing(self._summaries(work, text, inputs, usage, stream=False)) as summaries:
-                return [summary async for summary in summaries][-1]
+            async with aclosing(self._written(work, text, inputs, usage, stream=False)) as grown:
+                return [output async for output in grown][-1]
         except Exception as error:
             if from_lower(error).status >= 500:
                 raise
             return error
 
-    async def _summaries(
+    async def _written(
         self, work: Work, text: str, inputs: Inputs, usage: Usage, *, stream: bool = True
-    ) -> AsyncGenerator[Summary]:
-        """Yield the summary as it grows. It stops where the caller's word limit does."""
+    ) -> AsyncGenerator[Written]:
+        """Yield the answer as it grows. It stops where the caller's word limit does."""
         parameters, grown = inputs.parameters.model_dump(), ""
         read, parts = await self._condensed(work, text, inputs, usage)
         async with aclosing(self._ask(work, read, inputs, usage, stream=stream)) as chunks:
@@ -372,8 +380,12 @@ class Answering:
                 grown += chunk.text
                 completion = Completion(text=grown, finish_reason=chunk.finish_reason or "stop")
                 output = work.task.read(completion, parameters)
-                yield Summary(**output, truncated=prompt.truncated or None, chunks=parts)
-                if output["finish_reason"] == "length":
+                cut = prompt.truncated or None
+                if work.task.kind == "summarization":
+                    yield Summary(**output, truncated=cut, chunks=parts)
+                else:
+                    yield Generation(**output, truncated=cut)
+                if output["finish_reason"] == "length" and chunk.finish_reason is None:
                     break
         if parts is not None:  # the prompt was of the parts' summaries
             tokens = await asyncio.to_thread(work.task.body, text, self._base.tokenizer)
@@ -533,6 +545,16 @@ def _tell(learners: Iterable[Callable[..., None]], held: Held, *answered: Any) -
             learner(*answered)
         except Exception:  # who learns from answers costs nobody theirs
             logger.exception("an answer of %s could not be learnt from", held.choice)
+
+
+def _merged(answers: Sequence[Chunk | Exception]) -> Chunk | Exception:
+    """Return what several passes over one prompt say together; what went wrong in one of them, if anything did."""
+    whole = answers[0]
+    for answer in answers[1:]:
+        if isinstance(whole, Exception) or isinstance(answer, Exception):
+            return next(each for each in (whole, answer) if isinstance(each, Exception))
+        whole = replace(whole, logprobs={**whole.logprobs, **answer.logprobs})
+    return whole
 
 
 def _check_finite(work: Work, chunk: Chunk) -> None:

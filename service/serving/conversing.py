@@ -17,6 +17,9 @@ from service.serving.admission import Admission
 from service.serving.answering import BASE, Answering
 from service.serving.residency import Held
 
+# How each API calls the most tokens of an answer.
+LIMITS = {"chat": "max_completion_tokens", "completions": "max_tokens", "responses": "max_output_tokens"}
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -47,7 +50,7 @@ class Conversing:
             if held is not None and held.manifest.virtual_tokens:
                 raise TaskMismatch(f"'{held.choice.name}' is a learnt prompt; ask it at /v1/predict.")
             api = await self._engine.openai()
-            request = api.parse(kind, document)
+            request = api.parse(kind, {**document, **self._silent(kind, document, held)})
             if (getattr(request, "n", 1) or 1) > self._admission.concurrency:
                 raise InvalidRequest(
                     f"'n' is at most {self._admission.concurrency} here; ask again for more.", param="n"
@@ -67,6 +70,18 @@ class Conversing:
                     if meter.failure:
                         raise meter.failure
                     yield event
+
+    def _silent(self, kind: Kind, document: Mapping[str, Any], held: Held | None) -> dict[str, Any]:
+        """Return what holds for the version where the request says nothing."""
+        more = held.manifest.task.defaults() if held else {}
+        if not more:
+            return {}
+        limit = more.pop("max_tokens")
+        if not any(document.get(name) is not None for name in LIMITS.values()):
+            more[LIMITS[kind]] = min(limit, self._engine.limits.max_model_len)
+        if (document.get("n") or 1) != 1 and not more["temperature"]:
+            del more["temperature"]  # several answers are drawn, or they would be one
+        return {name: value for name, value in more.items() if document.get(name) is None}
 
     def _named(self, held: Held | None) -> tuple[str, str]:
         if held is None:

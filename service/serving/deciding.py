@@ -17,7 +17,6 @@ from typing import Any
 
 from adapters.base_model import Base
 from adapters.tasks import ClassificationTask, Completion, Sampling
-from adapters.tasks.classification import MAX_LABELS
 from service.engine.base import Engine
 from service.errors import AdapterFailed, InvalidRequest, TooLong
 from service.http.decisions import Choice, DecisionRequest, Predicate, Question, Score
@@ -138,8 +137,7 @@ class Deciding:
         """Return each answer's probability among them (``raw``: its log-probability over the vocabulary)."""
         meter = Meter(*self._about, held)
         logprobs: dict[int, float] = {}
-        for at in range(0, len(scored.codes), MAX_LABELS):
-            sampling = Sampling(max_tokens=1, choices=tuple(scored.codes[at : at + MAX_LABELS]))
+        for sampling in Sampling(max_tokens=1, choices=tuple(scored.codes)).passes():
             async with (
                 meter.turn(len(scored.ids)),
                 aclosing(self._engine.generate(scored.ids, sampling, adapter)) as chunks,

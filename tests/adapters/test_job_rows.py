@@ -24,7 +24,7 @@ PAIR = {"input": {"messages": [SYSTEM, ASKED]}, "preferred_output": [ANSWER], "n
         ({"messages": [SYSTEM, ASKED, ANSWER]}, Example("dull", "negative", system="Rate films.")),
         (
             {"messages": [ASKED, {**BETTER, "weight": 0}, {"role": "user", "content": "sure?"}, ANSWER]},
-            Example("User: dull\nAssistant: positive\nUser: sure?", "negative"),
+            Example("sure?", "negative", before=(("user", "dull"), ("assistant", "positive"))),
         ),
         (
             {"messages": [{**ASKED, "content": [{"type": "text", "text": "dull"}]}, ANSWER], "tools": []},
@@ -50,7 +50,7 @@ def test_each_shape_is_a_text_and_an_answer(row: dict[str, Any], learnt: Example
         (r'{"text": "\ud83d", "label": "a"}', "has half a character"),
         ({"question": "dull"}, "has no columns that are known"),
         ({"messages": [ASKED]}, "does not end with an answer of the assistant's"),
-        ({"messages": [ANSWER]}, "has no message of the user's before the answer"),
+        ({"messages": [ANSWER]}, "has no message of the user's right before the answer"),
         ({"messages": []}, "has no list of messages"),
         ({"messages": [{**ASKED, "role": "tool"}, ANSWER]}, "has a message that is neither"),
         ({"messages": [{**ASKED, "content": [{"type": "image_url"}]}, ANSWER]}, "has a message that is not text"),

@@ -282,7 +282,7 @@ class TestLabelTokens:
             (["good", ""], "a label is empty"),
             (["good", "  "], "a label is empty"),
             (["good", "b" * 201], "at most 200 characters"),
-            ([str(number) for number in range(MAX_LABELS + 1)], "at most 128 items"),
+            ([str(number) for number in range(MAX_LABELS + 1)], "at most 512 items"),
         ],
     )
     def test_of_impossible_label_sets_are_refused(self, english: FileTokenizer, labels: list[str], reason: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapters.base_model import Base
-from adapters.tasks import ClassificationTask, Sampling
+from adapters.tasks import ClassificationTask, Decoding, Sampling
 from service.engine.base import Chunk, Engine, EngineDown, EngineRefused, Limits
 from service.engine.fake import FakeEngine
 from service.settings import Settings
@@ -62,6 +62,21 @@ async def answer(engine: Engine, prompt: list[int], sampling: Sampling, adapter:
     async with aclosing(engine.generate(prompt, sampling, adapter)) as chunks:
         (chunk,) = [chunk async for chunk in chunks]
         return chunk
+
+
+async def test_an_answer_is_the_same_again_unless_it_is_drawn(engine: Engine, prompt: list[int]) -> None:
+    greedy, drawn = Sampling(max_tokens=8), Sampling(max_tokens=8, decoding=Decoding(temperature=2.0))
+    assert len({(await answer(engine, prompt, greedy)).text for _ in range(3)}) == 1
+    assert len({(await answer(engine, prompt, drawn)).text for _ in range(8)}) > 1
+
+
+async def test_an_answer_ends_before_a_stop_text(engine: Engine, prompt: list[int]) -> None:
+    whole = (await answer(engine, prompt, Sampling(max_tokens=8))).text
+    stop = whole.split()[1] if len(whole.split()) > 1 else whole.strip()[1]
+    ended = await answer(engine, prompt, Sampling(max_tokens=8, decoding=Decoding(stop=(stop,))))
+    assert stop not in ended.text
+    assert whole.startswith(ended.text.rstrip())
+    assert ended.finish_reason == "stop"
 
 
 def choices(task: ClassificationTask) -> Sampling:

@@ -11,9 +11,11 @@ import openai
 import pytest
 
 from adapters.base_model import Base
+from adapters.errors import DatabaseAway
 from adapters.jobs.place import Place
 from adapters.jobs.queue import Queue
 from service.http.keys import new_key
+from service.jobs.watch import Watch
 from service.jobs.worker import LocalWorker
 from service.settings import Settings
 from tests.service.conftest import Running, Serve, until
@@ -285,3 +287,38 @@ async def test_a_worker_of_the_services_own_is_replaced_and_ends_with_it(
     await worker.close()
     assert worker.process is not None
     assert worker.process.returncode == -signal.SIGTERM
+
+
+async def test_the_queue_is_shown_by_metrics(serve: Serve) -> None:
+    async with serve(jobs="queue") as service, client(service) as ask:
+        watch = Watch(service.state.desk, service.state.metrics)
+        file = await upload(ask)
+        jobs = [await ask.fine_tuning.jobs.create(model=BASE, training_file=file.id) for _ in range(3)]
+        await ask.fine_tuning.jobs.cancel(jobs[2].id)
+        queue_of(service).claim("worker", service.state.base.digest)
+        await watch.look()
+        for state, count in (("queued", 1), ("validating_files", 1), ("cancelled", 1), ("running", 0), ("failed", 0)):
+            assert await service.metric("hotswap_jobs", state=state) == count, state
+        assert await service.metric("hotswap_jobs_seconds", state="cancelled") >= 0
+        assert await service.metric("hotswap_jobs_oldest_queued_seconds") >= 0
+
+
+async def test_a_queue_that_is_away_leaves_the_metrics_as_they_were(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(jobs="queue") as service, client(service) as ask:
+        watch = Watch(service.state.desk, service.state.metrics, 0.01)
+        await ask.fine_tuning.jobs.create(model=BASE, training_file=(await upload(ask)).id)
+        await watch.look()
+        looked = 0
+
+        def away(_: Queue) -> None:
+            nonlocal looked
+            looked += 1
+            raise DatabaseAway("away")
+
+        monkeypatch.setattr(Queue, "tally", away)
+        watch.start()
+        await until(lambda: looked > 1)
+        await watch.close()
+        assert await service.metric("hotswap_jobs", state="queued") == 1

@@ -46,16 +46,16 @@ async def refusal(service: Running, route: str, **more: Any) -> tuple[int, dict[
 
 async def test_every_api_answers_with_the_adapter_and_says_which_version_it_was(serve: Serve) -> None:
     async with serve() as service, client(service) as ask:
-        chat = await ask.chat.completions.with_raw_response.create(model="brief", messages=MESSAGES)
+        chat = await ask.chat.completions.with_raw_response.create(model="brief", messages=MESSAGES, temperature=0)
         assert chat.headers["x-hotswap-version"] == "brief@1"
         digest = chat.headers["x-hotswap-digest"]
         said = chat.parse()
         assert said.choices[0].message.content.startswith("[brief@1] user The plot")
         assert (said.model, said.system_fingerprint) == ("brief@1", f"brief@1-{digest[7:19]}")
         assert said.usage.prompt_tokens > 0 < said.usage.completion_tokens
-        text = await ask.completions.create(model="brief@stable", prompt=TEXT, max_tokens=2)
+        text = await ask.completions.create(model="brief@stable", prompt=TEXT, max_tokens=2, temperature=0)
         assert (text.choices[0].text, text.choices[0].finish_reason) == ("[brief@1] The", "length")
-        answer = await ask.responses.create(model="brief@1", input=TEXT)
+        answer = await ask.responses.create(model="brief@1", input=TEXT, temperature=0)
         assert answer.output_text.startswith("[brief@1] user The plot")
 
 
@@ -66,14 +66,14 @@ async def test_the_base_model_is_a_model_too(serve: Serve) -> None:
 
 async def test_streams_say_the_same_piece_by_piece(serve: Serve) -> None:
     async with serve() as service, client(service) as ask:
-        whole = (await ask.completions.create(model="brief", prompt=TEXT)).choices[0].text
+        whole = (await ask.completions.create(model="brief", prompt=TEXT, temperature=0)).choices[0].text
         stream = await ask.completions.create(
-            model="brief", prompt=TEXT, stream=True, stream_options={"include_usage": True}
+            model="brief", prompt=TEXT, temperature=0, stream=True, stream_options={"include_usage": True}
         )
         pieces = [piece async for piece in stream]
         assert "".join(piece.choices[0].text for piece in pieces if piece.choices).strip() == whole
         assert pieces[-1].usage.completion_tokens == len(whole.split())
-        chat = await ask.chat.completions.create(model="brief", messages=MESSAGES, stream=True)
+        chat = await ask.chat.completions.create(model="brief", messages=MESSAGES, temperature=0, stream=True)
         said = [piece.choices[0].delta.content or "" async for piece in chat]
         assert "".join(said).strip().startswith("[brief@1] user The plot")
         kinds = [event.type async for event in await ask.responses.create(model="brief", input=TEXT, stream=True)]

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
+from adapters.base_model import Base
+from adapters.intake import add_version
+from adapters.store import Store
+from adapters.tasks import ClassificationTask, Template
+from adapters.tasks.classification import Label
 from service.engine.base import Chunk
+from tests.conftest import MakeAdapter
 from tests.service.conftest import Serve
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +39,23 @@ async def test_a_classification_names_the_exact_version_that_gave_it(serve: Serv
         assert output["score"] == max(output["scores"].values()) == output["scores"][output["label"]]
         assert body["usage"]["completion_tokens"] == 1
         assert body["usage"]["prompt_tokens"] > 3
+
+
+async def test_more_labels_than_are_scored_at_once_are_scored_in_several_passes(
+    serve: Serve, stocked: Store, make_adapter: MakeAdapter, tiny: Base
+) -> None:
+    labels = [Label(name=f"label {n}", token_id=n + 10) for n in range(300)]
+    task = ClassificationTask(template=Template(text="Text: {text}\nLabel:"), labels=tuple(labels))
+    add_version(stocked, "topics", make_adapter(seed=7), task, tiny)
+    async with serve(answer_cache_mib=1) as service:
+        asked = {"adapter": "topics@1", "inputs": ["A moving film.", " ", "Dull."]}
+        first, second, third = (await service.client.post("/v1/predict", json=asked)).json()["outputs"]
+        for output in (first, third):
+            assert len(output["scores"]) == 300
+            assert sum(output["scores"].values()) == pytest.approx(1)
+            assert output["label"] == max(output["scores"], key=output["scores"].__getitem__)
+        assert second["error"]["code"] == "invalid_request"
+        assert (await service.client.post("/v1/predict", json=asked)).json()["outputs"] == [first, second, third]
 
 
 async def test_a_summary_has_a_text_and_says_why_it_ended(serve: Serve) -> None:

@@ -408,9 +408,9 @@ class TestWhatCannotMakeAnAdapter:
     def test_more_labels_than_can_be_served(
         self, make_recipe: MakeRecipe, write_rows: WriteRows, tmp_path: Path
     ) -> None:
-        rows = [{"text": f"text {n}", "label": f"own {n}"} for n in range(300)]
+        rows = [{"text": f"text {n}", "label": f"own {n}"} for n in range(1500)]
         text = refusal(lambda: load_splits(make_recipe(data={"path": write_rows(rows)}), tmp_path / "cache"))
-        assert "different labels and 128 can be served; is 'answer' the right column?" in text
+        assert "different labels and 512 can be served; is 'answer' the right column?" in text
 
     def test_an_extra_test_without_rows(self, make_recipe: MakeRecipe, write_rows: WriteRows, tmp_path: Path) -> None:
         (tmp_path / "far.csv").write_text("text,label\n")

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from transformers import AutoTokenizer
 
 from adapters.base_model import Base
+from adapters.chat import asked
 from adapters.errors import HotswapError, StoreUnavailable
 from adapters.intake import add_version
 from adapters.jobs.files import Files
@@ -25,14 +27,16 @@ from adapters.jobs.queue import MOST_ATTEMPTS, Queue
 from adapters.jobs.rows import Example, check
 from adapters.jobs.tables import jobs
 from adapters.store import Store
-from adapters.tasks import ClassificationTask
+from adapters.tasks import Chat, ClassificationTask, GenerationTask
 from tests.conftest import MakeAdapter
 from tests.trainer.conftest import reviews
 from tests.trainer.workplace import Workplace
+from trainer.data import load_splits
 from trainer.jobs import chain
 from trainer.jobs.order import Order
 from trainer.jobs.preparation import BadFile, kind_of, prepare
 from trainer.jobs.worker import Worker
+from trainer.mixture import make_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SYSTEM = "Rate films."
@@ -148,15 +152,43 @@ class TestRows:
         [
             (["yes", "no"] * 10, "classification"),
             (["yes"] * 20, "classification"),
-            ([f"answer {n}" for n in range(20)], "summarization"),
-            (["yes", "no\nor perhaps"] * 10, "summarization"),
-            (["a" * 60, "b"] * 10, "summarization"),
+            ([f"answer {n}" for n in range(20)], "generation"),
+            (["yes", "no\nor perhaps"] * 10, "generation"),
+            (["a" * 60, "b"] * 10, "generation"),
         ],
     )
     def test_other_answers_are_text(self, answers: list[str], kind: str) -> None:
         assert kind_of([Example("text", answer) for answer in answers]) == kind
 
+    def test_chats_in_words_are_learnt_as_the_chats_that_they_are(self, shop: Shop) -> None:
+        folder = shop.place.runs / "one"
+        folder.mkdir(parents=True)
+        said = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."), ("user", "Is film 0 dull?")]
+        before = [{"role": role, "content": text} for role, text in said]
+        rows = [{"messages": [*before, {"role": "assistant", "content": "Yes, film 0 is."}]}]
+        rows = [json.loads(json.dumps(rows[0]).replace("film 0", f"film {n}")) for n in range(20)]
+        recipe = prepare(shop.order(rows), folder, shop.store, shop.base)
+        assert recipe.task.kind == "generation"
+        splits = load_splits(recipe, folder)
+        row = next(row for row in (*splits.train, *splits.validation, *splits.test) if row.number == 1)
+        tokenizer = AutoTokenizer.from_pretrained(shop.base.folder)
+        theirs = tokenizer.apply_chat_template(before, add_generation_prompt=True)["input_ids"]
+        assert make_job(recipe, splits, shop.base).codec.prompt(row.text, row.before) == theirs
+
+    def test_what_goes_on_from_a_version_in_words_answers_as_it_does(
+        self, shop: Shop, make_adapter: MakeAdapter
+    ) -> None:
+        told = asked(Chat(), shop.base.folder, conversational=True)
+        task = GenerationTask.of(told, max_answer_tokens=9, decoding={"temperature": 0.5})
+        add_version(shop.store, "moods", make_adapter(), task, shop.base)
+        folder = shop.place.runs / "one"
+        folder.mkdir(parents=True)
+        recipe = prepare(shop.order(start_from="moods@1"), folder, shop.store, shop.base)
+        assert recipe.task.kind == "generation"
+        assert (recipe.task.max_answer_tokens, recipe.task.decoding.temperature) == (9, 0.5)
+
     def test_a_column_of_our_own_says_which_task_it_is(self) -> None:
+        assert kind_of([Example("text", "yes", kind="answer")] * 20) == "generation"
         assert kind_of([Example("text", "yes", kind="summary")] * 20) == "summarization"
         assert kind_of([Example("text", f"{n}", kind="label") for n in range(20)]) == "classification"
 

@@ -156,7 +156,7 @@ def test_bad_preferences_are_refused_with_their_row(
     ("changes", "said"),
     [
         ({"objective": "dpo", "method": "full"}, "trains lora and qlora"),
-        ({"objective": "grpo"}, "summarization only"),
+        ({"objective": "grpo"}, "not for classification"),
         ({"objective": "grpo", "task": SUMMARIES, "training": {"batch_size": 6}}, "multiple of reinforce.generations"),
         ({"objective": "kto", "training": {"batch_size": 1}}, "2 or more"),
         ({"objective": "reward", "start_from": "mood@1"}, "begins with the base"),

@@ -13,16 +13,16 @@ from adapters.errors import HotswapError
 from adapters.jobs.rows import Example, check, read
 from adapters.jsonl import write_rows
 from adapters.store import Store
-from adapters.tasks import AnyTask, ClassificationTask
+from adapters.tasks import KINDS, AnyTask, ClassificationTask
 from adapters.tasks.base import SLOT
-from adapters.tasks.classification import MAX_LABELS
 from trainer.commands.common import manifest_of
 from trainer.jobs.order import RECIPE, ROWS, RUN, VALIDATION, Order
 from trainer.loading import load_recipe
 from trainer.recipe import Recipe, Training
+from trainer.rows import BEFORE
 
 # Answers are labels where there are few of them: each stands, on average, in so many rows, and is no longer than so.
-ROWS_OF_A_LABEL, LABEL_CHARS = 3, 50
+MOST_LABELS, ROWS_OF_A_LABEL, LABEL_CHARS = 128, 3, 50
 # Of few rows a larger share is held out, or nothing could be said of the adapter.
 FEW_ROWS, LARGE_SHARE, USUAL_SHARE = 100, 0.2, 0.1
 MOST_ANSWER_TOKENS = 512
@@ -42,7 +42,7 @@ def prepare(order: Order, folder: Path, store: Store, base: Base) -> Recipe:
     held_out = _examples(order.validation, "validation_file", order) if order.validation else []
     started = manifest_of(store, order.start_from).task if order.start_from else None
     kind = kind_of(examples, started)
-    system = _common_system([*examples, *held_out])
+    system = None if KINDS[kind].conversational else _common_system([*examples, *held_out])
     _write(folder / ROWS, examples, kind, order, system)
     if held_out:
         _write(folder / VALIDATION, held_out, kind, order, system)
@@ -63,15 +63,16 @@ def prepare(order: Order, folder: Path, store: Store, base: Base) -> Recipe:
 
 
 def kind_of(examples: Sequence[Example], started: AnyTask | None = None) -> str:
-    """Return ``classification`` where the answers are labels, else ``summarization``."""
+    """Return ``classification`` where the answers are labels, ``summarization`` where rows have summaries, else
+    ``generation``."""
     answers = {answer for each in examples for answer in (each.answer, each.rejected) if answer}
     if started is not None and (not started.closed or answers <= {*started.answers}):
         return started.kind
     if kinds := {each.kind for each in examples if each.kind}:
-        return "classification" if kinds == {"label"} else "summarization"
-    few = len(answers) <= min(MAX_LABELS, len(examples) // ROWS_OF_A_LABEL)
+        return next((kind for kind, task in KINDS.items() if kinds == {task.answer_key}), "generation")
+    few = len(answers) <= min(MOST_LABELS, len(examples) // ROWS_OF_A_LABEL)
     short = all(len(answer) <= LABEL_CHARS and "\n" not in answer for answer in answers)
-    return "classification" if few and short else "summarization"
+    return "classification" if few and short else "generation"
 
 
 def _examples(path: Path, param: str, order: Order) -> list[Example]:
@@ -95,14 +96,17 @@ def _common_system(examples: Sequence[Example]) -> str | None:
 
 
 def _write(path: Path, examples: Sequence[Example], kind: str, order: Order, system: str | None) -> None:
-    answer = "label" if kind == "classification" else "summary"
+    task = KINDS[kind]
 
-    def row(example: Example) -> dict[str, str]:
-        own = example.system if system is None else ""
-        text = f"{own}\n\n{example.text}" if own else example.text
+    def row(example: Example) -> dict[str, Any]:
+        answers = {task.answer_key: example.answer}
         if order.objective == "dpo":
-            return {"text": text, "chosen": example.answer, "rejected": example.rejected}
-        return {"text": text, answer: example.answer}
+            answers = {"chosen": example.answer, "rejected": example.rejected}
+        if task.conversational:
+            before = [{"role": role, "content": text} for role, text in example.turns]
+            return {**({BEFORE: before} if before else {}), "text": example.text, **answers}
+        own = example.system if system is None else ""
+        return {"text": f"{own}\n\n{example.whole}" if own else example.whole, **answers}
 
     write_rows(path, map(row, examples))
 
@@ -113,13 +117,17 @@ def _task(
     """Return the recipe's task: that of the version to go on from, where there is one that fits."""
     if started is not None and started.kind == kind:
         more = {"labels": list(started.answers)} if isinstance(started, ClassificationTask) else {}
-        same = {"max_input_tokens", "normalize", *(() if more else ("max_answer_tokens", "long"))}
+        same = {"max_input_tokens", "normalize", "max_answer_tokens", "long", "decoding", "json_schema"}
+        if started.conversational:
+            return {"kind": kind, **started.model_dump(mode="json", include=same)}
         return {"kind": kind, "template": started.template.text, **more, **started.model_dump(include=same)}
     before = f"{system}\n\n" if system else ""
     if kind == "classification":
         return {"kind": kind, "template": f"{before}Text: {SLOT}\nLabel:"}
     longest = max(len(base.tokenizer.encode(example.answer)) for example in examples)
     tokens = min(MOST_ANSWER_TOKENS, max(16, longest + longest // 4))
+    if kind == "generation":  # in the base's chat, as it is asked at /v1/chat/completions
+        return {"kind": kind, "max_answer_tokens": tokens}
     return {"kind": kind, "template": f"{before}Text: {SLOT}\n\nSummary:", "max_answer_tokens": tokens}
 
 

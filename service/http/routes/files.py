@@ -36,7 +36,7 @@ FORM = {
     "/v1/files", openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
 )
 async def create(request: Request) -> Record:
-    """Keep a JSON Lines file of chats, of prompts and completions, of texts and labels or summaries, or of pairs."""
+    """Keep a JSON Lines file of chats, prompts and completions, texts and labels, summaries or answers, or pairs."""
     desk, caller = request.app.state.desk, request.state.caller
     await desk.files(caller.name, lambda _: None)  # where it cannot be kept, it is not read
     try:

@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from adapters.errors import NotInStore
 from adapters.manifest import Manifest
 from adapters.reference import NAME, Reference
+from adapters.tasks import KINDS
 from adapters.validation import explain
 from service.errors import BadRequest, InvalidRequest, NotReady, no_such_adapter
 from service.http.body import parse
 from service.http.routes.adapters import current
 from service.http.routes.health import livez, readyz
 from service.http.routes.predict import take
-from service.http.schemas import MAX_INPUTS, Inputs, ItemError, Parameters, Prediction, Summary
+from service.http.schemas import MAX_INPUTS, Classification, Inputs, ItemError, Parameters, Prediction
 from service.http.streams import unless_gone
 
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
@@ -123,7 +124,7 @@ async def model_ready(request: Request, name: Name, version: Version | None = No
 @router.post("/v2/models/{name}/infer", openapi_extra=_body())
 @router.post("/v2/models/{name}/versions/{version}/infer", openapi_extra=_body())
 async def infer(request: Request, name: Name, version: Version | None = None) -> dict[str, Any]:
-    """Ask an adapter about texts: `label`, `score` and `scores`, or `summary`, of each."""
+    """Ask an adapter about texts: `label`, `score` and `scores`, or `summary` or `answer`, of each."""
     asked, inputs = await _asked(request)
     await take(request, inputs)
     caller = request.state.caller
@@ -223,8 +224,8 @@ def _unpacked(data: bytes) -> Iterator[str]:
 
 
 def _described(task: Any) -> list[tuple[str, str, list[int]]]:
-    if task.kind == "summarization":
-        return [("summary", "BYTES", [-1])]
+    if not task.closed:
+        return [(task.answer_key, "BYTES", [-1])]
     labels = len(task.labels)
     return [
         ("label", "BYTES", [-1]),
@@ -241,8 +242,8 @@ def _tensors(prediction: Prediction) -> list[dict[str, Any]]:
             raise InvalidRequest(f"text {index}: {output.error.detail or output.error.title}")
     answers: list[Any] = prediction.outputs
     count = len(answers)
-    if isinstance(answers[0], Summary):
-        return [_tensor("summary", "BYTES", [count], [answer.summary for answer in answers])]
+    if not isinstance(answers[0], Classification):
+        return [_tensor(KINDS[prediction.task].answer_key, "BYTES", [count], [answer.said for answer in answers])]
     labels = sorted(answers[0].scores)
     return [
         _tensor("label", "BYTES", [count], [answer.label for answer in answers]),

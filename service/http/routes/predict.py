@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse
 
+from adapters.tasks import Kind
 from service.errors import InvalidRequest, ServiceError
 from service.http.body import JsonRoute
 from service.http.direct import Address
@@ -17,7 +18,7 @@ from service.http.keys import Caller
 from service.http.quota import Quota
 from service.http.schemas import ClassifyRequest, Inputs, Prediction, PredictRequest, Problem, SummarizeRequest
 from service.http.streams import begun, unless_gone
-from service.serving.answering import Answering, Kind
+from service.serving.answering import Answering
 
 T = TypeVar("T")
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ router = APIRouter(
 async def predict(request: Request, body: PredictRequest) -> Response:
     """Ask an adapter to do its task: the answer names the exact version that gave it."""
     if body.stream:
-        return await _stream(request, "predict", body)
+        return await _stream(request, "predict", body, None)
     return await _answer(request, "predict", body, None)
 
 
@@ -67,7 +68,7 @@ async def classify(request: Request, body: ClassifyRequest) -> Response:
 async def summarize(request: Request, body: SummarizeRequest) -> Response:
     """Summarize with an adapter; with `stream`, as server-sent events: `delta`, then `done` (or `error`)."""
     if body.stream:
-        return await _stream(request, "summarize", body)
+        return await _stream(request, "summarize", body, "summarization")
     return await _answer(request, "summarize", body, "summarization")
 
 
@@ -98,11 +99,11 @@ async def take(request: Request, body: Inputs) -> dict[str, str]:
     return await quota.take(caller.name, caller.rate, len(body.texts))
 
 
-async def _stream(request: Request, route: str, body: PredictRequest) -> Response:
+async def _stream(request: Request, route: str, body: PredictRequest, kind: Kind | None) -> Response:
     if body.input is None:
         raise InvalidRequest("'stream' takes one 'input'.")
     headers = await take(request, body)
-    stream = _answering(request).stream(route, body, body.adapter, _caller(request))
+    stream = _answering(request).stream(route, body, body.adapter, _caller(request), kind)
     first, following = await begun(request, stream)
     return EventSourceResponse(_events(first, following), headers={"X-Accel-Buffering": "no", **headers})
 

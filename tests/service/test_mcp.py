@@ -12,7 +12,12 @@ import pytest
 from mcp import ClientSession, stdio_client
 from mcp.client.stdio import StdioServerParameters
 
+from adapters.base_model import Base
+from adapters.intake import add_version
+from adapters.store import Store
+from adapters.tasks import SummarizationTask
 from service.http.keys import new_key
+from tests.conftest import MakeAdapter
 from tests.service.conftest import Running, Serve
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -33,7 +38,10 @@ async def call(asked: ClientSession, name: str, **arguments: Any) -> tuple[bool,
     return bool(result.is_error), result.content[0].text, result.structured_content
 
 
-async def test_an_adapter_is_a_tool_that_says_what_it_does_and_who_answered(serve: Serve) -> None:
+async def test_an_adapter_is_a_tool_that_says_what_it_does_and_who_answered(
+    serve: Serve, stocked: Store, make_adapter: MakeAdapter, summary_task: SummarizationTask, tiny: Base
+) -> None:
+    add_version(stocked, "draft", make_adapter(seed=8), summary_task, tiny)  # nothing is released of it
     async with serve() as service, session(service) as asked:
         tools = {tool.name: tool for tool in (await asked.list_tools()).tools}
         assert set(tools) == {"mood", "brief"}

@@ -131,7 +131,7 @@ async def test_an_unreachable_store_changes_nothing_for_what_is_served(serve: Se
 
         monkeypatch.setattr(stocked, "pulse", unreachable)
         monkeypatch.setattr(stocked, "names", unreachable)
-        monkeypatch.setattr(stocked, "_get", unreachable)
+        monkeypatch.setattr(stocked, "read", unreachable)
         await _polled(service)
         assert (await service.predict("mood")).status_code == 200
 

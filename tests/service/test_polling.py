@@ -108,7 +108,7 @@ class TestDesired:
         def killed() -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(stocked, "_beat", killed)
+        monkeypatch.setattr(stocked, "beat", killed)
         with pytest.raises(KeyboardInterrupt):
             stocked.release("mood", NewRelease(stable=2))
         assert mood(swept) == 1
@@ -120,7 +120,7 @@ class TestDesired:
         now = [1000.0]
         monkeypatch.setattr("service.rollout.desired.time.monotonic", lambda: now[0])
         assert mood(desired) == 1
-        monkeypatch.setattr(stocked, "_beat", lambda: None)
+        monkeypatch.setattr(stocked, "beat", lambda: None)
         stocked.release("mood", NewRelease(stable=2))
         now[0] += 29
         assert mood(desired) == 1
@@ -131,7 +131,7 @@ class TestDesired:
         self, swept: Desired, stocked: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         obstore.delete(stocked._objects, ".pulse")
-        monkeypatch.setattr(stocked, "_beat", lambda: None)  # as releases were made before there was one
+        monkeypatch.setattr(stocked, "beat", lambda: None)  # as releases were made before there was one
         for version in (2, 1):
             expected = stocked.release("mood", NewRelease(stable=version)).generation
             assert mood(swept) == expected

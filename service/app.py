@@ -15,7 +15,7 @@ from service.engine.base import Engine
 from service.heartbeat import Heartbeat
 from service.http.application import assembled
 from service.http.keys import Keys
-from service.http.quota import Quota
+from service.http.quota import Quota, SharedQuota
 from service.jobs.desk import Desk
 from service.jobs.watch import Watch
 from service.jobs.worker import LocalWorker
@@ -49,7 +49,8 @@ def create_app(
 ) -> FastAPI:
     """Return the service. ``engine`` is started when the app is; ``on_ready`` is called when it can answer,
     ``on_failure`` when it never will. ``fleet`` are the processes that answer beside this one, if there are any."""
-    metrics, tally, routing, quota = Metrics(), Tally(), Routing(), Quota()
+    metrics, tally, routing = Metrics(), Tally(), Routing()
+    quota = SharedQuota(settings.rate_store) if settings.rate_store else Quota()
     offload = Offload(settings.store_seconds, CALLS_AT_ONCE)
     fetches = Offload(settings.store_seconds, FETCHES_AT_ONCE)
     loader = Loader(

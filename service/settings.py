@@ -154,6 +154,11 @@ class Settings(BaseModel):
     feedback_log: Path | None = Field(
         None, description="a file to add texts, answers and feedback to, to train on; none: texts are not kept"
     )
+    rate_store: str | None = Field(
+        None,
+        pattern=r"^rediss?://.+",
+        description="redis://host:6379/0, where keys' rates are counted for all replicas together; default: on each",
+    )
     feedback_database: str | None = Field(
         None,
         description="a path, postgresql://user:password@host/name for replicas on several machines, or off; "

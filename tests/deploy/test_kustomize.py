@@ -428,11 +428,12 @@ def test_a_changed_key_is_a_rollout(tmp_path: Path) -> None:
     assert before != after
 
 
-@pytest.fixture(scope="module", params=["retrain", "train"])
+@pytest.fixture(scope="module", params=["retrain", "train", "jobs"])
 def training(request: pytest.FixtureRequest, built: Built) -> tuple[dict, dict]:
     """The Deployment of the service, and the job's spec of who trains beside it."""
     resources = built(f"components/{request.param}")
-    (job,) = [each for each in resources if each["kind"] in ("CronJob", "Job")]
+    name = f"hotswap-{request.param}"
+    (job,) = [each for each in resources if each["metadata"]["name"] == name and "spec" in each]
     return one(resources, "Deployment"), job["spec"].get("jobTemplate", job)["spec"]
 
 
@@ -456,6 +457,19 @@ def test_who_trains_is_no_replica_of_the_service(training: tuple[dict, dict]) ->
     labels = job["template"]["metadata"]["labels"]
     assert not deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert labels["app.kubernetes.io/part-of"] == "hotswap", "the network's policy is for it as well"
+
+
+def test_who_does_fine_tuning_jobs_has_the_queue_that_the_service_fills(built: Built) -> None:
+    resources = built("components/jobs")
+    assert Settings.read(one(resources, "ConfigMap")["data"]).jobs == "queue"
+    queues = []
+    for name in ("hotswap", "hotswap-jobs"):
+        (container,) = one(resources, "Deployment", name)["spec"]["template"]["spec"]["containers"]
+        queues += [entry for entry in container["env"] if entry["name"] == "HOTSWAP_JOBS_DATABASE"]
+    assert len(queues) == 2
+    assert queues[0] == queues[1]
+    (worker,) = one(resources, "Deployment", "hotswap-jobs")["spec"]["template"]["spec"]["containers"]
+    parser().parse_args(worker["args"])
 
 
 def test_what_the_jobs_are_asked_to_do_are_commands_of_the_trainer(built: Built) -> None:

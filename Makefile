@@ -2,7 +2,7 @@
 # needs a part of it only.
 PY := .venv/bin/python
 
-.PHONY: clients help setup setup-serve serve test test-fast lint format bench loadtest gpu-check swap-under-load complaints mutants monitor docs
+.PHONY: help setup setup-serve serve test test-fast lint format bench loadtest gpu-check swap-under-load complaints mutants monitor docs
 
 help:
 	@echo "make serve      set up what is missing, then serve on http://127.0.0.1:8000"
@@ -13,7 +13,6 @@ help:
 	@echo "make bench      ours beside vLLM's server and the one people write first; QUICK=1 takes six minutes"
 	@echo "make loadtest   Locust on the service at HOTSWAP_URL or port 8000, or on one of its own; a report in var/"
 	@echo "make gpu-check  on a GPU machine (HOTSWAP_EXTRA=gpu make setup): all that is measured there, in eight minutes"
-	@echo "make clients    instructor, LlamaIndex and LiteLLM in an environment of their own, for their tests"
 	@echo "make monitor    Prometheus and Alertmanager beside a running service"
 	@echo "make docs       docs/metrics.md, the dashboards and the operator's rules, from what they are made of"
 	@echo "make mutants    changes the serving core and the store, and looks whether a test fails; ONLY=FILE, SAMPLE=60"
@@ -58,10 +57,6 @@ gpu-check:
 swap-under-load: setup
 	@$(PY) -m loadtests.swap_under_load
 
-# OpenAI clients that do not fit beside vLLM, for tests/test_clients.py.
-clients: setup
-	@$(PY) -m venv $${HOTSWAP_CACHE:-$$HOME/.cache/hotswap}/clients
-	@$${HOTSWAP_CACHE:-$$HOME/.cache/hotswap}/clients/bin/pip install -q -r tests/clients/requirements.txt
 
 monitor: setup
 	@exec $(PY) -m scripts.monitor $(if $(HOTSWAP_URL),--service $(HOTSWAP_URL))

@@ -43,22 +43,36 @@ torch_index() {
 pip_setting() { .venv/bin/pip config list 2>/dev/null | sed -n "s/^[^=]*\.$1='\(.*\)'$/\1/p" | tail -1 | sed 's/\\n/ /g'; }
 
 install() {
-    if .venv/bin/pip install -q --disable-pip-version-check 'uv>=0.12' && install_with_uv "$1" "$2"; then return; fi
+    # shellcheck disable=SC2086  # $1 is two words or none
+    if .venv/bin/pip install -q --disable-pip-version-check 'uv>=0.12' && with_uv .venv $1 -e "$2"; then return; fi
     say "uv could not: pip does it, which takes some minutes more"
     # shellcheck disable=SC2086  # $index is two words or none
     .venv/bin/pip install --disable-pip-version-check --progress-bar "$([ -t 2 ] && echo on || echo off)" \
         $1 -e "$2" >&2
 }
 
-install_with_uv() {
-    local index=$1 requirement=$2 value
+# with_uv ENVIRONMENT ARGUMENTS…
+with_uv() {
+    local environment=$1 value
+    shift
     value=$(pip_setting index-url); [ -z "$value" ] || export UV_DEFAULT_INDEX=$value
     value=$(pip_setting find-links); [ -z "$value" ] || export UV_FIND_LINKS=${value// /,}
     value=$(pip_setting extra-index-url); [ -z "$value" ] || export UV_INDEX=$value
     # Of torch, the index that is searched first has other builds only.
-    # shellcheck disable=SC2086
-    UV_SYSTEM_CERTS=true .venv/bin/uv pip install --python .venv/bin/python --index-strategy unsafe-best-match \
-        $index -e "$requirement"
+    UV_SYSTEM_CERTS=true .venv/bin/uv pip install --python "$environment/bin/python" \
+        --index-strategy unsafe-best-match "$@"
+}
+
+# Clients of OpenAI's API that do not fit beside vLLM, for their tests: tests/clients/requirements.txt says why.
+clients() {
+    local wanted=tests/clients/requirements.txt folder=${HOTSWAP_CACHE:-$HOME/.cache/hotswap}/clients stamp
+    stamp=$folder/$(sha256sum <"$wanted" | cut -c1-16)
+    [ ! -f "$stamp" ] || return 0
+    say "clients for the tests, in an environment of their own (0.1 GB to fetch)"
+    rm -rf "$folder"
+    .venv/bin/python -m venv "$folder"
+    with_uv "$folder" -q -r "$wanted" || "$folder/bin/pip" install -q --disable-pip-version-check -r "$wanted" >&2
+    touch "$stamp"
 }
 
 # Programs that tests run. Without them those tests fail, and say so; without root that is left to you.
@@ -109,5 +123,5 @@ if [ ! -f ".venv/hotswap-$what-$state" ] && [ ! -f ".venv/hotswap-all-$state" ];
     touch ".venv/hotswap-$what-$state"
     say "2 of 2: base model (85 MB to fetch, half a GB on the disk; half a minute)"
 fi
-[ "$what" != all ] || debian_packages
+[ "$what" != all ] || { debian_packages; clients; }
 .venv/bin/python -m service --prepare

@@ -1,13 +1,12 @@
 """Clients as installed from PyPI, against the real engine: none needs a line of ours on its side.
 
-But for LangChain they are not put beside vLLM (``tests/clients/requirements.txt`` says why): ``make clients`` makes an
-environment for them, and ``CLIENTS_PYTHON`` names another.
+But for LangChain they are not put beside vLLM (``tests/clients/requirements.txt`` says why): ``make setup`` makes an
+environment for them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from tests.server import Server, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 CLIENTS = Path(__file__).parent / "clients"
-PYTHON = Path(os.environ.get("CLIENTS_PYTHON") or cache_folder() / "clients" / "bin" / "python")
+PYTHON = cache_folder() / "clients" / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +44,7 @@ def server(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 def run(server: Server, script: str) -> dict[str, Any]:
     python = Path(sys.executable) if script.startswith("langchain") else PYTHON
-    if not python.exists():
-        pytest.skip("make clients puts it into an environment of its own")
+    assert python.exists(), "make setup puts it into an environment of its own"
     command = [str(python), str(CLIENTS / script), f"{server.url}/v1", "helper"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

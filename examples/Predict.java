@@ -8,7 +8,7 @@ import java.time.Duration;
 public class Predict {
     public static void main(String[] arguments) throws Exception {
         String url = System.getenv().getOrDefault("HOTSWAP_URL", "http://127.0.0.1:8000");
-        String key = System.getenv().getOrDefault("HOTSWAP_KEY", "none");
+        String key = System.getenv().getOrDefault("HOTSWAP_API_KEY", "none");
         String body = "{\"adapter\": \"sentiment\", \"input\": \"A moving, beautifully acted film.\"}";
         HttpRequest request = HttpRequest.newBuilder(URI.create(url + "/v1/predict"))
             .header("Content-Type", "application/json")

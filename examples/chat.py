@@ -5,7 +5,7 @@ import os
 from openai import OpenAI
 
 url = os.environ.get("HOTSWAP_URL", "http://127.0.0.1:8000")
-client = OpenAI(base_url=f"{url}/v1", api_key=os.environ.get("HOTSWAP_KEY", "none"))
+client = OpenAI(base_url=f"{url}/v1", api_key=os.environ.get("HOTSWAP_API_KEY", "none"))
 print("models:", *(model.id for model in client.models.list()))
 
 stream = client.chat.completions.create(

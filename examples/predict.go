@@ -19,7 +19,7 @@ func main() {
 		log.Fatal(err)
 	}
 	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Authorization", "Bearer "+cmp.Or(os.Getenv("HOTSWAP_KEY"), "none"))
+	request.Header.Set("Authorization", "Bearer "+cmp.Or(os.Getenv("HOTSWAP_API_KEY"), "none"))
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
 		log.Fatal(err)

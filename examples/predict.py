@@ -7,7 +7,7 @@ import httpx
 
 TEXTS = ["A moving, beautifully acted film.", "The plot has holes a bus could drive through."]
 
-key = os.environ.get("HOTSWAP_KEY", "none")
+key = os.environ.get("HOTSWAP_API_KEY", "none")
 url = os.environ.get("HOTSWAP_URL", "http://127.0.0.1:8000")
 with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
     for _ in range(5):

@@ -2,7 +2,7 @@
 const url = process.env.HOTSWAP_URL ?? "http://127.0.0.1:8000";
 const answer = await fetch(`${url}/v1/summarize`, {
   method: "POST",
-  headers: { "Content-Type": "application/json", Authorization: `Bearer ${process.env.HOTSWAP_KEY ?? "none"}` },
+  headers: { "Content-Type": "application/json", Authorization: `Bearer ${process.env.HOTSWAP_API_KEY ?? "none"}` },
   body: JSON.stringify({
     adapter: "one-line-summary",
     input: "A small music player for the terminal. It runs as a daemon and can be controlled over the network.",

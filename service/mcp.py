@@ -1,6 +1,6 @@
 """The adapters of a running service as tools of the Model Context Protocol, over standard input and output.
 
-    HOTSWAP_KEY=hs_… python -m service.mcp http://127.0.0.1:8000
+    HOTSWAP_API_KEY=hs_… python -m service.mcp http://127.0.0.1:8000
 
 A tool is an adapter that is released and that the key may use; it takes a text, and its answer names the version.
 """
@@ -97,7 +97,7 @@ async def _serve(url: str, key: str | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m service.mcp", description=__doc__.partition("\n")[0])
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000", help="of the service")
-    asyncio.run(_serve(parser.parse_args().url, os.environ.get("HOTSWAP_KEY")))
+    asyncio.run(_serve(parser.parse_args().url, os.environ.get("HOTSWAP_API_KEY")))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ TEXT = "A moving film."
 
 @asynccontextmanager
 async def session(service: Running, key: str = "") -> AsyncIterator[ClientSession]:
-    environment = {**os.environ, "HOTSWAP_KEY": key}
+    environment = {**os.environ, "HOTSWAP_API_KEY": key}
     command = StdioServerParameters(command=sys.executable, args=["-m", "service.mcp", service.url], env=environment)
     async with stdio_client(command) as (reading, writing), ClientSession(reading, writing) as made:
         await made.initialize()

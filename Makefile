@@ -29,10 +29,10 @@ serve: setup-serve
 
 # Two at a time, what shares a server on one of them.
 test: setup
-	@$(PY) -m pytest -n 2 --dist loadscope
+	@$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-fast: setup
-	@$(PY) -m pytest -n 2 --dist loadscope -m "not slow"
+	@$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow"
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -41,6 +41,11 @@ CHAT_TEMPLATE = (
 MakeAdapter = Callable[..., Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes: at the end the other worker would have nothing left to do beside it."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.parent != Path(__file__).parent))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have a server configured in this very shell."""

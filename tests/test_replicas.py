@@ -18,8 +18,9 @@ def test_no_fault_of_one_replica_loses_a_request_or_makes_an_answer_wrong(
 ) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "")  # what the harness sets is gone afterwards
-    table = asyncio.run(measure(tmp_path, list(FAULTS), "s3", "fake", rate=10, seconds=8))
-    assert [row["fault"] for row in table] == list(FAULTS)
+    faults = [name for name in FAULTS if name != "nothing"]
+    table = asyncio.run(measure(tmp_path, faults, "s3", "fake", rate=10, seconds=6))
+    assert [row["fault"] for row in table] == faults
     for row in table:
-        assert row["asked"] > 40, row
+        assert row["asked"] > 30, row
         assert (row["lost"], row["wrong"]) == (0, 0), row

@@ -30,7 +30,6 @@ from loadtests.traffic import Ask, Outcome, connect, offer_while
 
 RESULTS = Path(__file__).parents[1] / "results" / "replicas.json"
 REPLICAS, ADAPTERS, VERSIONS = 3, 12, 2
-BEFORE = 5.0  # seconds of load until the fault
 RELEASE_SECONDS = 2.0
 # Two sound computations of a score differ by less, and two of our adapters by far more.
 TOLERANCE = 1e-3
@@ -220,10 +219,10 @@ async def under_load(fleet: Fleet, fault: Fault, rate: float, seconds: float) ->
         return Ask(name, text, {"model": name, "input": fleet.texts[text], "caller": "replicas"})
 
     changes = asyncio.create_task(release_on(fleet, dice))
-    moment = loop.time() + BEFORE
+    moment = loop.time() + seconds / 4
 
     async def happen() -> None:
-        await asyncio.sleep(BEFORE)
+        await asyncio.sleep(seconds / 4)
         await fault(fleet, seconds)
 
     happening = asyncio.create_task(happen())

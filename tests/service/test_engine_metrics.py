@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY, Gauge
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+import service.monitoring.engine
 from adapters.releases import NewRelease, Share
 from adapters.store import Store
 from service.engine.base import Timing
@@ -27,6 +28,14 @@ ADAPTERS = re.compile(
 LOADED = re.compile(
     r'vllm:lora_adapter_loaded\{adapter_name="([^"]+)",level="(\w+)",pinned="(\w+)",rank="(\d+)"\} 1\.0'
 )
+
+
+@pytest.fixture(autouse=True)
+def of_the_process(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
+    """The registry that vLLM writes to, without what engines of other tests have left in it."""
+    registry = CollectorRegistry()
+    monkeypatch.setattr(service.monitoring.engine, "REGISTRY", registry)
+    return registry
 
 
 async def test_routers_find_resident_adapters_by_every_name_that_clients_send(serve: Serve, stocked: Store) -> None:
@@ -121,21 +130,26 @@ async def test_an_endpoint_picker_finds_the_replica_that_has_an_adapter_unless_i
         assert (await asked).status_code == 200
 
 
-async def test_vllms_count_of_what_waits_is_not_shown_beside_ours(serve: Serve) -> None:
-    theirs = Gauge("vllm:num_requests_waiting", "Of vLLM's scheduler alone.", ["model_name", "engine"])
+async def test_vllms_count_of_what_waits_is_not_shown_beside_ours(
+    serve: Serve, of_the_process: CollectorRegistry
+) -> None:
+    labels = ["model_name", "engine"]
+    theirs = Gauge("vllm:num_requests_waiting", "Of vLLM's scheduler alone.", labels, registry=of_the_process)
     theirs.labels("tiny", "0").set(7)
     async with serve() as service:
         text = (await service.client.get("/metrics")).text
-        REGISTRY.unregister(theirs)
         assert re.findall(r"^vllm:num_requests_waiting.*$", text, re.M) == ["vllm:num_requests_waiting 0.0"]
 
 
-async def test_vllms_own_metrics_are_shown_under_their_own_names(serve: Serve) -> None:
-    theirs = Gauge("vllm:as_its_stat_logger_does", "Declared in the process's registry.", ["model_name", "engine"])
+async def test_vllms_own_metrics_are_shown_under_their_own_names(
+    serve: Serve, of_the_process: CollectorRegistry
+) -> None:
+    labels = ["model_name", "engine"]
+    theirs = Gauge("vllm:as_its_stat_logger_does", "In the process's registry.", labels, registry=of_the_process)
+    Gauge("process_cpu_seconds_total", "Not vLLM's.", registry=of_the_process)
     theirs.labels("tiny", "0").set(3)
     async with serve() as service:
         text = (await service.client.get("/metrics")).text
-        REGISTRY.unregister(theirs)
         assert 'vllm:as_its_stat_logger_does{engine="0",model_name="tiny"} 3.0' in text
         assert "process_cpu_seconds_total" not in text, "of the process's registry, only what is vLLM's"
 

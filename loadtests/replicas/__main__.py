@@ -40,14 +40,23 @@ Fault = Callable[["Fleet", float], Awaitable[None]]
 
 
 @dataclass
+class Released:
+    """A version, and when (by the loop's clock) its release was about to be asked for, and when it was there."""
+
+    version: int
+    asked: float
+    created: float = float("inf")
+
+
+@dataclass
 class Fleet:
-    """The running parts, and what has been released when (by adapter: seconds of the loop's clock, version)."""
+    """The running parts, and what has been released when."""
 
     replicas: list[Replica]
     router: Router
     store: Store
     texts: list[str]
-    released: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    released: dict[str, list[Released]] = field(default_factory=dict)
     scores: dict[tuple[str, int, int], dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -172,7 +181,7 @@ async def started(folder: Path, kind: str, engine: str) -> AsyncIterator[Fleet]:
         await router.ready()
         fleet = Fleet(replicas, router, store, texts)
         now = asyncio.get_running_loop().time()
-        fleet.released = {f"mood-{number}": [(now, 1)] for number in range(ADAPTERS)}
+        fleet.released = {f"mood-{number}": [Released(1, now, now)] for number in range(ADAPTERS)}
         yield fleet
     finally:
         router.stop()
@@ -239,12 +248,14 @@ async def under_load(fleet: Fleet, fault: Fault, rate: float, seconds: float) ->
 
 async def release_on(fleet: Fleet, dice: random.Random) -> None:
     """Release the other version of one adapter after the other."""
+    loop = asyncio.get_running_loop()
     for number in itertools.cycle(range(ADAPTERS)):
         await asyncio.sleep(RELEASE_SECONDS * dice.uniform(0.5, 1.5))
         name = f"mood-{number}"
-        version = 3 - fleet.released[name][-1][1]
-        await asyncio.to_thread(fleet.store.release, name, version)
-        fleet.released[name].append((asyncio.get_running_loop().time(), version))
+        next_one = Released(3 - fleet.released[name][-1].version, loop.time())
+        fleet.released[name].append(next_one)
+        await asyncio.to_thread(fleet.store.release, name, next_one.version)
+        next_one.created = loop.time()
 
 
 def judged(fleet: Fleet, outcomes: list[Outcome], moment: float) -> dict[str, Any]:
@@ -278,10 +289,10 @@ def is_wrong(fleet: Fleet, outcome: Outcome) -> bool:
 def stale(fleet: Fleet, outcome: Outcome) -> float:
     """Return for how long the answer's version had not been released any more when it was asked; 0 where it was."""
     releases = fleet.released[outcome.reference]
-    ends = [at for at, _ in releases[1:]] + [float("inf")]
+    ends = [each.created for each in releases[1:]] + [float("inf")]
     version = outcome.body["adapter"]["version"]
     gone = [
-        end for (at, released), end in zip(releases, ends, strict=True) if released == version and at <= outcome.ended
+        end for each, end in zip(releases, ends, strict=True) if each.version == version and each.asked <= outcome.ended
     ]
     return max(0.0, outcome.began - max(gone)) if gone else 0.0
 

@@ -18,8 +18,8 @@ from loadtests.traffic import Ask, connect, offer
 
 RESULTS = Path(__file__).parent / "results"
 SHARES = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)  # of the capacity
-# The knee: beyond this rate a text waits for others for longer than it takes by itself.
-KNEE = 2.0
+# The knee: the highest rate of which so much is answered as it is offered.
+KNEE = 0.95
 
 
 def main() -> int:
@@ -63,8 +63,8 @@ async def measure(seconds: float, scratch: Path) -> dict[str, Any]:
                 phase = await offer(client, share * capacity, seconds, choose, seed=2)
                 rows.append({"share": share, **about(phase)})
                 say(json.dumps(rows[-1]))
-    alone = rows[0]["p50_seconds"]
-    knee = max((row["offered_per_second"] for row in rows if (row["p95_seconds"] or 1e9) < KNEE * alone), default=0.0)
+    kept = [row["offered_per_second"] for row in rows if row["answered_per_second"] > KNEE * row["offered_per_second"]]
+    knee = max(kept, default=0.0)
     return {"seconds": seconds, "capacity_per_second": capacity, "knee_per_second": knee, "rates": rows}
 
 

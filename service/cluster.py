@@ -1,6 +1,6 @@
 """The service on Ray Serve: each replica is a whole ``python -m service``, and requests for an adapter go where it is.
 
-    HOTSWAP_STORE=s3://… serve run service.cluster:build replicas=2
+    HOTSWAP_STORE=s3://… HOTSWAP_API_KEYS=FILE serve run service.cluster:build replicas=2
     serve deploy k8s/ray/serve.yaml
 
 Ray starts, watches, replaces and counts the replicas. Which versions are loaded and served is decided in each of them,
@@ -68,13 +68,14 @@ class Replica:
     """A server in a process of its own, as it is tested: with its engine, its supervisor and its way to end."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+            port, metrics_port = one.getsockname()[1], other.getsockname()[1]
         self._id = serve.get_replica_context().replica_tag
-        own = {"HOTSWAP_HOST": "127.0.0.1", "HOTSWAP_PORT": str(port), "HOTSWAP_METRICS_PORT": ""}
+        # Not loopback: whoever comes by Ray's proxies would pass for somebody at this machine, who needs no key.
+        own = {"HOTSWAP_HOST": "0.0.0.0", "HOTSWAP_PORT": str(port), "HOTSWAP_METRICS_PORT": str(metrics_port)}  # noqa: S104
         command = [sys.executable, "-m", "service"]
         self._server = subprocess.Popen(command, env=os.environ | environment | own, start_new_session=True)
-        self._url = f"http://127.0.0.1:{port}"
+        self._url, self._metrics = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics"
         self._client = httpx.AsyncClient(base_url=self._url, timeout=ANSWER_SECONDS, trust_env=False)
         self._wait()
 
@@ -118,8 +119,10 @@ class Replica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the autoscaler how many texts wait here."""
-        found = WAITING_METRIC.search((await self._client.get("/metrics", timeout=5)).text)
-        return {"waiting": float(found[1]) if found else 0.0}
+        found = WAITING_METRIC.search((await self._client.get(self._metrics, timeout=5)).text)
+        if found is None:
+            raise Gone("the server shows no metrics")
+        return {"waiting": float(found[1])}
 
     def __del__(self) -> None:
         self._end()

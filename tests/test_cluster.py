@@ -48,6 +48,7 @@ def client(store: Store, tiny: Base, tmp_path_factory: pytest.TempPathFactory) -
     cache = tmp_path_factory.mktemp("cache")
     settings = {"ENGINE": "fake", "STORE": store.place, "BASE_MODEL": str(tiny.folder), "CACHE": str(cache)}
     environment = {f"HOTSWAP_{name}": value for name, value in settings.items()} | {"HOTSWAP_FEEDBACK_DATABASE": "off"}
+    environment |= {"HOTSWAP_ALLOW_ANONYMOUS": "true"}
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -95,6 +96,18 @@ def test_what_is_asked_and_answered_is_passed_on_as_it_is(client: httpx.Client) 
     assert refused.headers["content-type"] == "application/problem+json"
     assert refused.headers["x-request-id"] == "mine"
     assert len(client.get("/v1/adapters", params={"limit": 2}).json()["adapters"]) == 2
+
+
+def test_who_comes_by_rays_proxy_is_a_stranger(client: httpx.Client) -> None:
+    refused = client.post("/v1/adapters/mood-0/releases", json={"stable": 2})
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+
+
+def test_a_replica_tells_the_autoscaler_how_many_texts_wait(client: httpx.Client) -> None:
+    from ray import serve
+
+    replica = serve.get_deployment_handle("Replica", "default")
+    assert replica.record_autoscaling_stats.remote().result(timeout_s=30) == {"waiting": 0.0}
 
 
 def test_a_release_flips_on_both(client: httpx.Client, store: Store) -> None:

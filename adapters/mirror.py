@@ -71,7 +71,8 @@ def _common(name: str, one: Listed, other: Listed) -> list[str]:
 def _copy_version(source: Store, target: Store, name: str, version: int, listed: Listed) -> bool:
     """Copy a version's files, its manifest last; of a number that was only claimed, the claim."""
     if version not in listed.versions:
-        return _copy(source, target, version_path(name, version, CONFIG)) and False
+        _copy(source, target, version_path(name, version, CONFIG))
+        return False
     manifest, _ = source.manifest(name, version)
     with tempfile.TemporaryDirectory() as scratch:
         folder = source.fetch(name, version, Path(scratch))

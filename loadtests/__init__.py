@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+# For tests of answers: how fast this machine is, is none of their business.
+PATIENT = MappingProxyType({"HOTSWAP_LOAD_P95_MS": "300000"})
 
 
 def run_locust(

@@ -16,7 +16,7 @@ from adapters.releases import NewRelease
 from adapters.seed import STARTER, open_store
 from adapters.store import Store
 from adapters.tasks import ClassificationTask
-from loadtests import run_locust
+from loadtests import PATIENT, run_locust
 from tests.server import Server, serving
 from trainer.data import load_splits
 from trainer.loading import load_recipe
@@ -184,5 +184,5 @@ def reference_scores(base: Base, store: Store, who: tuple, texts: list[str]) -> 
 
 
 def test_the_load_test_passes_against_the_real_service(server: Server) -> None:
-    done = run_locust(server.url, 30)
+    done = run_locust(server.url, 15, PATIENT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
 import sqlite3
 import threading
@@ -74,15 +76,21 @@ def read_only(place: str, _: Any) -> Any:
     changed(server, f"ALTER DATABASE {name} RESET default_transaction_read_only", hang_up(name))
 
 
+def exchange(one: Path, other: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE."""
+    here, exchanged = -100, 2
+    if ctypes.CDLL(None, use_errno=True).renameat2(here, bytes(one), here, bytes(other), exchanged) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), one)
+
+
 @contextmanager
 def gone(place: str, _: Any) -> Any:
-    """The volume is not there."""
-    folder = Path(place).parent
-    folder.rename(folder.with_name("elsewhere"))
-    folder.write_text("in the way")
+    """The volume is not there. Exchanged at once: between two steps the service would make a folder of its own."""
+    folder, elsewhere = Path(place).parent, Path(place).parent.with_name("elsewhere")
+    elsewhere.write_text("in the way")
+    exchange(folder, elsewhere)
     yield
-    folder.unlink()
-    folder.with_name("elsewhere").rename(folder)
+    exchange(folder, elsewhere)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from adapters.releases import Release
 @dataclass(frozen=True)
 class Entry:
     """One adapter. ``versions`` are committed, oldest first; ``generation`` is the number of the newest release (0:
-    none), ``release`` its record, and ``fault`` says why that cannot be read. ``retired`` are served to nobody: of a
-    release and a retirement at the same moment the release wins."""
+    none), ``release`` its record; where that cannot be read ``fault`` says why, and ``release`` is the newest before it
+    that can. ``retired`` are served to nobody: of a release and a retirement at the same moment the release wins."""
 
     name: str
     versions: tuple[int, ...] = ()

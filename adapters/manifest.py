@@ -15,7 +15,7 @@ from adapters.profile import Profile
 from adapters.reference import NAME
 from adapters.tasks import Task
 from adapters.tasks.base import SCORED_AT_ONCE
-from adapters.validation import Strict, explain
+from adapters.validation import NEWER, Strict, by_a_newer_version, explain
 
 NAME_PATTERN = rf"^{NAME}$"
 # A file of a version is a plain name: a manifest must not be able to point outside its own folder.
@@ -99,7 +99,8 @@ class Manifest(Strict):
                 )
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise InvalidAdapter(f"the manifest is invalid: {explain(error, cls)}") from error
+            newer = NEWER if by_a_newer_version(error) else ""
+            raise InvalidAdapter(f"the manifest is invalid: {explain(error, cls)}{newer}") from error
         except (ValueError, RecursionError) as error:
             raise InvalidAdapter("the manifest is not JSON: it is damaged; publish the version again.") from error
 

@@ -40,6 +40,7 @@ from adapters.packages import file_digest, move_into_place
 from adapters.reference import is_name
 from adapters.releases import NewRelease, Release
 from adapters.signing import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Signer, TrustedKeys
+from adapters.validation import NEWER, by_a_newer_version, explain
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -397,6 +398,9 @@ class Store:
         try:
             return Release.model_validate_json(content or b"").model_copy(update={"generation": generation})
         except ValidationError as error:
+            if by_a_newer_version(error):
+                what = f"release {generation} of {name} cannot be read: {explain(error, Release)}{NEWER}"
+                raise InvalidAdapter(what) from error
             raise InvalidAdapter(f"release {generation} of {name} is damaged; release again.") from error
 
     def _listed(self, name: str) -> Listed:
@@ -406,7 +410,7 @@ class Store:
     def _entry(self, name: str, listed: Listed, known: Entry | None = None) -> Entry:
         """Return what a listing says of one adapter, with the release that is known already, if it is the newest."""
         generation = max(listed.releases, default=0)
-        release = known.release if known and known.generation == generation else None
+        release = known.release if known and known.generation == generation and not known.fault else None
         retired = frozenset(listed.retired.difference(release.versions if release else ()))
         return Entry(name, tuple(sorted(listed.versions)), generation, release, retired, listed.fault)
 
@@ -416,12 +420,23 @@ class Store:
         try:
             release = self._release(entry.name, entry.generation)
         except InvalidAdapter as error:  # a damaged record concerns its own adapter alone
-            return replace(entry, fault=str(error))
+            return replace(entry, fault=str(error), release=self._readable(entry))
         except StoreUnavailable as error:
             if self.folder is None:  # a bucket's requests fail for reasons that are not this adapter's
                 raise
-            return replace(entry, fault=str(error))
+            return replace(entry, fault=str(error), release=self._readable(entry))
         return replace(entry, release=release, retired=entry.retired.difference(release.versions))
+
+    def _readable(self, entry: Entry) -> Release | None:
+        """Return what was released before records that cannot be read, unless that was retired since."""
+        for generation in range(entry.generation - 1, 0, -1):
+            with suppress(InvalidAdapter):
+                release = self._release(entry.name, generation)
+                # Nobody judges what is served for want of better.
+                return (
+                    release.model_copy(update={"guard": None}) if entry.retired.isdisjoint(release.versions) else None
+                )
+        return None
 
     def _make_durable(self, path: str) -> None:
         """Have a file of a local disk, and the folders that name it, survive a power cut."""

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adapters.errors import InvalidAdapter, printable
 
+# To what a stored record has that this version does not know.
+NEWER = "; if a newer hotswap wrote it, upgrade."
 Place = Callable[[tuple[Any, ...]], str]
 
 
@@ -39,6 +41,11 @@ def explain(
     """
     details = error.errors() if isinstance(error, ValidationError) else error
     return printable("; ".join(_clause(detail, model, place, with_input) for detail in details))
+
+
+def by_a_newer_version(error: ValidationError) -> bool:
+    """Whether a stored record has something that this version has no name for."""
+    return any(detail["type"] in ("extra_forbidden", "union_tag_invalid") for detail in error.errors())
 
 
 @contextmanager

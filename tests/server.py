@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Server:
 
 
 @contextmanager
-def serving(log: Path, **settings: str) -> Iterator[Server]:
+def serving(log: Path, module: Sequence[str] = ("service",), **settings: str) -> Iterator[Server]:
     """Start the service on a free port; its own words on standard output say when it is ready."""
     environment = {
         **os.environ,
@@ -49,7 +49,7 @@ def serving(log: Path, **settings: str) -> Iterator[Server]:
     }
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service"], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            [sys.executable, "-m", *module], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         )
     try:
         assert process.stdout is not None

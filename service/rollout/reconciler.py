@@ -204,12 +204,14 @@ class Reconciler:
         self._residency.supersede_retired()
 
     def _move_all(self) -> None:
-        behind = {}
+        behind, unreadable = {}, 0
         for entry in self._routing.catalogue:
             release, served = entry.release, self._routing.served(entry.name)
-            if release is not None and (served is None or served.generation != release.generation):
+            if entry.fault and served is not None:  # an older release would be no better than what is served
+                unreadable += entry.generation > 0
+            elif release is not None and (served is None or served.generation != release.generation):
                 behind[entry.name] = release
-        self._metrics.adapters_behind.set(len(behind))
+        self._metrics.adapters_behind.set(len(behind) + unreadable)
         room = len(behind) if self._settled else self._residency.room()
         for number, name in enumerate(self._in_order(behind)):
             self._begin_move(name, behind[name], prepare=number < room or self._residency.is_warm(name))

@@ -34,7 +34,7 @@ def by_peft(base: Path, adapter: Path, prompt: list[int], choices: tuple[int, ..
     import transformers
     from peft import PeftModel
 
-    kind = getattr(transformers, FAMILIES[base.name][0])
+    kind = getattr(transformers, FAMILIES.get(base.name, ("AutoModelForCausalLM",))[0])
     model = PeftModel.from_pretrained(kind.from_pretrained(base, dtype=torch.float32), adapter).eval()
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)

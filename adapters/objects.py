@@ -32,8 +32,13 @@ ADVICE = {
     "SignatureDoesNotMatch": "look at AWS_SECRET_ACCESS_KEY, or the profile",
     "ExpiredToken": "get new credentials (aws sso login, say)",
     "SlowDown": "it is asked too often; try again later",
-    "PermanentRedirect": "set AWS_REGION to the bucket's",
+    **dict.fromkeys(
+        ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
+        "set AWS_REGION to the bucket's",
+    ),
 }
+# Of a redirect the library keeps nothing that the server said.
+REDIRECTED = "redirect without LOCATION"
 
 
 def open_objects(place: str) -> tuple[Any, Path | None]:
@@ -64,6 +69,8 @@ def reachable(place: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """Return what the server said, or the first line of the library's own words; the rest is its debug output."""
     text = str(error).strip()
+    if REDIRECTED in text:
+        return f"the bucket is in another region; {ADVICE['PermanentRedirect']}"
     code = re.search(r"<Code>(\w+)</Code>", text)
     if code is None:
         return (text or type(error).__name__).splitlines()[0]

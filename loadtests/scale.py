@@ -28,6 +28,8 @@ RESULTS = Path(__file__).parent / "results"
 BALANCE = 1.5  # hash_balance_factor
 RING = 1024  # Envoy's least size of a ring, in points
 ZIPF = 1.0
+# What a request costs depends on how much a replica may be given: until so many wait longer than a text takes anyhow.
+COST_REPLICAS, PATIENCE, LOADS = (10, 100), 2.0, (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,38 @@ def command(options: argparse.Namespace) -> None:
                 told = simulate(kind, replicas, adapters, options.load, routing, requests)
                 table.append({"kind": options.kind, "load": options.load, **told})
                 print(json.dumps(table[-1]), file=sys.stderr)
+    costs = [
+        {"replicas": replicas, "adapters": adapters, "routing": routing}
+        | cheapest(kind, replicas, adapters, routing, options.requests)
+        for replicas in COST_REPLICAS
+        for adapters in (100, 1000, 10_000, 100_000)
+        for routing in ("random", "ring")
+    ]
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / f"scale-{options.kind}.json").write_text(json.dumps(table, indent=1) + "\n")
-    draw(table, options.output / f"scale-{options.kind}.svg")
+    told = {"at_load": table, "cost": costs}
+    (options.output / f"scale-{options.kind}.json").write_text(json.dumps(told, indent=1) + "\n")
+    draw(table, costs, options.output / f"scale-{options.kind}.svg")
     print(markdown(table))
+    print(markdown_costs(costs))
+
+
+def cheapest(kind: Replica, replicas: int, adapters: int, routing: str, requests: int) -> dict[str, Any]:
+    """Return the highest of LOADS at which p95 stays within PATIENCE times that of a text alone, and what a million
+    requests cost there; nothing where the lowest is too much."""
+    limit = PATIENCE * kind.text_seconds * -np.log(0.05)  # a text's own p95: its time is exponential
+    found: dict[str, Any] = {"load": None, "dollars_a_million": None}
+    for load in LOADS:
+        if simulate(kind, replicas, adapters, load, routing, max(requests, 400 * replicas))["p95_seconds"] > limit:
+            break
+        dollars = 1e6 / (load * kind.capacity * 3600) * kind.price_hour
+        found = {"load": load, "dollars_a_million": round(dollars, 2)}
+    return found
 
 
 def simulate(
     kind: Replica, replicas: int, adapters: int, load: float, routing: str, requests: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Return what ``requests`` meet at ``load`` times the capacity: hit rate, seconds, memory, cost."""
+    """Return what ``requests`` meet at ``load`` times the capacity: hit rate, seconds, memory."""
     dice = np.random.default_rng(seed)
     rate = load * replicas * kind.capacity
     arrivals = np.cumsum(dice.exponential(1 / rate, requests))
@@ -127,7 +151,6 @@ def simulate(
         "p50_seconds": round(float(np.quantile(seconds[measured], 0.5)), 3),
         "p95_seconds": round(float(np.quantile(seconds[measured], 0.95)), 3),
         "adapters_gib_a_replica": round(float(np.mean(resident)) * kind.adapter_bytes / 2**30, 3),
-        "dollars_a_million": round(1e6 / (load * kind.capacity * 3600) * kind.price_hour, 2),
     }
 
 
@@ -177,31 +200,41 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def draw(table: list[dict[str, Any]], file: Path) -> None:
-    """Draw hit rate and p95 over the number of adapters: a line for each number of replicas and way of routing."""
+def draw(table: list[dict[str, Any]], costs: list[dict[str, Any]], file: Path) -> None:
+    """Draw hit rate, p95 and cost over the number of adapters: a line for each number of replicas and routing."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, value, label in zip(axes, ("hit_rate", "p95_seconds"), ("hit rate", "p95, seconds"), strict=True):
-        for colour, replicas in enumerate(sorted({row["replicas"] for row in table})):
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    drawn = (
+        (table, "hit_rate", "hit rate"),
+        (table, "p95_seconds", "p95, seconds, at the same load"),
+        (costs, "dollars_a_million", "$ a million, at the same p95"),
+    )
+    colours = {replicas: f"C{place}" for place, replicas in enumerate(sorted({row["replicas"] for row in table}))}
+    for axis, (source, value, label) in zip(axes, drawn, strict=True):
+        for replicas, colour in colours.items():
             for routing, style in (("random", ":"), ("ring", "-")):
-                rows = [row for row in table if (row["replicas"], row["routing"]) == (replicas, routing)]
-                line = f"{replicas} replicas, {routing}"
-                axis.plot(
-                    [row["adapters"] for row in rows],
-                    [row[value] for row in rows],
-                    style,
-                    color=f"C{colour}",
-                    label=line,
-                )
+                rows = [row for row in source if (row["replicas"], row["routing"]) == (replicas, routing)]
+                places, values = [row["adapters"] for row in rows], [row[value] for row in rows]
+                axis.plot(places, values, style, color=colour, label=f"{replicas} replicas, {routing}")
         axis.set(xscale="log", xlabel="adapters", ylabel=label)
         axis.grid(alpha=0.3)
     axes[1].set_yscale("log")
+    axes[2].set_ylim(bottom=0)
     axes[0].legend(fontsize="x-small")
     figure.savefig(file)
+
+
+def markdown_costs(costs: list[dict[str, Any]]) -> str:
+    lines = ["| replicas | adapters | load, random | ring | $ a million, random | ring |", "|---|---|---|---|---|---|"]
+    for random, ring in zip(costs[::2], costs[1::2], strict=True):
+        values = [each[name] for name in ("load", "dollars_a_million") for each in (random, ring)]
+        told = ["–" if value is None else f"{value:g}" for value in values]
+        lines.append(f"| {random['replicas']} | {random['adapters']:,} | {' | '.join(told)} |")
+    return "\n".join(lines)
 
 
 def markdown(table: list[dict[str, Any]]) -> str:

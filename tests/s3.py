@@ -91,7 +91,8 @@ class S3Server:
         self.keys += re.findall(r"Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
         self.answering.wait()
         if self.refusal:
-            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            status = "301 Moved Permanently" if self.refusal == "PermanentRedirect" else "403 Forbidden"
+            start_response(status, [("Content-Type", "application/xml")])
             return [f"<Error><Code>{self.refusal}</Code><Message>It is &quot;no&quot;.</Message></Error>".encode()]
         if self.overloaded:
             start_response("503 Slow Down", [])

@@ -152,6 +152,13 @@ def test_what_the_server_refuses_is_said_by_its_code(store: Store, s3: S3Server,
     assert str(refused.value).isprintable()
 
 
+@pytest.mark.parametrize("code", ["PermanentRedirect", "AuthorizationHeaderMalformed"])
+def test_a_bucket_in_another_region_is_said_to_be_there(store: Store, s3: S3Server, code: str) -> None:
+    s3.refusal = code
+    with pytest.raises(StoreUnavailable, match="; set AWS_REGION to the bucket's"):
+        store.names()
+
+
 class TestAProfile:
     @pytest.fixture
     def place(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:

@@ -62,8 +62,21 @@ class Architecture:
     @property
     def quantized(self) -> str | None:
         """How its weights are packed (gptq, awq, fp8, compressed-tensors …); None where they are as trained."""
+        how = self.packing
+        return str(how.get("quant_method") or "unknown") if how is not None else None
+
+    @property
+    def has_int8_activations(self) -> bool:
+        """Whether what goes through its layers is rounded to 8 bits as well (W8A8), in compressed-tensors' terms."""
+        groups = (self.packing or {}).get("config_groups")
+        rounded = [group.get("input_activations") for group in groups.values()] if isinstance(groups, dict) else []
+        return any(isinstance(how, dict) and how.get("type") == "int" for how in rounded)
+
+    @property
+    def packing(self) -> dict[str, Any] | None:
+        """How its weights are packed, in the words of what packed them."""
         how = self.config.get("quantization_config") or self.text.get("quantization_config")
-        return str(how.get("quant_method") or "unknown") if isinstance(how, dict) else None
+        return how if isinstance(how, dict) else None
 
     @property
     def has_experts(self) -> bool:

@@ -9,8 +9,11 @@ from pathlib import Path
 from adapters.architecture import Architecture
 from adapters.errors import HotswapError
 from service.engine import source
+from service.engine.options import in_float32
+from service.engine.plugin import is_cpu
 from service.settings import Settings
 
+WEIGHTS_ALONE = ("gptq", "auto_gptq", "awq", "auto_awq")
 WRITERS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 
 
@@ -20,6 +23,8 @@ def check(settings: Settings, folder: Path) -> None:
     if source.architectures():  # else there is no vLLM to start, which is said in its place
         _check_family(folder, architecture)
         _check_packing(folder, architecture)
+        if is_cpu():
+            _check_packing_on_cpu(settings, folder, architecture)
     longest = architecture.longest
     if longest and "max_model_len" in settings.model_fields_set and settings.max_model_len > longest:
         raise HotswapError(
@@ -56,6 +61,22 @@ def _check_packing(folder: Path, architecture: Architecture) -> None:
         raise HotswapError(
             f"{folder} is quantized with {architecture.quantized}, which vLLM {_vllm()} cannot read; it reads "
             f"{', '.join(map(str, known))}: take a checkpoint in one of these, or one that is not quantized."
+        )
+
+
+def _check_packing_on_cpu(settings: Settings, folder: Path, architecture: Architecture) -> None:
+    """Of what vLLM can read, its CPU build computes a part, and adapters on a part of that (tried with 0.32.0)."""
+    packed = architecture.quantized
+    if packed == "fp8" or architecture.has_int8_activations:
+        how = "8-bit activations" if architecture.has_int8_activations else packed
+        raise HotswapError(
+            f"{folder} is quantized with {how}, on which vLLM's CPU build takes no adapters; take the base as it was "
+            "before, one whose weights alone are packed (GPTQ, AWQ), or a GPU."
+        )
+    weights_alone = packed in WEIGHTS_ALONE or (architecture.packing or {}).get("format") == "pack-quantized"
+    if weights_alone and in_float32(settings):
+        raise HotswapError(
+            f"{folder} is quantized with {packed}, which vLLM does not compute in float32; set HOTSWAP_DTYPE=bfloat16."
         )
 
 

@@ -47,6 +47,40 @@ def test_a_base_that_vllm_lacks_is_refused(copy: Path, values: dict[str, Any], a
     assert "\n" not in str(refused.value)
 
 
+INT8 = {"type": "int", "num_bits": 8}
+ON_CPU: dict[str, tuple[dict[str, Any], str | None, str | None]] = {  # what is said of it in float32, and in bfloat16
+    "GPTQ": ({"quant_method": "gptq"}, "set HOTSWAP_DTYPE=bfloat16", None),
+    "AWQ": ({"quant_method": "awq"}, "set HOTSWAP_DTYPE=bfloat16", None),
+    "W4A16": (
+        {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"a": {"weights": INT8}}},
+        "set HOTSWAP_DTYPE=bfloat16",
+        None,
+    ),
+    "W8A8": (
+        {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": INT8, "input_activations": INT8}}},
+        "takes no adapters; take the base as it was",
+        "takes no adapters; take the base as it was",
+    ),
+    "fp8": ({"quant_method": "fp8"}, "or a GPU", "or a GPU"),
+}
+
+
+@pytest.mark.parametrize("packed", ON_CPU)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_packed_base_that_a_cpu_cannot_compute_with_adapters_is_refused_with_what_to_set(
+    copy: Path, packed: str, dtype: str
+) -> None:
+    packing, in_float32, in_bfloat16 = ON_CPU[packed]
+    configure(copy, quantization_config=packing)
+    settings, advice = Settings(dtype=dtype), in_float32 if dtype == "float32" else in_bfloat16
+    if advice is None:
+        fitness.check(settings, copy)
+        return
+    with pytest.raises(HotswapError, match=advice) as refused:
+        fitness.check(settings, copy)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_family_that_only_transformers_has_runs_by_its_code(copy: Path) -> None:
     configure(copy, architectures=["LlamaNextForCausalLM"], model_type="llama")
     fitness.check(Settings(), copy)

@@ -113,12 +113,12 @@ async def test_an_engine_that_is_lost_fails_what_was_asked_of_it_here_alone(
     assert (await answer(owner, prompt, Sampling(max_tokens=2))).tokens == 2
 
 
+# Of the fake, nothing goes on without its process.
 @pytest.mark.slow
+@pytest.mark.parametrize("owner", ["vllm"], indirect=True, scope="module")
 async def test_what_a_process_had_asked_ends_with_it(
     owner: Engine, guest: Engine, seat: Any, prompt: list[int], make_adapter: MakeAdapter
 ) -> None:
-    if isinstance(owner, FakeEngine):
-        pytest.skip("of the fake, nothing goes on without its process")
     await owner.load("b@1", make_adapter(seed=2, scale=0.2))
     await guest.borrow("b@1", owner.lent("b@1"))
     tasks = [asyncio.create_task(answer(guest, prompt, Sampling(max_tokens=200), "b@1")) for _ in range(8)]
@@ -142,10 +142,10 @@ async def test_what_a_process_had_asked_ends_with_it(
     assert (await answer(owner, prompt, Sampling(max_tokens=2))).tokens == 2
 
 
+# The fake has as many as are asked for.
 @pytest.mark.slow
+@pytest.mark.parametrize("owner", ["vllm"], indirect=True, scope="module")
 async def test_places_run_out(owner: Engine) -> None:
-    if isinstance(owner, FakeEngine):
-        pytest.skip("the fake has as many as are asked for")
     owner._seats.clear()  # type: ignore[attr-defined]
     with pytest.raises(EngineDown, match="have died"):
         owner.seat()

@@ -8,6 +8,7 @@ import resource
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _trained(
         tokens_per_second=round(sum(learnt.lengths) * (trainer.state.epoch or 0.0) / seconds, 1),
         peak_memory_mib=_peak_memory_mib(),
         steps=trainer.state.global_step,
-        train_loss=result.training_loss,
+        train_loss=_mean_loss(trainer.state.log_history, result.training_loss),
         best_validation_loss=best,
         shrunk_to=shrunk,
         temperature=calibration,
@@ -118,6 +119,15 @@ def _trained(
         files=digests(folder),
         history=tuple(map(HistoryEntry.model_validate, logged)),
     )
+
+
+def _mean_loss(history: Sequence[dict[str, Any]], since_resumed: float) -> float:
+    """Return the mean loss over all steps: transformers' own counts those before a resumption as nothing."""
+    logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    steps = [after - before for before, after in pairwise([0, *(step for step, _ in logged)])]
+    if not sum(steps):
+        return since_resumed
+    return float(sum(n * loss for n, (_, loss) in zip(steps, logged, strict=True)) / sum(steps))
 
 
 def _peak_memory_mib() -> int:

@@ -270,6 +270,7 @@ class TestAKilledRun:
         assert same(weights(recipe), weights(finished[0]))
         assert (result.steps, result.history[-1].step) == (STEPS, STEPS)
         assert result.best_validation_loss == finished[1].best_validation_loss
+        assert result.train_loss == pytest.approx(finished[1].train_loss, rel=1e-6)
 
     def test_counts_the_time_before_the_kill_too(
         self, make_recipe: MakeRecipe, splits: Splits, tiny: Base, killed_after: Callable[..., None]

@@ -78,7 +78,7 @@ clients() {
 # Programs that tests run. Without them those tests fail, and say so; without root that is left to you.
 debian_packages() {
     local package policy=/usr/sbin/policy-rc.d missing=() ours=
-    for package in nodejs postgresql prometheus prometheus-alertmanager redis-server; do
+    for package in nginx-light nodejs postgresql prometheus prometheus-alertmanager redis-server; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
     done
     [ ${#missing[@]} -gt 0 ] || return 0

@@ -253,6 +253,20 @@ def test_a_gateway_sends_what_names_an_adapter_to_where_it_is(built: Built, sett
     assert seconds > settings.deadline_seconds, "the server's own deadline comes first, and says what it is"
 
 
+def test_what_nginxs_image_fills_in_is_what_the_pod_has(built: Built) -> None:
+    resources = built("components/nginx")
+    (config,) = one(resources, "ConfigMap", "hotswap-router")["data"].values()
+    (container,) = one(resources, "Deployment", "hotswap-router")["spec"]["template"]["spec"]["containers"]
+    given = {entry["name"] for entry in container["env"]}
+    assert "NGINX_ENTRYPOINT_LOCAL_RESOLVERS" in given, "by it the entry point sets NGINX_LOCAL_RESOLVERS"
+    assert set(re.findall(r"\$\{(\w+)\}", config)) <= given | {"NGINX_LOCAL_RESOLVERS"}
+    pods = one(resources, "Service", "hotswap-pods")
+    assert (
+        re.findall(r"server ([\w-]+)\.\S+?:(\d+) resolve", config)
+        == [(pods["metadata"]["name"], str(pods["spec"]["ports"][0]["port"]))] * 2
+    )
+
+
 def test_the_operators_rules_are_those_of_the_monitoring(built: Built) -> None:
     files = sorted((K8S / "monitoring" / "rules").glob("*.yaml"))
     groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]

@@ -2,7 +2,7 @@
 # needs a part of it only.
 PY := .venv/bin/python
 
-.PHONY: help setup setup-serve serve test test-fast lint format bench loadtest gpu-check swap-under-load complaints mutants monitor docs
+.PHONY: help setup setup-serve serve test test-fast lint format bench loadtest gpu-check swap-under-load complaints mutants monitor docs chart
 
 help:
 	@echo "make serve      set up what is missing, then serve on http://127.0.0.1:8000"
@@ -15,6 +15,7 @@ help:
 	@echo "make gpu-check  on a GPU machine (HOTSWAP_EXTRA=gpu make setup): all that is measured there, in eight minutes"
 	@echo "make monitor    Prometheus and Alertmanager beside a running service"
 	@echo "make docs       docs/metrics.md, the dashboards and the operator's rules, from what they are made of"
+	@echo "make chart      the Helm chart's templates and schema, from k8s/base and k8s/components"
 	@echo "make mutants    changes the serving core and the store, and looks whether a test fails; ONLY=FILE, SAMPLE=60"
 	@echo "make swap-under-load   versions change under load for five minutes; every answer is checked"
 
@@ -65,6 +66,9 @@ docs: setup
 	@$(PY) -m scripts.metrics
 	@$(PY) -m scripts.dashboards
 	@$(PY) -m scripts.prometheus_rule
+
+chart: setup
+	@$(PY) -m scripts.helm.chart
 
 mutants: setup
 	@$(PY) scripts/mutants.py $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE))

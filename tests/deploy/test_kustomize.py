@@ -75,7 +75,7 @@ def settings(base: dict[str, dict]) -> Settings:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict]]:
-    """Build a folder of k8s/, a component as an overlay of k8s/base; each once."""
+    """Build a folder of k8s/, or components (``components/jobs+s3``) as an overlay of k8s/base; each once."""
     known: dict[str, list[dict]] = {}
 
     def resources(name: str) -> list[dict]:
@@ -83,8 +83,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict
             folder = K8S / name
             if name.startswith("components/"):
                 folder = tmp_path_factory.mktemp("overlay")
-                parts = {"resources": K8S / "base", "components": K8S / name}
-                listed = {kind: [os.path.relpath(part, folder)] for kind, part in parts.items()}
+                components = [K8S / "components" / each for each in name.removeprefix("components/").split("+")]
+                parts = {"resources": [K8S / "base"], "components": components}
+                listed = {kind: [os.path.relpath(part, folder) for part in parts[kind]] for kind in parts}
                 (folder / "kustomization.yaml").write_text(yaml.safe_dump(listed))
             known[name] = build(folder)
         return known[name]
@@ -252,6 +253,20 @@ def test_a_gateway_sends_what_names_an_adapter_to_where_it_is(built: Built, sett
     assert seconds > settings.deadline_seconds, "the server's own deadline comes first, and says what it is"
 
 
+def test_what_nginxs_image_fills_in_is_what_the_pod_has(built: Built) -> None:
+    resources = built("components/nginx")
+    (config,) = one(resources, "ConfigMap", "hotswap-router")["data"].values()
+    (container,) = one(resources, "Deployment", "hotswap-router")["spec"]["template"]["spec"]["containers"]
+    given = {entry["name"] for entry in container["env"]}
+    assert "NGINX_ENTRYPOINT_LOCAL_RESOLVERS" in given, "by it the entry point sets NGINX_LOCAL_RESOLVERS"
+    assert set(re.findall(r"\$\{(\w+)\}", config)) <= given | {"NGINX_LOCAL_RESOLVERS"}
+    pods = one(resources, "Service", "hotswap-pods")
+    assert (
+        re.findall(r"server ([\w-]+)\.\S+?:(\d+) resolve", config)
+        == [(pods["metadata"]["name"], str(pods["spec"]["ports"][0]["port"]))] * 2
+    )
+
+
 def test_the_operators_rules_are_those_of_the_monitoring(built: Built) -> None:
     files = sorted((K8S / "monitoring" / "rules").glob("*.yaml"))
     groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
@@ -269,10 +284,14 @@ def test_over_a_store_in_a_bucket_nothing_keeps_the_pods_together(built: Built) 
         assert Settings.read(one(resources, "ConfigMap")["data"]).store.startswith("s3://")
 
 
-def test_many_replicas_are_spread_and_counted_by_the_autoscaler_alone(built: Built) -> None:
+@pytest.mark.parametrize("folder", ["components/hpa", "components/keda", "overlays/ha"])
+def test_the_autoscaler_alone_says_how_many_replicas_there_are(built: Built, folder: str) -> None:
+    assert "replicas" not in one(built(folder), "Deployment")["spec"]
+
+
+def test_many_replicas_are_spread(built: Built) -> None:
     resources = built("overlays/ha")
     deployment = one(resources, "Deployment")
-    assert "replicas" not in deployment["spec"]
     spread = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
     assert {each["topologyKey"] for each in spread} == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
     for each in spread:
@@ -457,6 +476,30 @@ def test_who_trains_is_no_replica_of_the_service(training: tuple[dict, dict]) ->
     labels = job["template"]["metadata"]["labels"]
     assert not deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert labels["app.kubernetes.io/part-of"] == "hotswap", "the network's policy is for it as well"
+
+
+@pytest.mark.parametrize("added", ["s3", "base-from-hub", "base-from-image", "base-from-s3", "s3+base-from-s3"])
+@pytest.mark.parametrize("who", ["jobs", "train", "retrain"])
+def test_who_trains_gets_what_is_added_to_the_service(built: Built, who: str, added: str) -> None:
+    resources = built(f"components/{who}+{added}")
+    claims = {each["metadata"]["name"] for each in resources if each["kind"] == "PersistentVolumeClaim"}
+    base = Path(Settings.read(one(resources, "ConfigMap")["data"]).base_model or "")
+    (trainer,) = [each for each in resources if each["metadata"]["name"] == f"hotswap-{who}" and "spec" in each]
+    pod = (template(trainer) or {})["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes.keys() == set(mounts.values())
+    assert {
+        each["persistentVolumeClaim"]["claimName"] for each in volumes.values() if "persistentVolumeClaim" in each
+    } == claims
+    assert ("affinity" in pod) == bool(claims), "what only one node mounts keeps pods together"
+    assert not base.is_absolute() or str(base.parent) in mounts
+    secrets = {source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source}
+    parts = added.split("+")
+    assert secrets == {
+        f"hotswap-{part.removeprefix('base-from-')}" for part in parts if part in ("s3", "base-from-hub")
+    }
 
 
 def test_who_does_fine_tuning_jobs_has_the_queue_that_the_service_fills(built: Built) -> None:

@@ -27,14 +27,15 @@ class Failed(HotswapError):
 
 
 class Process:
-    """A process group of its own, so that nothing of it is left behind."""
+    """A process group of its own, so that nothing of it is left behind: a Python module, or a program by its path."""
 
     def __init__(self, module: str, arguments: list[str], environment: Mapping[str, str], log: Path, *, piped: bool):
         self._log, self._peak = log, 0
         pipe = subprocess.PIPE if piped else None
+        program = [module] if os.path.isabs(module) else [sys.executable, "-m", module]
         with log.open("w") as errors:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*program, *arguments],
                 env={**_clean_environment(), **environment},
                 stdin=pipe or subprocess.DEVNULL,
                 stdout=pipe or errors,

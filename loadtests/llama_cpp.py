@@ -34,11 +34,11 @@ SLOTS, CONTEXT = 16, 1024
 # No other token than a label's can win against this, and among labels it changes nothing.
 BIAS = 1000.0
 WORKLOADS = (
-    Workload("classify, 4 adapters mixed, 32 in flight", "classify", 4, 32, 64),
-    Workload("classify, 1 adapter, 32 in flight", "classify", 1, 32, 64),
-    Workload("classify, base, 32 in flight", "classify", 0, 32, 64),
-    Workload("summarize, 4 adapters mixed, 8 in flight", "summarize", 4, 8, 16),
-    Workload("summarize, 1 adapter, 8 in flight", "summarize", 1, 8, 16),
+    Workload("classify, 4 adapters mixed, 32 in flight", "classify", 4, 32, 32),
+    Workload("classify, 1 adapter, 32 in flight", "classify", 1, 32, 32),
+    Workload("classify, base, 32 in flight", "classify", 0, 32, 32),
+    Workload("summarize, 4 adapters mixed, 8 in flight", "summarize", 4, 8, 8),
+    Workload("summarize, 1 adapter, 8 in flight", "summarize", 1, 8, 8),
     Workload("summarize, 1 adapter, 1 in flight", "summarize", 1, 1, 4),
 )
 

@@ -18,7 +18,14 @@ from scripts.helm import chart as helm_chart
 from scripts.helm.chart import CHART, SWITCHES, built
 from service.settings import Settings
 from tests.deploy.helm import Helm, Refused, helm
-from tests.deploy.test_kustomize import KUBERNETES, denied, is_kubernetes_own, template
+from tests.deploy.test_kustomize import (
+    KUBERNETES,
+    NETWORK,
+    denied,
+    is_kubernetes_own,
+    reach_what_they_need_and_nothing_else,
+    template,
+)
 
 Resources = dict[tuple[str, str], dict]
 Install = Callable[..., Resources]
@@ -261,6 +268,10 @@ def test_under_any_name_everything_finds_what_it_names(install: Install, case: s
     texts = [text for (kind, _), each in resources.items() if kind == "ConfigMap" for text in each["data"].values()]
     (router,) = [text for text in texts if "-pods" in text]
     assert f"{full}-pods" in router
+
+
+def test_pods_reach_what_they_need_and_nothing_else(install: Install) -> None:
+    reach_what_they_need_and_nothing_else(list(install(**switched(NETWORK)).values()))
 
 
 @pytest.mark.parametrize("change", [{"settings": {"HOTSWAP_WARM": "mood"}}, {"apiKeys": {"content": "sha256:0"}}])

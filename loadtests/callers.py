@@ -6,10 +6,12 @@ A user who waits for an answer before the next question hides overload: the slow
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar, Generic, TypeVar
 
 import openai
@@ -17,7 +19,17 @@ from gevent.pool import Group
 from locust import FastHttpUser, events, task
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-RATE = float(os.environ.get("HOTSWAP_LOAD_RATE", "2"))
+
+def above_zero(variable: str, default: float) -> float:
+    """Return the number in the environment. Raises :class:`SystemExit` for what cannot be meant."""
+    text = os.environ.get(variable, default)
+    with suppress(ValueError):
+        if 0 < (number := float(text)) < math.inf:
+            return number
+    raise SystemExit(f"{variable}={text}: it is a number above 0, such as {default:g}.")
+
+
+RATE = above_zero("HOTSWAP_LOAD_RATE", 2)
 CLASSIFY = os.environ.get("HOTSWAP_LOAD_CLASSIFY", "sentiment").split(",")
 SUMMARIZE = os.environ.get("HOTSWAP_LOAD_SUMMARIZE", "one-line-summary").split(",")
 API_KEY = os.environ.get("HOTSWAP_API_KEY")

@@ -554,6 +554,18 @@ def test_who_does_fine_tuning_jobs_has_the_queue_that_the_service_fills(built: B
     parser().parse_args(worker["args"])
 
 
+def test_over_a_store_in_a_bucket_jobs_files_are_on_a_volume_of_all(built: Built) -> None:
+    resources = built("components/jobs+jobs-volume+s3")
+    (claim,) = [each for each in resources if each["kind"] == "PersistentVolumeClaim"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    folder = Settings.read(one(resources, "ConfigMap")["data"]).jobs_folder
+    for name in ("hotswap", "hotswap-jobs"):
+        pod = one(resources, "Deployment", name)["spec"]["template"]["spec"]
+        (volume,) = [each["name"] for each in pod["volumes"] if "persistentVolumeClaim" in each]
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts[volume] == str(folder)
+
+
 def test_what_the_jobs_are_asked_to_do_are_commands_of_the_trainer(built: Built) -> None:
     nightly = one(built("components/retrain"), "CronJob", "hotswap-retrain")["spec"]["jobTemplate"]["spec"]["template"]
     options = parser().parse_args(nightly["spec"]["containers"][0]["args"])

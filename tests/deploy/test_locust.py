@@ -154,6 +154,16 @@ def test_exits_1_and_says_why(change: Callable, reason: str) -> None:
     assert reason in output
 
 
+def test_a_server_that_lists_nothing_is_no_fault_of_the_load_test() -> None:
+    with stub(right) as host:  # which knows no GET
+        environment = {**PATIENT, "HOTSWAP_LOAD_RATE": "9", "HOTSWAP_LOAD_ADMIN_KEY": "admin"}
+        done = run_locust(host, 6, environment, users=["Many", "Releaser"])
+    assert done.returncode == 1
+    assert "FAILED: /v1/predict (many) was not answered" in done.stdout
+    assert "raised an exception" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("value", ["many", "0", "-1", "inf", "nan"])
 @pytest.mark.parametrize("variable", ["HOTSWAP_LOAD_RATE", "HOTSWAP_LOAD_P95_MS"])
 def test_a_setting_that_is_no_number_above_0_is_refused_in_one_line(variable: str, value: str) -> None:

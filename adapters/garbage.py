@@ -68,9 +68,10 @@ def _retired(store: Store, name: str, listed: Listed) -> set[int]:
 def _said_at(store: Store, name: str, version: int) -> datetime:
     """Return when a version was retired; now, where its record does not say."""
     try:
-        return datetime.fromisoformat(json.loads(store.read(retired_path(name, version)) or b"")["at"])
+        at = datetime.fromisoformat(json.loads(store.read(retired_path(name, version)) or b"")["at"])
     except (ValueError, KeyError, TypeError):
         return datetime.now(UTC)
+    return at if at.tzinfo else datetime.now(UTC)
 
 
 def _removable(store: Store, name: str, version: int) -> tuple[Stored, ...]:

@@ -30,11 +30,17 @@ def mirror(source: Store, target: Store) -> Copied:
     """Copy what ``target`` lacks; pass over, and say, what is damaged or not signed by a key that ``source`` trusts.
 
     Raises :class:`HotswapError` where the target has something else in a place: it is no copy of this store. It is left
-    as it is.
+    as it is. So for a target in the store itself, which would go with it.
     """
+    if _is_in(source, target):
+        raise HotswapError(
+            f"{target.place} is in the store {source.place}, and would be lost with it: name another place."
+        )
     copied = Copied()
     # Listed once, before anything is read: a release in it names versions in it.
     wanted, there = source.listed(), target.listed()
+    if there and not wanted:
+        raise HotswapError(f"the store {source.place} is empty, and {target.place} is not: is it mounted?")
     for name in sorted(wanted.keys() & there.keys()):
         for path in _common(name, wanted[name], there[name]):
             if source.read(path) != target.read(path):
@@ -57,6 +63,11 @@ def mirror(source: Store, target: Store) -> Copied:
             copied.releases += _copy(source, target, release_path(name, generation))
     target.beat()
     return copied
+
+
+def _is_in(source: Store, target: Store) -> bool:
+    inside, outside = (str(store.folder or store.place).rstrip("/") + "/" for store in (target, source))
+    return inside.startswith(outside)
 
 
 def _common(name: str, one: Listed, other: Listed) -> list[str]:

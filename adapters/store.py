@@ -429,8 +429,9 @@ class Store:
 
     def _readable(self, entry: Entry) -> Release | None:
         """Return what was released before records that cannot be read, unless that was retired since."""
+        its_own = (InvalidAdapter,) if self.folder is None else (InvalidAdapter, StoreUnavailable)
         for generation in range(entry.generation - 1, 0, -1):
-            with suppress(InvalidAdapter):
+            with suppress(*its_own):
                 release = self._release(entry.name, generation)
                 # Nobody judges what is served for want of better.
                 return (

@@ -6,10 +6,12 @@ A user who waits for an answer before the next question hides overload: the slow
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar, Generic, TypeVar
 
 import openai
@@ -17,7 +19,17 @@ from gevent.pool import Group
 from locust import FastHttpUser, events, task
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-RATE = float(os.environ.get("HOTSWAP_LOAD_RATE", "2"))
+
+def above_zero(variable: str, default: float) -> float:
+    """Return the number in the environment. Raises :class:`SystemExit` for what cannot be meant."""
+    text = os.environ.get(variable, default)
+    with suppress(ValueError):
+        if 0 < (number := float(text)) < math.inf:
+            return number
+    raise SystemExit(f"{variable}={text}: it is a number above 0, such as {default:g}.")
+
+
+RATE = above_zero("HOTSWAP_LOAD_RATE", 2)
 CLASSIFY = os.environ.get("HOTSWAP_LOAD_CLASSIFY", "sentiment").split(",")
 SUMMARIZE = os.environ.get("HOTSWAP_LOAD_SUMMARIZE", "one-line-summary").split(",")
 API_KEY = os.environ.get("HOTSWAP_API_KEY")
@@ -243,11 +255,14 @@ class Many(Caller):
 
     def on_start(self) -> None:
         super().on_start()
-        listed = self.client.get("/v1/adapters?limit=1000", headers=HEADERS).json()["adapters"]
-        self._names = [each["name"] for each in listed if each["task"] == "classification" and each["stable"]]
+        listed = self.client.get("/v1/adapters?limit=1000", headers=HEADERS)
+        adapters = listed.json()["adapters"] if listed.status_code == 200 else []
+        self._names = [each["name"] for each in adapters if each["task"] == "classification" and each["stable"]]
         self._weights = [1 / place for place in range(1, len(self._names) + 1)]
 
     def ask(self) -> None:
+        if not self._names:  # the figures say that this was not answered
+            return
         (name,) = random.choices(self._names, self._weights)
         self.send({"adapter": name, "input": random.choice(REVIEWS)}, checked(Answer[Label], name))
 
@@ -263,7 +278,10 @@ class Releaser(Caller):
 
     def ask(self) -> None:
         name, headers = random.choice(CLASSIFY), {"Authorization": f"Bearer {ADMIN_KEY}"}
-        now = self.client.get(f"/v1/adapters/{name}", headers=headers, name="/v1/adapters/NAME").json()
+        answer = self.client.get(f"/v1/adapters/{name}", headers=headers, name="/v1/adapters/NAME")
+        if answer.status_code != 200:
+            return
+        now = answer.json()
         body = {"stable": now["stable"], "expected_generation": now["generation"], "why": "load test"}
         with self.client.post(
             f"/v1/adapters/{name}/releases", json=body, headers=headers, catch_response=True, name=self.path

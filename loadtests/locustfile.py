@@ -35,9 +35,10 @@ from loadtests.callers import (  # noqa: F401 - Locust finds them here
     Releaser,
     Stream,
     Summarize,
+    above_zero,
 )
 
-P95_MS = float(os.environ.get("HOTSWAP_LOAD_P95_MS", "10000"))
+P95_MS = above_zero("HOTSWAP_LOAD_P95_MS", 10000)
 SHAPE = os.environ.get("HOTSWAP_LOAD_SHAPE", "steady")
 MAX_FAILURES = 0.01
 # What is sent of what is offered, where the sender keeps up; random moments make it differ by chance.

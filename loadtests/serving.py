@@ -31,7 +31,7 @@ def ready(url: str) -> bool:
     """Return whether the service answers requests by now."""
     try:
         return httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200
-    except httpx.HTTPError:
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 

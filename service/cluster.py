@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from fastapi import FastAPI, Request
@@ -137,6 +138,13 @@ class Replica:
                 os.killpg(self._server.pid, signal.SIGKILL)
 
 
+# Ray copies the Ingress, and what it names, when it is defined: this has to be there before.
+def adapter_in(body: bytes) -> str | None:
+    """Return the name that chooses a replica; of one that is none, its beginning will do."""
+    found = NAME.search(body)
+    return found[1].decode(errors="replace") if found else None
+
+
 @serve.deployment(num_replicas=1, max_ongoing_requests=1000)
 @serve.ingress(ingress)
 class Ingress:
@@ -148,10 +156,10 @@ class Ingress:
     @ingress.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"])
     async def pass_on(self, request: Request, path: str) -> Response:
         body = await request.body()
-        name = NAME.search(body) if AGAIN.fullmatch(path) else None
-        where = f"/{path}?{request.url.query}" if request.url.query else f"/{path}"
+        name = adapter_in(body) if AGAIN.fullmatch(path) else None
+        where = quote(f"/{path}") + (f"?{request.url.query}" if request.url.query else "")
         headers = [(key, value) for key, value in request.headers.raw if key.lower() not in HOP]
-        handle = self._replicas.options(session_id=name[1].decode()) if name else self._replicas
+        handle = self._replicas.options(session_id=name) if name else self._replicas
         until = time.monotonic() + (AGAIN_SECONDS if AGAIN.fullmatch(path) else 0)
         while True:
             pieces = handle.remote(request.method, where, headers, body)

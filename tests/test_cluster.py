@@ -83,6 +83,25 @@ def test_the_files_for_clusters_say_what_can_be_built() -> None:
     Settings.read(Cluster.model_validate(application["args"]).environment)
 
 
+def test_no_probe_needs_a_program_that_the_image_does_not_have() -> None:
+    cluster = yaml.safe_load((RAY / "service.yaml").read_text())["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        for probe in ("livenessProbe", "readinessProbe"):
+            assert "httpGet" in container[probe], "KubeRay would put one there that asks with wget"
+
+
+@pytest.mark.parametrize("name", ["mood", "é" * 40, "x" + "é" * 40, "x" * 100, b"\xff\xfe".decode("latin1")])
+def test_any_name_chooses_a_replica(name: str) -> None:
+    from service.cluster import adapter_in
+
+    for encoding in ("utf-8", "latin1"):
+        chosen = adapter_in(f'{{"model": "{name}@3"}}'.encode(encoding))
+        assert chosen
+        assert chosen[0] == name[0] or encoding == "latin1"
+    assert adapter_in(b'{"input": "x"}') is None
+
+
 def test_an_adapters_requests_go_to_one_replica_and_adapters_spread(client: httpx.Client) -> None:
     where = {name: {ask(client, name).headers["x-hotswap-replica"] for _ in range(5)} for name in NAMES}
     assert all(len(replicas) == 1 for replicas in where.values()), where
@@ -96,6 +115,9 @@ def test_what_is_asked_and_answered_is_passed_on_as_it_is(client: httpx.Client) 
     assert refused.headers["content-type"] == "application/problem+json"
     assert refused.headers["x-request-id"] == "mine"
     assert len(client.get("/v1/adapters", params={"limit": 2}).json()["adapters"]) == 2
+    assert client.get("/v1/adapters/mood-0%3Fx=1").status_code == 404, "a question mark in a name is no query"
+    unknown = client.post("/v1/predict", json={"model": "x" + "é" * 40, "input": "x"})
+    assert unknown.status_code < 500, unknown.text
 
 
 def test_who_comes_by_rays_proxy_is_a_stranger(client: httpx.Client) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -38,7 +37,6 @@ def main() -> int:
 def bench(options: argparse.Namespace) -> int:
     if options.repeats < 1:
         raise HotswapError("--repeats is 1 or more; 3 or more show a spread.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with us
     chosen = (plan.quick if options.quick else plan.full)(options.only)
     with tempfile.TemporaryDirectory(prefix="hotswap-bench-") as scratch, ExitStack() as stack:
         print(f"making {chosen.adapters} adapters and more; then servers start", file=sys.stderr, flush=True)

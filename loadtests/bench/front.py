@@ -193,7 +193,6 @@ def _bench(options: argparse.Namespace) -> int:
     chosen = options.only.split(",")
     if options.repeats < 1 or not set(chosen) <= set(KINDS | MORE):
         raise HotswapError(f"--repeats is 1 or more, and --only some of {', '.join(KINDS | MORE)}.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with us
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as our service has it for vLLM
     with tempfile.TemporaryDirectory(prefix="hotswap-front-") as scratch, ExitStack() as stack:
         material = make_small(Path(scratch))

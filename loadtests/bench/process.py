@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,6 +32,9 @@ class Process:
 
     def __init__(self, module: str, arguments: list[str], environment: Mapping[str, str], log: Path, *, piped: bool):
         self._log, self._peak = log, 0
+        # Who is ended ends what it started: a server of gigabytes would go on by itself otherwise.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         pipe = subprocess.PIPE if piped else None
         program = [module] if os.path.isabs(module) else [sys.executable, "-m", module]
         with log.open("w") as errors:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -48,7 +47,6 @@ def command(options: argparse.Namespace) -> int:
         raise HotswapError("--seconds, --rate, --every, --adapters and --processes are more than 0.")
     quiet = options.seconds / 3 if options.quiet is None else options.quiet
     plan = Plan(options.seconds, quiet, options.rate, options.every, options.adapters, options.base, options.processes)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with us
     with tempfile.TemporaryDirectory(prefix="hotswap-swaps-") as scratch:
         told = report.results(run(plan, Path(scratch)))
     options.output.mkdir(parents=True, exist_ok=True)

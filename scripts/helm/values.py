@@ -10,6 +10,7 @@ from service.settings import PREFIX, Settings
 # The condition of each component, in the order in which they are applied.
 SWITCHES = {
     "jobs": ".Values.jobs.enabled",
+    "jobs-volume": ".Values.jobs.volume.enabled",
     "train": ".Values.train.enabled",
     "retrain": ".Values.retrain.enabled",
     "s3": ".Values.s3.enabled",
@@ -47,12 +48,17 @@ SCALARS = {
     "registry.example.com/base:1": "{{ .Values.baseModel.image | quote }}",
     "http://prometheus.monitoring.svc:9090": "{{ .Values.keda.prometheus | quote }}",
     "hotswap/api-keys": "{{ .Values.externalSecret.key | quote }}",
+    'sum(hotswap_waiting{namespace="hotswap", pod=~"hotswap-[^-]+-[^-]+"})': (
+        '{{ printf "sum(hotswap_waiting{namespace=%q, pod=~%q})" .Release.Namespace'
+        ' (printf "%s-[^-]+-[^-]+" (include "hotswap.fullname" .)) | quote }}'
+    ),
 }
 # The same within longer ones.
 PARTS = {
     "--pool-name=hotswap": f"--pool-name={FULLNAME}",
     "address: hotswap-pods": f"address: {FULLNAME}-pods",
     "server hotswap-pods.": f"server {FULLNAME}-pods.",
+    "310s": '{{ include "hotswap.routerSeconds" . }}s',
     "_size 2000000;": '_size {{ include "hotswap.bodyBytes" . }};',
     "per_connection_buffer_limit_bytes: 8388608": (
         'per_connection_buffer_limit_bytes: {{ max 8388608 (include "hotswap.bodyBytes" . | int64) }}'
@@ -96,7 +102,16 @@ def also(value: str) -> Any:
         if isinstance(old, Either):
             there = {condition: [] if tree is MISSING else tree for condition, tree in old.branches}
             old = merged([] if old.otherwise is MISSING else old.otherwise, there)
-        return [*old, rest]
+        return [*(unless_given(item) for item in old), rest]
+
+    def unless_given(item: Tree) -> Tree:
+        """What the value has under the same name stands instead: of two Kubernetes refuses both, or takes the last."""
+        if isinstance(item, Either):
+            branches = tuple((when, unless_given(tree)) for when, tree in item.branches)
+            return Either(branches, unless_given(item.otherwise))
+        if not isinstance(item, dict) or "name" not in item or "mountPath" in item:
+            return item
+        return Either(((f'include "hotswap.named" (list {rest.expression} "{item["name"]}")', MISSING),), item)
 
     return added
 
@@ -156,6 +171,10 @@ PLACES: dict[str, dict[str, Tree]] = {
         "spec/accessModes": [code(".Values.storage.accessMode")],
         "spec/resources/requests/storage": scalar("storage.size"),
         "spec/storageClassName": alone("storage.storageClass"),
+    },
+    "PersistentVolumeClaim/hotswap-jobs": {
+        "spec/resources/requests/storage": code(".Values.jobs.volume.size | quote"),
+        "spec/storageClassName": alone("jobs.volume.storageClass"),
     },
     "Secret/hotswap-api-keys": {"data/api-keys": code(".Values.apiKeys.content | b64enc | quote")},
     "NetworkPolicy/hotswap": {
@@ -238,6 +257,7 @@ RULES: dict[str, dict[str, Any]] = {
     "service.port": {"minimum": 1, "maximum": 65535},
     "storage.accessMode": {"enum": ["ReadWriteOnce", "ReadWriteMany"]},
     "storage.size": {"pattern": r"^([0-9]+(\.[0-9]+)?([KMGTPE]i?)?)?$"},
+    "jobs.volume.size": {"pattern": r"^[0-9]+(\.[0-9]+)?([KMGTPE]i?)?$"},
     "s3.store": {"pattern": "^((s3|gs)://.+)?$"},
     "s3.existingSecret": SECRET,
     "feedback.existingSecret": SECRET,
@@ -277,6 +297,7 @@ def schema(values: dict[str, Any]) -> dict[str, Any]:
             if name not in OURS
         },
     }
+    described["required"].append("settings")
     described["properties"]["global"] = {"type": "object"}
     return {"$schema": "https://json-schema.org/draft-07/schema#", **described}
 
@@ -290,5 +311,7 @@ def _described(value: Any, path: str, rules: dict[str, dict[str, Any]]) -> dict[
         return {"minimum": 0, **described}
     if isinstance(value, dict) and value:
         inner = {key: _described(each, f"{path}.{key}".lstrip("."), rules) for key, each in value.items()}
-        described |= {"additionalProperties": False, "properties": inner}
+        # What is null is taken away: templates look into these.
+        needed = [key for key, each in value.items() if isinstance(each, dict) and each]
+        described |= {"additionalProperties": False, "properties": inner, "required": needed}
     return described

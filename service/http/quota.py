@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -89,17 +90,19 @@ class SharedQuota(Quota):
     async def _test(self, caller: str, rate: RateLimitItem) -> bool:
         if time.monotonic() >= self._again:
             try:
-                return await self._shared.test(rate, caller)
-            except StorageError as error:
+                async with asyncio.timeout(SHARED_SECONDS):
+                    return await self._shared.test(rate, caller)
+            except Exception as error:
                 self._leave_alone(error)
         return await super()._test(caller, rate)
 
     async def _hit(self, caller: str, rate: RateLimitItem, texts: int) -> tuple[bool, WindowStats]:
         if time.monotonic() >= self._again:
             try:
-                taken = await self._shared.hit(rate, caller, cost=texts)
-                left = await self._shared.get_window_stats(rate, caller)
-            except StorageError as error:
+                async with asyncio.timeout(SHARED_SECONDS):
+                    taken = await self._shared.hit(rate, caller, cost=texts)
+                    left = await self._shared.get_window_stats(rate, caller)
+            except Exception as error:  # of an answer that is none of Redis's the library raises whatever it met
                 self._leave_alone(error)
             else:
                 if self._away:
@@ -108,11 +111,12 @@ class SharedQuota(Quota):
                 return taken, left
         return await super()._hit(caller, rate, texts)
 
-    def _leave_alone(self, error: StorageError) -> None:
+    def _leave_alone(self, error: Exception) -> None:
         self._again = time.monotonic() + AWAY_SECONDS
         if not self._away:
             self._away = True
-            logger.warning("rates are counted on this replica alone: %s", error.storage_error)
+            cause = error.storage_error if isinstance(error, StorageError) else error
+            logger.warning("rates are counted on this replica alone: %s: %s", type(cause).__name__, cause)
 
 
 def read_rate(text: str) -> RateLimitItem:

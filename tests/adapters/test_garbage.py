@@ -89,8 +89,9 @@ def test_nothing_goes_where_the_newest_release_cannot_be_read(mood: Store) -> No
     assert found(mood) == []
 
 
-def test_a_retirement_that_does_not_say_when_is_of_now(mood: Store) -> None:
-    obstore.put(mood._objects, "mood/retired/5.json", b"{}")
+@pytest.mark.parametrize("record", [b"{}", b'{"at": "2020-01-01T00:00:00"}', b'{"at": 5}', b"[]", b"\xff"])
+def test_a_retirement_that_does_not_say_when_is_of_now(mood: Store, record: bytes) -> None:
+    obstore.put(mood._objects, "mood/retired/5.json", record)
     assert found(mood) == []
 
 

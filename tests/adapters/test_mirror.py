@@ -100,6 +100,29 @@ def test_a_store_that_is_no_copy_is_left_as_it_is(source: Store, backup: Store, 
     assert everything(backup) == before
 
 
+@pytest.mark.parametrize("place", ["store", "store/backup", "store/../store/"])
+def test_a_copy_in_the_store_itself_is_none(source: Store, tmp_path: Path, place: str) -> None:
+    before = everything(source)
+    with pytest.raises(HotswapError, match="would be lost with it: name another place"):
+        mirror(source, Store(f"{tmp_path}/{place}"))
+    assert everything(source) == before
+
+
+def test_nor_is_one_in_its_bucket_under_it(source: Store, request: pytest.FixtureRequest) -> None:
+    bucket = request.getfixturevalue("s3").make_bucket()
+    mirror(source, Store(f"{bucket}/store-2"))
+    mirror(Store(f"{bucket}/store-2"), Store(f"{bucket}/store"))
+    for place in ("store", "store/", "store/backup"):
+        with pytest.raises(HotswapError, match="would be lost with it"):
+            mirror(Store(f"{bucket}/store"), Store(f"{bucket}/{place}"))
+
+
+def test_a_store_that_is_empty_and_was_not_is_said_to_be(source: Store, backup: Store, tmp_path: Path) -> None:
+    mirror(source, backup)
+    with pytest.raises(HotswapError, match="is not: is it mounted"):
+        mirror(Store(tmp_path / "unmounted"), backup)
+
+
 def test_a_damaged_version_is_said_to_be_and_the_rest_is_copied(source: Store, backup: Store) -> None:
     obstore.put(source._objects, version_path("mood", 1, WEIGHTS), b"damaged")
     copied = mirror(source, backup)

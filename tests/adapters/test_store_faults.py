@@ -164,3 +164,21 @@ def test_a_clock_that_jumps_changes_no_order(mood: Store, monkeypatch: pytest.Mo
     assert [record.stable for record in mood.history("mood")] == [1, 2, 3, 1, 2]
     assert mood.rollback("mood").stable == 1
     assert os.path.exists(Path(mood.place, "mood", "releases", "6.json"))
+
+
+@pytest.mark.parametrize(("unreadable", "generation"), [({3}, 2), ({3, 2}, 1), ({3, 2, 1}, None)])
+def test_records_of_another_user_that_may_not_be_read_concern_their_own_adapter_alone(
+    mood: Store, monkeypatch: pytest.MonkeyPatch, unreadable: set[int], generation: int | None
+) -> None:
+    get, denied = obstore.get, {f"mood/releases/{number}.json" for number in unreadable}
+
+    def mostly(objects: Any, path: str, **more: Any) -> Any:
+        if path in denied:
+            raise PermissionDeniedError("Permission denied (os error 13)")
+        return get(objects, path, **more)
+
+    monkeypatch.setattr(obstore, "get", mostly)
+    entry = Store(mood.place).catalogue().entries["mood"]
+    assert "Permission denied" in (entry.fault or "")
+    assert entry.generation == 3
+    assert (entry.release and entry.release.generation) == generation

@@ -18,13 +18,21 @@ from scripts.helm import chart as helm_chart
 from scripts.helm.chart import CHART, SWITCHES, built
 from service.settings import Settings
 from tests.deploy.helm import Helm, Refused, helm
-from tests.deploy.test_kustomize import KUBERNETES, denied, is_kubernetes_own, template
+from tests.deploy.test_kustomize import (
+    KUBERNETES,
+    NETWORK,
+    denied,
+    is_kubernetes_own,
+    reach_what_they_need_and_nothing_else,
+    template,
+)
 
 Resources = dict[tuple[str, str], dict]
 Install = Callable[..., Resources]
 STORE = {"enabled": True, "store": "s3://hotswap/adapters"}
 VALUES: dict[str, dict[str, Any]] = {
     "jobs": {"jobs": {"enabled": True}},
+    "jobs-volume": {"jobs": {"enabled": True, "volume": {"enabled": True}}},
     "train": {"train": {"enabled": True}},
     "retrain": {"retrain": {"enabled": True}},
     "s3": {"s3": STORE},
@@ -42,12 +50,12 @@ VALUES: dict[str, dict[str, Any]] = {
     "gpu": {"gpu": {"enabled": True}},
 }
 TRAINERS = "jobs+train+retrain"
-ALL = [f"{TRAINERS}+s3+base-from-s3+envoy+gateway+operator+external-secret+hpa+spread+gpu"]
+SHARED = f"{TRAINERS}+jobs-volume"
+ALL = [f"{SHARED}+s3+base-from-s3+envoy+gateway+operator+external-secret+hpa+spread+gpu"]
 ALL += [f"{TRAINERS}+base-from-image+nginx+gateway+operator+keda+gpu"]
-CASES = ["", *(name for name in VALUES if name != "spread"), "s3+hpa+spread", *ALL]
-CASES += [
-    f"{TRAINERS}+{added}" for added in ("s3", "base-from-hub", "base-from-s3", "external-secret", "hpa", "gpu+s3")
-]
+CASES = ["", *(name for name in VALUES if name not in ("spread", "jobs-volume")), "s3+hpa+spread", *ALL]
+CASES += [f"{TRAINERS}+{added}" for added in ("base-from-hub", "base-from-s3", "external-secret", "hpa")]
+CASES += [f"{SHARED}+s3", f"{SHARED}+gpu+s3"]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +103,9 @@ def the_same(installed: Resources, wanted: Resources) -> None:
         found[key]["metadata"]["name"] = key[1]
         if key[0] == "RoleBinding":
             assert {subject.pop("namespace") for subject in found[key]["subjects"]} == {"models"}
+        if key[0] == "ScaledObject":
+            (trigger,) = found[key]["spec"]["triggers"]
+            trigger["metadata"]["query"] = trigger["metadata"]["query"].replace('"models"', '"hotswap"')
         assert plain(found[key]) == plain(resource), key
 
 
@@ -148,7 +159,8 @@ MANY: dict[str, Any] = {
     "apiKeys": {"existingSecret": "our-keys"},
     "settings": {"HOTSWAP_MAX_BODY_BYTES": 8388608, "HOTSWAP_DRAIN_SECONDS": 90, "HOTSWAP_EAGER": True},
     "replicas": 3,
-    "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "3", "memory": "3Gi"}},
+    "resources": {"requests": {"cpu": "1", "memory": "1Gi"},
+                  "limits": {"cpu": "3", "memory": "3Gi", "nvidia.com/gpu": "2"}},
     "storage": {"existingClaim": "our-claim", "accessMode": "ReadWriteMany"},
     "service": {"type": "LoadBalancer", "port": 8080, "annotations": {"of": "service"}},
     "serviceAccount": {"create": False, "name": "ours"},
@@ -230,6 +242,49 @@ def test_settings_reach_the_server_as_they_are_written(install: Install) -> None
     assert re.findall(r"_size (\d{2,});", router) == ["8388608", "8388608"]
 
 
+@pytest.mark.parametrize(("deadline", "seconds"), [(900, 910), (5, 310)])
+def test_nothing_in_front_ends_a_request_before_the_server_does(install: Install, deadline: int, seconds: int) -> None:
+    for router in ("envoy", "nginx"):
+        resources = install(
+            settings={"HOTSWAP_DEADLINE_SECONDS": deadline}, router=router, **VALUES["gateway"]
+        )  # fmt: skip
+        (text,) = resources["ConfigMap", "hotswap-router"]["data"].values()
+        limits = re.findall(r"(?:[^_]timeout: |(?:read|send|stream_idle)_timeout:? )(\d{3,})s", text)
+        assert len(limits) >= 2
+        assert set(limits) == {str(seconds)}
+        rules = resources["HTTPRoute", "hotswap"]["spec"]["rules"]
+        assert {rule["timeouts"]["request"] for rule in rules} == {f"{seconds}s"}
+
+
+def test_what_a_value_names_stands_instead_of_what_was_there(install: Install) -> None:
+    given = [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "0-3"}]
+    volumes = [{"name": "tmp", "emptyDir": {"sizeLimit": "20Gi"}}]
+    resources = install(extraEnv=given, extraVolumes=volumes, **switched("jobs"), trainer={"extraEnv": given[:1]})
+    for name, wanted in (("hotswap", given), ("hotswap-jobs", given[:1])):
+        pod = resources["Deployment", name]["spec"]["template"]["spec"]
+        env = pod["containers"][0]["env"]
+        assert len({each["name"] for each in env}) == len(env)
+        assert [each for each in env if each in wanted] == wanted
+    assert [each for each in resources["Deployment", "hotswap"]["spec"]["template"]["spec"]["volumes"]
+            if each["name"] == "tmp"] == volumes  # fmt: skip
+
+
+def test_the_longest_name_is_not_too_long(install: Install) -> None:
+    resources = install(name="a" * 53, **switched(ALL[0]))
+    longest = {"CronJob": 52, "NetworkPolicy": 253}
+    for kind, name in resources:
+        assert len(name) <= longest.get(kind, 63), (kind, name)
+
+
+def test_another_releases_texts_are_no_reason_for_pods(install: Install) -> None:
+    for name, full in (("hotswap", "hotswap"), ("prod", "prod-hotswap")):
+        (trigger,) = install(name=name, **switched("keda"))["ScaledObject", full]["spec"]["triggers"]
+        namespace, pod = re.findall(r'namespace="([^"]+)", pod=~"([^"]+)"', trigger["metadata"]["query"])[0]
+        assert namespace == "models"
+        assert re.fullmatch(pod, f"{full}-5d4f8c7b9-x2x7k")
+        assert not re.fullmatch(pod, f"{full}-other-5d4f8c7b9-x2x7k")
+
+
 @pytest.mark.parametrize("case", [{}, MANY, *map(switched, ALL)], ids=["defaults", "many", "all", "all-others"])
 def test_every_resource_is_valid_and_safe(install: Install, case: dict[str, Any]) -> None:
     for resource in install(**case).values():
@@ -261,6 +316,10 @@ def test_under_any_name_everything_finds_what_it_names(install: Install, case: s
     texts = [text for (kind, _), each in resources.items() if kind == "ConfigMap" for text in each["data"].values()]
     (router,) = [text for text in texts if "-pods" in text]
     assert f"{full}-pods" in router
+
+
+def test_pods_reach_what_they_need_and_nothing_else(install: Install) -> None:
+    reach_what_they_need_and_nothing_else(list(install(**switched(NETWORK)).values()))
 
 
 @pytest.mark.parametrize("change", [{"settings": {"HOTSWAP_WARM": "mood"}}, {"apiKeys": {"content": "sha256:0"}}])
@@ -316,6 +375,16 @@ def test_who_installs_it_without_keys_is_told_how_to_make_one(program: Helm) -> 
         ({"s3": STORE, "settings": {"HOTSWAP_STORE": "s3://a/b"}}, "name the store in s3.store"),
         (switched("hpa+keda"), "hpa.enabled and keda.enabled: both would set the number of replicas; choose one"),
         ({"hpa": {"enabled": True, "minReplicas": 9}}, "hpa.minReplicas is above hpa.maxReplicas"),
+        ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is the chart's own"),
+        ({"fullnameOverride": "my.app"}, "'my.app' is no name for a Service"),
+        ({"fullnameOverride": "2go"}, "'2go' is no name for a Service"),
+        ({"settings": None}, "at '': missing property 'settings'"),
+        ({"jobs": {"volume": None}}, "at '/jobs': missing property 'volume'"),
+        (switched("jobs+s3"), "jobs.enabled and s3.enabled: nothing would share the jobs' files"),
+        (
+            {"gpu": {"enabled": True}, "resources": {"limits": {"cpu": "4", "memory": "8Gi"}}},
+            "gpu.enabled and resources: name nvidia.com/gpu in resources.limits too",
+        ),
         ({"keda": {"minReplicas": 9}}, "keda.minReplicas is above keda.maxReplicas"),
         (switched("spread"), "spread.enabled: a ReadWriteOnce claim keeps all pods on one node"),
         ({"baseModel": {"from": "hub"}}, "baseModel.from hub needs baseModel.model"),

@@ -24,6 +24,7 @@ from service.engine.vllm import SHUTDOWN_SECONDS
 from service.http.routes import openai, predict
 from service.metrics import Metrics
 from service.settings import Settings
+from tests.deploy.network import Pod, passes, pods
 from trainer.__main__ import parser
 
 Built = Callable[[str], list[dict]]
@@ -206,6 +207,44 @@ def test_ports_that_are_named_exist(built: Built, folder: str) -> None:
             for port in container.get("ports", [])
         }
         assert named <= there, resource["metadata"]["name"]
+
+
+DNS = Pod({"k8s-app": "kube-dns"}, namespace={"kubernetes.io/metadata.name": "kube-system"})
+OUTSIDE = Pod(namespace={})
+GATEWAY = Pod(namespace={"hotswap-client": "true"})
+PROMETHEUS = Pod(namespace={"kubernetes.io/metadata.name": "monitoring"})
+NEIGHBOUR = Pod({"app": "anything"})
+NETWORK = "jobs+train+retrain+envoy+gateway"
+
+
+def reach_what_they_need_and_nothing_else(resources: list[dict]) -> None:
+    """Hold the policies against who talks to whom."""
+    policies = [each for each in resources if each["kind"] == "NetworkPolicy"]
+    ours = pods([found for each in resources if (found := template(each))])
+    assert ours.keys() == {"service", "router", "picker", "jobs", "train", "retrain"}
+    service, router, picker = ours["service"], ours["router"], ours["picker"]
+    for name, pod in ours.items():
+        assert passes(policies, pod, DNS, 53, "UDP"), f"{name} finds no address"
+        assert passes(policies, pod, OUTSIDE, 443), name
+        assert not passes(policies, pod, OUTSIDE, 22), f"{name}: what is not listed is denied"
+        assert not passes(policies, OUTSIDE, pod, 8000), f"{name}: strangers are kept out"
+        assert not passes(policies, OUTSIDE, pod, 9000), name
+    for name in ("service", "jobs", "train", "retrain"):
+        assert passes(policies, ours[name], OUTSIDE, 5432), f"{name} reaches PostgreSQL"
+    assert passes(policies, service, OUTSIDE, 6379)
+    assert passes(policies, picker, OUTSIDE, 6443), "it watches Kubernetes' API"
+    for caller in (NEIGHBOUR, GATEWAY):
+        assert passes(policies, caller, service, 8000)
+        assert passes(policies, caller, router, 8080)
+        assert passes(policies, caller, picker, 9002), "a Gateway's pods may be beside ours"
+        assert not passes(policies, caller, service, 9000)
+    assert passes(policies, router, service, 8000)
+    for reader in (PROMETHEUS, picker):
+        assert passes(policies, reader, service, 9000)
+
+
+def test_pods_reach_what_they_need_and_nothing_else(built: Built) -> None:
+    reach_what_they_need_and_nothing_else(built(f"components/{NETWORK}"))
 
 
 def test_the_base_is_complete(base: dict[str, dict]) -> None:
@@ -513,6 +552,18 @@ def test_who_does_fine_tuning_jobs_has_the_queue_that_the_service_fills(built: B
     assert queues[0] == queues[1]
     (worker,) = one(resources, "Deployment", "hotswap-jobs")["spec"]["template"]["spec"]["containers"]
     parser().parse_args(worker["args"])
+
+
+def test_over_a_store_in_a_bucket_jobs_files_are_on_a_volume_of_all(built: Built) -> None:
+    resources = built("components/jobs+jobs-volume+s3")
+    (claim,) = [each for each in resources if each["kind"] == "PersistentVolumeClaim"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    folder = Settings.read(one(resources, "ConfigMap")["data"]).jobs_folder
+    for name in ("hotswap", "hotswap-jobs"):
+        pod = one(resources, "Deployment", name)["spec"]["template"]["spec"]
+        (volume,) = [each["name"] for each in pod["volumes"] if "persistentVolumeClaim" in each]
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts[volume] == str(folder)
 
 
 def test_what_the_jobs_are_asked_to_do_are_commands_of_the_trainer(built: Built) -> None:

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 
 from adapters.base_model import Base
@@ -23,6 +24,7 @@ from adapters.intake import add_version
 from adapters.store import Store
 from adapters.tasks import ClassificationTask, SummarizationTask
 from loadtests import LOCUSTFILE, PATIENT, run_locust
+from loadtests.__main__ import USERS
 from tests.conftest import write_adapter
 from tests.server import Server, serving
 
@@ -150,6 +152,66 @@ def test_exits_1_and_says_why(change: Callable, reason: str) -> None:
     status, output = load(change, HOTSWAP_LOAD_P95_MS="200")
     assert status == 1, output
     assert reason in output
+
+
+def test_a_server_that_lists_nothing_is_no_fault_of_the_load_test() -> None:
+    with stub(right) as host:  # which knows no GET
+        environment = {**PATIENT, "HOTSWAP_LOAD_RATE": "9", "HOTSWAP_LOAD_ADMIN_KEY": "admin"}
+        done = run_locust(host, 6, environment, users=["Many", "Releaser"])
+    assert done.returncode == 1
+    assert "FAILED: /v1/predict (many) was not answered" in done.stdout
+    assert "raised an exception" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["many", "0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("variable", ["HOTSWAP_LOAD_RATE", "HOTSWAP_LOAD_P95_MS"])
+def test_a_setting_that_is_no_number_above_0_is_refused_in_one_line(variable: str, value: str) -> None:
+    done = run_locust("http://127.0.0.1:9", 1, {variable: value})
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if variable in line]
+    assert line.startswith(f"{variable}={value}: it is a number above 0")
+    assert "Traceback" not in done.stderr
+
+
+def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loadtests", *arguments]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_command_says_what_it_takes_before_it_starts_anything() -> None:
+    assert "example: " in program("--help").stdout
+    for arguments, reason in ((["Clasify"], "there is no Clasify"), (["Releaser"], "needs HOTSWAP_LOAD_ADMIN_KEY")):
+        done = program(*arguments)
+        assert (done.returncode, "starting a service" in done.stderr) == (2, False)
+        assert reason in done.stderr
+    for nobody in ("http://127.0.0.1:9/", "http://host:port"):
+        done = program(HOTSWAP_URL=nobody)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_its_users_are_those_of_locust() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--list"],
+        env={**os.environ, "HOTSWAP_LOAD_ADMIN_KEY": "admin"}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert {line.strip() for line in done.stdout.splitlines()[1:]} == {*USERS, "Releaser"}
+
+
+def test_who_is_ended_ends_the_server_that_it_started(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from loadtests.bench.process import Process\n"
+        "process = Process('http.server', ['0', '--bind', '127.0.0.1'], {}, Path(sys.argv[1]), piped=False)\n"
+        "try:\n    print(process.id, flush=True); time.sleep(60)\nfinally:\n    process.stop()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        server = int(starter.stdout.readline())
+        starter.terminate()
+    assert not psutil.pid_exists(server)
 
 
 KEYS = "load name=load scopes=predict\nadmin name=admin scopes=predict,admin\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -118,6 +120,42 @@ async def test_one_that_hangs_is_waited_for_once_and_then_left_alone(redis: Redi
     assert asked == ["once"]
     with pytest.raises(RateLimited):
         await shared.take("a", rate, 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"+OK\r\n" * 9, b"*1\r\n$2\r\nxx\r\n" * 9, b"*1\r\n" * 9000, b"$-1\r\n" * 9, b"HTTP/1.1 400 Bad\r\n\r\n", b""],
+    ids=["words", "no numbers", "nested", "nothing", "http", "closes"],
+)
+async def test_what_answers_something_else_counts_as_away(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(10_000) and answer:
+            writer.write(answer)
+        writer.close()
+
+    with closing(await asyncio.start_server(other, "127.0.0.1", 0)) as server:
+        shared = SharedQuota(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+        await shared.check("a", quota.read_rate("5/day"))
+        assert (await shared.take("a", quota.read_rate("5/day"), 5))["RateLimit-Remaining"] == "0"
+        with pytest.raises(RateLimited):
+            await shared.check("a", quota.read_rate("5/day"))
+    assert caplog.text.count("rates are counted on this replica alone") == 1
+
+
+async def test_an_answer_in_many_small_pieces_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10_000)
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"+OK\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.2)
+
+    with closing(await asyncio.start_server(dripping, "127.0.0.1", 0)) as server:
+        shared = SharedQuota(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+        began = time.monotonic()
+        await shared.take("a", quota.read_rate("5/day"), 1)
+        assert time.monotonic() - began < 2 * quota.SHARED_SECONDS
 
 
 def test_an_address_that_is_none_is_refused_at_the_start() -> None:

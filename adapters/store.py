@@ -417,21 +417,18 @@ class Store:
     def _with_release(self, entry: Entry) -> Entry:
         if not entry.generation:
             return entry
+        # A damaged record concerns its own adapter alone; a bucket's requests fail for others' reasons.
+        its_own = (InvalidAdapter,) if self.folder is None else (InvalidAdapter, StoreUnavailable)
         try:
             release = self._release(entry.name, entry.generation)
-        except InvalidAdapter as error:  # a damaged record concerns its own adapter alone
-            return replace(entry, fault=str(error), release=self._readable(entry))
-        except StoreUnavailable as error:
-            if self.folder is None:  # a bucket's requests fail for reasons that are not this adapter's
-                raise
-            return replace(entry, fault=str(error), release=self._readable(entry))
+        except its_own as error:
+            return replace(entry, fault=str(error), release=self._before_faults(entry, its_own))
         return replace(entry, release=release, retired=entry.retired.difference(release.versions))
 
-    def _readable(self, entry: Entry) -> Release | None:
+    def _before_faults(self, entry: Entry, faults: tuple[type[Exception], ...]) -> Release | None:
         """Return what was released before records that cannot be read, unless that was retired since."""
-        its_own = (InvalidAdapter,) if self.folder is None else (InvalidAdapter, StoreUnavailable)
         for generation in range(entry.generation - 1, 0, -1):
-            with suppress(*its_own):
+            with suppress(*faults):
                 release = self._release(entry.name, generation)
                 # Nobody judges what is served for want of better.
                 return (

@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,10 +23,11 @@ from adapters import cli
 from adapters.errors import HotswapError
 from loadtests.bench.machine import describe
 from loadtests.bench.material import RELEASED, Adapter, Material, make_material
-from loadtests.bench.process import Process
+from loadtests.bench.process import Process, last_words
 from loadtests.bench.report import RESULTS, table
 from loadtests.bench.servers import Hotswap, HttpServer
 from loadtests.bench.workload import Request, Sample, Workload
+from loadtests.serving import say
 
 PACKED = ("F32", "Q8_0", "Q4_1")
 SLOTS, CONTEXT = 16, 1024
@@ -81,9 +81,10 @@ class Llama:
     def __init__(self, source: Path, build: Path, scratch: Path, material: Material) -> None:
         self._source, self._build, self._scratch = source, build, scratch
         self.server = (build / "bin" / "llama-server").resolve()
-        if not self.server.is_file() or not (source / "convert_lora_to_gguf.py").is_file():
+        programs = (self.server, build / "bin" / "llama-quantize")
+        if not all(program.is_file() for program in programs) or not (source / "convert_lora_to_gguf.py").is_file():
             raise HotswapError(
-                f"{build} has no bin/llama-server, or {source} is not llama.cpp's source: build it there."
+                f"{build} has no bin/llama-server and bin/llama-quantize, or {source} is not the source: build them."
             )
         self._base = material.base.folder
         self._convert("convert_hf_to_gguf.py", self._base, scratch / "F32.gguf")
@@ -97,16 +98,19 @@ class Llama:
     def model(self, packed: str) -> Path:
         file = self._scratch / f"{packed}.gguf"
         if not file.exists():
-            command = [self._build / "bin" / "llama-quantize", self._scratch / "F32.gguf", file, packed]
-            subprocess.run(command, check=True, capture_output=True)
+            _run([self._build / "bin" / "llama-quantize", self._scratch / "F32.gguf", file, packed])
         return file
 
     def _convert(self, script: str, folder: Path, file: Path, *more: str) -> None:
         command = [sys.executable, self._source / script, folder, "--outfile", file, "--outtype", "f32", *more]
-        environment = {**os.environ, "PYTHONPATH": str(self._source / "gguf-py")}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise HotswapError(f"{script} failed: {done.stderr.strip().splitlines()[-1]}")
+        _run(command, PYTHONPATH=str(self._source / "gguf-py"))
+
+
+def _run(command: Sequence[str | Path], **environment: str) -> None:
+    """Run one of llama.cpp's programs. Raises :class:`HotswapError` with its last words."""
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise HotswapError(f"{' '.join(map(str, command[:2]))} failed: {last_words(done.stderr)}")
 
 
 def main() -> int:
@@ -123,13 +127,14 @@ def main() -> int:
 
 
 def command(options: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with us
     with tempfile.TemporaryDirectory(prefix="hotswap-llama-") as made, ExitStack() as stack:
         scratch = Path(made)
         material = make_material(scratch, RELEASED)
         llama = Llama(options.source, options.build, scratch, material)
         kinds = [Hotswap, *(partial(LlamaCpp, llama=llama, packed=packed) for packed in PACKED)]
-        servers = [_started(kind(material, scratch), stack) for kind in kinds]
+        servers = [kind(material, scratch) for kind in kinds]
+        for server in servers:
+            server.start(stack)
         samples = _measured(servers, material, options.repeats)
         told = {"machine": describe(), "start_seconds": {}, "gib": {}, "workloads": _results(samples)}
         for server in servers:
@@ -137,15 +142,6 @@ def command(options: argparse.Namespace) -> None:
             told["gib"][server.name] = round(server.process.peak_gib, 2)
     (RESULTS / "llama_cpp.json").write_text(json.dumps(told, indent=1) + "\n")
     print(text(told))
-
-
-def _started(server: HttpServer, stack: ExitStack) -> HttpServer:
-    print(f"starting {server.name}", file=sys.stderr)
-    server.launch()
-    stack.callback(server.process.stop)
-    server.wait()
-    server.process.rest()
-    return server
 
 
 def _measured(servers: Iterable[HttpServer], material: Material, repeats: int) -> dict[tuple[str, str], list[Sample]]:
@@ -156,7 +152,7 @@ def _measured(servers: Iterable[HttpServer], material: Material, repeats: int) -
             requests = workload.requests(material, start)
             start += workload.texts
             for server in servers:
-                print(f"repeat {repeat} of {repeats}: {workload.name}: {server.name}", file=sys.stderr)
+                say(f"repeat {repeat} of {repeats}: {workload.name}: {server.name}")
                 with server.awake():
                     server.load(request.adapter for request in requests)
                     sample = server.run(workload, requests)

@@ -196,7 +196,9 @@ def _bench(options: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as our service has it for vLLM
     with tempfile.TemporaryDirectory(prefix="hotswap-front-") as scratch, ExitStack() as stack:
         material = make_small(Path(scratch))
-        servers = {name: _started((KINDS | MORE)[name](material, Path(scratch)), stack) for name in chosen}
+        servers = {name: (KINDS | MORE)[name](material, Path(scratch)) for name in chosen}
+        for server in servers.values():
+            server.start(stack)
         measured = _measured(servers, material, options.repeats, Path(scratch))
     told = results(measured)
     if set(chosen) == set(KINDS):
@@ -204,15 +206,6 @@ def _bench(options: argparse.Namespace) -> int:
         (options.output / "front.json").write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1) if options.json else text(told))
     return 0
-
-
-def _started(server: Any, stack: ExitStack) -> Any:
-    _say(f"starting {server.name}")
-    server.launch()
-    stack.callback(server.process.stop)
-    server.wait()
-    server.process.rest()
-    return server
 
 
 def _measured(servers: dict[str, Any], material: Material, repeats: int, scratch: Path) -> dict[str, Measured]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ class Server:
         """Wait until it can answer. Raises :class:`~loadtests.bench.process.Failed`."""
         self.process.wait(self._ready)
         self.start_seconds = time.monotonic() - self._began
+
+    def start(self, stack: ExitStack) -> None:
+        """Start it, wait, and put it to rest; it is ended with the ``stack``."""
+        print(f"starting {self.name}", file=sys.stderr, flush=True)
+        self.launch()
+        stack.callback(self.process.stop)
+        self.wait()
+        self.process.rest()
 
     def awake(self) -> AbstractContextManager[None]:
         return self.process.awake()

@@ -73,11 +73,15 @@ def test_the_base_is_opened_measured_and_found_fit(bases: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize("how", ["gptq", "awq", "fp8", "compressed-tensors"])
-def test_of_packed_weights_the_modules_are_the_models(bases: dict[str, Path], tmp_path: Path, how: str) -> None:
+def test_of_packed_weights_the_modules_are_the_models(
+    bases: dict[str, Path], tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed = as_packed(Path(shutil.copytree(bases["llama"], tmp_path / "packed")), how)
     plain, found = base_shapes(bases["llama"]), base_shapes(packed)
     assert plain.items() <= found.items()
     assert base_shapes(packed) == found  # as it was remembered
+    monkeypatch.setattr(fitness, "is_cpu", lambda: False)  # a CPU computes some of them only
+    fitness.check(Settings(), packed)
 
 
 def test_an_adapter_for_other_shapes_is_refused_whatever_the_files_are(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_a_bucket_is_listed_in_pages_of_a_thousand(bucket: Store, s3, monkeypatc
 
 async def test_releases_are_followed_and_idle_looks_list_nothing(serve: Serve, large: Store, monkeypatch) -> None:
     async with serve(large, sweep_seconds=3600) as service:
+        await until(lambda: len(service.state.routing.releases) == ADAPTERS + 2)  # the service opens before that
         with counted(monkeypatch) as counts:
             await until(lambda: counts[".pulse"] > 10)
         assert set(counts) == {".pulse"}

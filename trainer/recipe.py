@@ -345,7 +345,7 @@ class Training(Strict):
     batch_size: int = Field(default=16, ge=1)
     accumulate: int = Field(default=1, ge=1, description="batches per optimizer step")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where GPU or CPU have instructions for it"
+        default="auto", description="auto: bfloat16 where GPU or CPU are faster with it"
     )
     gradient_checkpointing: bool | None = Field(
         default=None,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 from opentelemetry import context, trace
@@ -46,6 +47,7 @@ def set_up(environment: Mapping[str, str] = os.environ) -> bool:
     except Exception as error:  # whatever the exporter raises, it is about the variables
         raise HotswapError(f"traces cannot be exported as OTEL_… says: {error}") from None
     trace.set_tracer_provider(provider)
+    _on.cache_clear()
     return True
 
 
@@ -60,8 +62,9 @@ def _exporter(environment: Mapping[str, str]) -> Any:
     return OTLPSpanExporter()
 
 
+@cache
 def _on() -> bool:
-    # The API's own spans that lead nowhere would cost 6 µs each.
+    # The API's own spans that lead nowhere would cost 6 µs each, and to ask for the provider 3.
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 

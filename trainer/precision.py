@@ -24,8 +24,8 @@ TOKENS, WIDTH, TURNS = 512, 1024, 5
 def in_bfloat16(precision: str) -> bool:
     """Whether to multiply in bfloat16 (autocast: weights, gradients and the optimizer stay float32).
 
-    ``auto`` does where it is faster. Whether a CPU has instructions for it does not tell: of two with AVX512-bf16, an AMD
-    EPYC trained 1.7 times as fast as in float32, and an Intel Xeon 0.66 times.
+    ``auto`` does where it is faster. Whether a CPU has instructions for it does not tell: of two with AVX512-bf16, an
+    AMD EPYC trained 1.7 times as fast as in float32, and an Intel Xeon 0.66 times.
     """
     if precision != "auto":
         return precision == "bfloat16"

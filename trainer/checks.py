@@ -17,9 +17,11 @@ from trainer.data import columns_of, fold_rows, folding_of, placed
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import suspects
 from trainer.labels import doubtful
-from trainer.recipe import Data, Recipe, SummarizationRecipe
+from trainer.origin import Data
+from trainer.recipe import Recipe
 from trainer.rows import Columns, Row, as_compared, found_table, open_table
 from trainer.tables import FileTable
+from trainer.task_recipe import SummarizationRecipe
 
 SHOWN = 10
 FEW_OF_A_CLASS, MAJORITY, LONG_SHARE = 10, 0.9, 0.01

@@ -17,8 +17,10 @@ from adapters.tasks.classification import MAX_LABELS
 from trainer.duplicates import near_duplicates
 from trainer.label_noise import out_of_fold
 from trainer.labels import Folding, folding
-from trainer.recipe import ClassificationRecipe, Data, Keep, Origin, Recipe
+from trainer.origin import Data, Keep, Origin
+from trainer.recipe import Recipe
 from trainer.rows import Columns, Row, Table, as_compared, open_table
+from trainer.task_recipe import ClassificationRecipe
 
 
 @dataclass(frozen=True)

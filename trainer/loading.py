@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from adapters.errors import HotswapError
 from adapters.validation import explain
-from trainer.recipe import Data, Origin, Recipe
+from trainer.origin import Data, Origin
+from trainer.recipe import Recipe
 
 LEAST_WORDS = 50  # of a text to measure forgetting on
 AnyOrigin = TypeVar("AnyOrigin", bound=Origin)

@@ -15,9 +15,10 @@ from trainer.codec import Codec
 from trainer.data import Splits, labels_of
 from trainer.job import Job
 from trainer.long_documents import in_parts
-from trainer.recipe import PROMPTS, ClassificationRecipe, Recipe
+from trainer.recipe import PROMPTS, Recipe
 from trainer.robustness import disturbed
 from trainer.rows import Row
+from trainer.task_recipe import ClassificationRecipe
 
 Asked = tuple[Row, BaseTask]
 

@@ -6,241 +6,22 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from adapters.manifest import NAME_PATTERN
 from adapters.reference import is_name
-from adapters.tasks import BaseTask, ClassificationTask, Decoding, GenerationTask, SummarizationTask
-from adapters.tasks.base import GREEDY, Chat, checked_template
-from adapters.tasks.shapes import checked_schema
-from adapters.tasks.summarization import Long
+from adapters.tasks import BaseTask
+from trainer.origin import Data, check_names, origins_in
+from trainer.space import SWEPT, Range, Space
+from trainer.strict import Strict
+from trainer.task_recipe import TaskRecipe
 
 VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]{0,8}$"
 DEFAULTS = 3  # counts the changes of what a recipe does that says nothing: an older run is another run
 IDENTITY = "run-identity"  # the file in a run's folder that holds :meth:`Recipe.run_identity`
-
-
-PART = r"^[A-Za-z0-9][\w.-]{0,63}$"  # what a further test, or a mixed task, may be called
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, given: Any) -> Any:
-        """pydantic would take ``true`` for 1."""
-        if isinstance(given, dict):
-            for name, field in cls.model_fields.items():
-                numeric = {int, float} & {field.annotation, *get_args(field.annotation)}
-                if numeric and isinstance(given.get(name), bool):
-                    raise ValueError(f"{name}: takes a number, not {str(given[name]).lower()}")
-        return given
-
-
-SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "\\x01": "\x01"}
-
-
-class Origin(Strict):
-    """Where rows come from: one of ``path``, ``dataset`` and ``source``, and what the columns are called."""
-
-    path: Path | None = Field(default=None, description="a .jsonl, .json, .csv, .tsv or .parquet file; packed ones too")
-    dataset: str | None = Field(default=None, description="a Hugging Face data set id, with ':split' behind it")
-    source: str | None = Field(default=None, description="a data set this project knows how to fetch")
-    text: str = Field(default="text", description="the column with the input")
-    answer: str | None = Field(
-        default=None,
-        description="the column with the answer; default: label, summary or answer; chosen for dpo, reward",
-    )
-    group: str | None = Field(default=None, description="rows that share this column's value stay in one split")
-    rejected: str = Field(default="rejected", description="objectives dpo and reward: the column with the worse answer")
-    good: str = Field(default="good", description="objective kto: the column that says whether the answer was good")
-    json_schema: str | None = Field(
-        default=None, description="the column with the JSON schema that a row's answer keeps to, where each has its own"
-    )
-    separator: str | None = Field(
-        default=None, description="of a .csv and the like: ',', ';', tab …; default: found out"
-    )
-    quoting: Literal["quoted", "backslash", "escaped", "none"] | None = Field(
-        default=None,
-        description="of a .csv and the like: what quotation marks and backslashes mean; default: found out",
-    )
-    encoding: str | None = Field(default=None, description="of a text file: utf-16, cp1252 …; default: UTF-8")
-
-    @field_validator("separator")
-    @classmethod
-    def _one_character(cls, separator: str | None) -> str | None:
-        found = SEPARATORS.get(separator or "", separator)
-        if found is not None and (len(found) != 1 or found in '"\r\n\\ '):
-            raise ValueError(f"one character, or {', '.join(SEPARATORS)}")
-        return found
-
-    @field_validator("encoding")
-    @classmethod
-    def _known(cls, encoding: str | None) -> str | None:
-        try:
-            "a".encode(encoding or "utf-8").decode(encoding or "utf-8")
-        except (LookupError, ValueError):
-            raise ValueError(f"'{encoding}' is none that Python knows: utf-16, cp1252, latin-1, shift_jis …") from None
-        return encoding
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if sum(place is not None for place in (self.path, self.dataset, self.source)) != 1:
-            raise ValueError("give exactly one of path, dataset and source")
-        return self
-
-
-class Keep(Strict):
-    """Data pruning: the share of the training rows that is kept, and by what it is chosen."""
-
-    share: float = Field(gt=0, lt=1)
-    by: Literal["random", "hard", "easy", "middle"] = "random"
-
-
-Disturbance = Literal["typos", "lower case", "upper case", "distractor"]
-
-
-class Data(Origin):
-    """Rows and how they are split. Shares are of groups, and stay stable when rows are added."""
-
-    validation: float = Field(default=0.1, gt=0, lt=0.5)
-    test: float = Field(default=0.1, gt=0, lt=0.5)
-    train_rows: int | None = Field(default=None, ge=1, description="train on at most so many rows")
-    validation_rows: int | None = Field(default=None, ge=1)
-    test_rows: int | None = Field(default=None, ge=1)
-    near_duplicates: Literal["ignore", "group"] = Field(
-        default="ignore", description="group: texts that are nearly the same stay in one split"
-    )
-    slices: tuple[str, ...] = Field(
-        default=(), description="columns by whose values the test rows are scored apart: source, language, sex …"
-    )
-    mask: bool = Field(default=False, description="put <EMAIL_ADDRESS> and the like in the place of personal data")
-    stratified: bool = Field(
-        default=False, description="give every split the same shares of the labels; a new row may then move others"
-    )
-    keep: Keep | None = Field(default=None, description="train on a part of the rows, chosen")
-    disturb: dict[Disturbance, Annotated[float, Field(gt=0, le=1)]] = Field(
-        default_factory=dict, description="shares of the training rows to write otherwise, as {typos: 0.2}"
-    )
-    fold_labels: bool = Field(
-        default=True,
-        description="take labels for one that differ in case, blanks or Unicode form only, or as 1 and 1.0",
-    )
-    extra_tests: dict[str, Origin] = Field(default_factory=dict, description="further rows only ever tested on")
-    extra_train: dict[str, Origin] = Field(
-        default_factory=dict,
-        description="further rows only ever trained on, such as judged answers; where another row has the same text, "
-        "theirs counts",
-    )
-
-    @field_validator("disturb")
-    @classmethod
-    def _at_most_all(cls, disturb: dict[Disturbance, float]) -> dict[Disturbance, float]:
-        if sum(disturb.values()) > 1 + 1e-9:
-            raise ValueError("the shares of all together are above 1")
-        return disturb
-
-    @field_validator("slices")
-    @classmethod
-    def _not_length(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
-        if "length" in slices:
-            raise ValueError("the rows are scored apart by their length anyway; give the column another name")
-        return slices
-
-    @field_validator("extra_tests", "extra_train")
-    @classmethod
-    def _names_of_their_own(cls, extra: dict[str, Origin]) -> dict[str, Origin]:
-        _check_names(extra)
-        return extra
-
-
-def origins_in(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what says where rows come from, in a recipe as JSON has it."""
-    for data in (content["data"], *(mixed["data"] for mixed in content.get("mix", {}).values())):
-        yield data
-        for parts in ("extra_tests", "extra_train"):
-            yield from data.get(parts, {}).values()
-
-
-def _check_names(parts: Iterable[str]) -> None:
-    for name in parts:
-        if name in ("train", "validation", "test"):
-            raise ValueError(f"'{name}' is what one of the recipe's own splits is called; choose another name")
-        if not re.fullmatch(PART, name):
-            raise ValueError(f"'{name}' is no name; use letters, digits, '.', '_' and '-'")
-
-
-def _checked(template: str | Chat) -> str | Chat:
-    return checked_template(template) if isinstance(template, str) else template
-
-
-# A text, or a chat as {system: …, user: …}.
-AnyTemplate = Annotated[
-    Annotated[str, Tag("text")] | Annotated[Chat, Tag("chat")],
-    Discriminator(lambda given: "text" if isinstance(given, str) else "chat"),
-    AfterValidator(_checked),
-]
-
-
-class ClassificationRecipe(Strict):
-    makes: ClassVar = ClassificationTask
-    kind: Literal["classification"]
-    template: AnyTemplate = "Text: {text}\nLabel:"
-    labels: tuple[str, ...] | None = Field(default=None, description="default: those in the data, sorted")
-    max_input_tokens: int = Field(default=512, ge=8)
-    normalize: bool = False
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _as_text(cls, labels: Any) -> Any:
-        """Rows name a label by its text, so that 1 is ``1``; of a recipe's file the text is taken as it is written."""
-        if not isinstance(labels, list | tuple):
-            return labels
-        return tuple(
-            label.strip() if isinstance(label, str) else str(label) if type(label) in (int, float) else label
-            for label in labels
-        )
-
-
-class SummarizationRecipe(Strict):
-    makes: ClassVar = SummarizationTask
-    kind: Literal["summarization"]
-    template: AnyTemplate = "Text: {text}\n\nSummary:"
-    max_input_tokens: int = Field(default=1024, ge=8)
-    max_answer_tokens: int = Field(default=128, ge=1)
-    normalize: bool = False
-    long: Long = "cut"
-
-
-class GenerationRecipe(Strict):
-    makes: ClassVar = GenerationTask
-    kind: Literal["generation"]
-    template: AnyTemplate | None = Field(
-        default=None,
-        description="how a text alone is asked; default: a chat of the base, with what the system says in all rows",
-    )
-    max_input_tokens: int = Field(default=1024, ge=8)
-    max_answer_tokens: int = Field(default=256, ge=1, le=4096)
-    normalize: bool = False
-    decoding: Decoding = GREEDY
-    json_schema: Annotated[dict[str, Any], AfterValidator(checked_schema)] | None = None
-
-
-TaskRecipe = Annotated[ClassificationRecipe | SummarizationRecipe | GenerationRecipe, Field(discriminator="kind")]
 
 # How a method's result is served: as the LoRA it is, as a LoRA made of it, as vectors in front of the prompt (of which
 # a prefix cannot be served: it is in every layer).
@@ -428,42 +209,6 @@ class Gate(Strict):
     extra_tests: dict[str, dict[str, Threshold]] = Field(default_factory=dict)
 
 
-class Range(Strict):
-    """What a sweep may try between ``low`` and ``high``: whole numbers only, or evenly in the logarithm."""
-
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError("low must be below high, and above 0 where log is true")
-        if self.whole and not (self.low.is_integer() and self.high.is_integer()):
-            raise ValueError("low and high must be whole numbers where whole is true")
-        return self
-
-
-Choices = Annotated[tuple[str | int | float | bool, ...], Field(min_length=1)]
-# A trial is judged by its validation loss: what would change the rows, the prompt or the loss cannot be swept.
-SWEPT = re.compile(r"(training|lora|soft_prompt)\..+|method|last_layers|data\.(keep(\..+)?|train_rows)|mix\..+\.weight")
-
-
-def _kind_of_space(given: Any) -> str | None:
-    return "range" if isinstance(given, dict | Range) else "list" if isinstance(given, list | tuple) else None
-
-
-Space = Annotated[
-    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("list")],
-    Discriminator(
-        _kind_of_space,
-        custom_error_type="space",
-        custom_error_message="takes a list of values, or {low, high} with log and whole",
-    ),
-]
-
-
 class Recipe(Strict):
     name: str = Field(description="the adapter's name in the store")
     description: str = Field(default="", max_length=2000)
@@ -504,7 +249,7 @@ class Recipe(Strict):
             embedded = self.evaluation.similarity and test not in self.mix
             self._check_metrics(f"gate.extra_tests.{test}", thresholds, makes, embedded)
         self._check_metrics("gate.test", self.gate.test, self.task.makes, self.evaluation.similarity)
-        _check_names(self.mix)
+        check_names(self.mix)
         for name, mixed in self.mix.items():
             if name in self.data.extra_tests:
                 raise ValueError(f"mix.{name}: one of the recipe's own tests has this name; choose another")

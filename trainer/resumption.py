@@ -12,7 +12,8 @@ import yaml
 from adapters.base_model import resolve_base
 from adapters.errors import HotswapError
 from trainer.loading import load_recipe
-from trainer.recipe import Recipe, origins_in
+from trainer.origin import origins_in
+from trainer.recipe import Recipe
 from trainer.runs import Run, identity_of, write_whole
 
 RECIPE, BASE = "recipe.yaml", "base.json"

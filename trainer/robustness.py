@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from trainer.recipe import Disturbance
+from trainer.origin import Disturbance
 from trainer.rows import Row
 
 TYPOS_OF_WORDS = 0.1

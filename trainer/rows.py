@@ -17,7 +17,8 @@ from adapters.tasks import KINDS
 from adapters.tasks.base import SLOT, normalized
 from adapters.tasks.shapes import checked_schema
 from trainer.chats import LeftOut, NotARow, Shape, shape_of, turns_of
-from trainer.recipe import PAIRED, Data, Origin
+from trainer.origin import Data, Origin
+from trainer.recipe import PAIRED
 from trainer.records import class_label, text_of
 from trainer.sources import fetch_rows
 from trainer.tables import FileTable

@@ -19,7 +19,8 @@ from adapters.progress import say
 from trainer.data import Splits
 from trainer.mixture import make_job
 from trainer.progress import Diverged
-from trainer.recipe import Range, Recipe
+from trainer.recipe import Recipe
+from trainer.space import Range
 from trainer.train import train
 
 # Trials that are let run to their end before any is stopped for being worse than the median of those before it.

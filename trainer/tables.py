@@ -9,7 +9,7 @@ from itertools import islice
 from adapters.errors import HotswapError
 from trainer.dialect import NULL, Dialect, Lines, Told, choose, header_of, rows
 from trainer.files import Unreadable, check_file, content, kind_of, lines, suffix_of, undecodable
-from trainer.recipe import Origin
+from trainer.origin import Origin
 from trainer.records import NO_ROWS, Record, json_document, json_lines, parquet_columns, parquet_records
 
 MOST_PROBLEMS = 1000

@@ -23,7 +23,7 @@ from tests.service.test_feedback_database import place as place
 from tests.trainer.workplace import Workplace
 from trainer.data import read_rows
 from trainer.feedback import read_log
-from trainer.recipe import Data
+from trainer.origin import Data
 from trainer.rows import Columns
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adapters.errors import HotswapError
 from tests.trainer.conftest import MakeRecipe, WriteRows, reviews, settings
 from trainer.data import Splits, _split, labels_of, load_splits, read_rows
-from trainer.recipe import Data, Origin
+from trainer.origin import Data, Origin
 from trainer.rows import Columns, Row
 from trainer.sources import SOURCES
 

@@ -15,7 +15,7 @@ from adapters.jsonl import write_rows
 from tests.trainer.workplace import Workplace
 from trainer.data import read_rows
 from trainer.feedback import read_log
-from trainer.recipe import Data
+from trainer.origin import Data
 from trainer.rows import Columns
 
 

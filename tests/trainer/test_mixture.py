@@ -14,7 +14,7 @@ from tests.trainer.conftest import MakeRecipe, WriteRows, reviews
 from trainer.data import kept, load_splits
 from trainer.evaluate import evaluate
 from trainer.mixture import make_job, mixture
-from trainer.recipe import Keep
+from trainer.origin import Keep
 from trainer.rows import Row
 from trainer.train import train
 

@@ -17,7 +17,7 @@ from adapters.errors import HotswapError
 from tests.trainer.conftest import MakeRecipe, WriteRows
 from tests.trainer.workplace import Workplace, furnish
 from trainer.data import load_splits
-from trainer.recipe import Origin
+from trainer.origin import Origin
 from trainer.rows import Columns, open_table
 
 DATA = Path(__file__).parent / "data"

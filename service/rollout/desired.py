@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from adapters.catalogue import Catalogue
 from adapters.store import Store
 
 
+@dataclass(frozen=True)
+class Look:
+    """The whole store as it was ``at`` a moment (monotonic seconds), when it had this ``pulse``."""
+
+    catalogue: Catalogue
+    pulse: str | None
+    at: float
+
+
 class Desired:
-    """The newest catalogue.
+    """When to look at the store again.
 
     The store is listed only when its pulse has changed, and every ``sweep_seconds``: a writer may have been
     killed before its pulse, be of an older kind, or have copied files by hand.
@@ -17,25 +27,17 @@ class Desired:
 
     def __init__(self, store: Store, sweep_seconds: float) -> None:
         self._store, self._sweep_seconds = store, sweep_seconds
-        # One value: a look that was given up may still be under way in its thread when the next one begins, and
-        # must not leave what it saw under the other's pulse.
-        self._seen: tuple[str | None, float, Catalogue] = (None, float("-inf"), Catalogue())
+        # Set by who takes a look over: one that was given up may still end in its thread, and nobody knows what it saw.
+        self.last = Look(Catalogue(), None, float("-inf"))
 
     def is_due(self) -> bool:
-        """Whether something has changed, or it is time to look at all. Raises :class:`StoreUnavailable`."""
-        known, swept, _ = self._seen
-        pulse = self._store.pulse(known)
-        return pulse is None or pulse != known or time.monotonic() - swept >= self._sweep_seconds
+        """Whether something has changed since the last look, or it is time. Raises :class:`StoreUnavailable`."""
+        last = self.last
+        pulse = self._store.pulse(last.pulse)
+        return pulse is None or pulse != last.pulse or time.monotonic() - last.at >= self._sweep_seconds
 
-    @property
-    def catalogue(self) -> Catalogue:
-        """What was seen last."""
-        return self._seen[2]
-
-    def look(self) -> Catalogue:
-        """Return the store as of now. Raises :class:`StoreUnavailable`."""
+    def look(self, known: Catalogue) -> Look:
+        """Return the store as of now; what is ``known`` of it is not read again. Raises :class:`StoreUnavailable`."""
         # The pulse before the store: what is released in between changes it again.
         pulse, now = self._store.pulse(), time.monotonic()
-        catalogue = self._store.catalogue(self.catalogue)
-        self._seen = pulse, now, catalogue
-        return catalogue
+        return Look(self._store.catalogue(known), pulse, now)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -118,7 +118,10 @@ class Reconciler:
         """Look once, and begin to move what is behind; with ``sweep`` at the store itself, whatever its pulse says."""
         try:
             if sweep or await self._offload("pulse", self._desired.is_due):
-                self._adopt(await self._offload("sweep", self._desired.look, patience=SWEEP_PATIENCE))
+                known = self._routing.catalogue
+                look = await self._offload("sweep", self._desired.look, known, patience=SWEEP_PATIENCE)
+                self._desired.last = look
+                self._adopt(self._with_what_was_learnt(known, look.catalogue))
         except HotswapError as error:
             self._metrics.store_errors.inc()
             if self.store_reachable:
@@ -195,13 +198,26 @@ class Reconciler:
             logger.warning("in the store %s, no names of adapters: %s", self._store.place, ", ".join(catalogue.odd))
         for entry in catalogue:
             known = before.entries.get(entry.name)
-            if entry.fault and (known is None or known.fault != entry.fault):
-                logger.warning("%s What it serves stays.", entry.fault)
-                self._metrics.store_errors.inc()
+            self._tell_fault(known, entry)
             if known is None or known.generation != entry.generation:
                 self._metrics.generation(self._metrics.store_generation, entry.name, entry.generation)
         forget_what_is_gone(self._metrics, before, catalogue)
         self._residency.supersede_retired()
+
+    def _with_what_was_learnt(self, since: Catalogue, looked: Catalogue) -> Catalogue:
+        """Return what a look at everything saw, but of single adapters that were looked at meanwhile what is newer."""
+        meanwhile = self._routing.catalogue
+        newer = {
+            entry.name: entry
+            for entry in (meanwhile if meanwhile is not since else ())
+            if entry is not since.entries.get(entry.name) and entry.generation >= looked.get(entry.name).generation
+        }
+        return replace(looked, entries=dict(sorted({**looked.entries, **newer}.items()))) if newer else looked
+
+    def _tell_fault(self, known: Entry | None, entry: Entry) -> None:
+        if entry.fault and (known is None or known.fault != entry.fault):
+            logger.warning("%s What it serves stays.", entry.fault)
+            self._metrics.store_errors.inc()
 
     def _move_all(self) -> None:
         behind, unreadable = {}, 0
@@ -321,6 +337,7 @@ class Reconciler:
         with suppress(NotInStore):  # not even a name
             entry = await self._offload(name, self._store.adapter, name)
             if entry.versions:
+                self._tell_fault(self._routing.catalogue.entries.get(name), entry)
                 self._routing.learn(entry)
                 if self._followers:
                     self._followers.learn(entry)

@@ -29,6 +29,9 @@ from service.settings import Settings
 from tests.conftest import MakeAdapter
 from tests.s3 import S3Server
 
+# Seconds for what takes a moment, on a machine that others use as well.
+PATIENT = 20
+
 
 @pytest.fixture
 def anyio_backend() -> str:
@@ -54,6 +57,12 @@ class Running:
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         named = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
         return sum(float(line.rsplit(" ", 1)[1]) for line in named if all(label in line for label in wanted))
+
+    async def until(self, holds: Callable[[float], bool], name: str, **labels: str) -> None:
+        """Wait for a metric; fail loudly rather than for ever."""
+        async with asyncio.timeout(PATIENT):
+            while not holds(await self.metric(name, **labels)):
+                await asyncio.sleep(0.01)
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Running]]
@@ -91,7 +100,8 @@ def serve(tiny: Base, stocked: Store, tmp_path: Path) -> Serve:
         await asyncio.wait_for(ready.wait(), 60 if fleet else 20)
         port = (listener or server.servers[0].sockets[0]).getsockname()[1]
         url = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        # The first request by OpenAI's API imports vLLM.
+        async with httpx.AsyncClient(base_url=url, timeout=3 * PATIENT) as client:
             yield Running(client, engine, server, app.state, url, failed, fleet)
         engine.gate.set()
         server.should_exit = True
@@ -155,6 +165,6 @@ def _no_signals() -> Any:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what another task is about to make true; fail loudly rather than for ever."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENT):
         while not condition():
             await asyncio.sleep(0.001)

@@ -23,8 +23,7 @@ async def die(service: Running) -> None:
     service.engine.die()
     await until(lambda: not service.engine.alive)
     await until(lambda: service.engine.alive or service.failed.is_set())
-    while not service.failed.is_set() and await service.metric("hotswap_engine_restarts_total") == restarts:
-        await asyncio.sleep(0.01)  # bounded by the test's timeout
+    await service.until(lambda now: now != restarts or service.failed.is_set(), "hotswap_engine_restarts_total")
 
 
 @pytest.mark.parametrize("adapter", ["mood", "brief"])

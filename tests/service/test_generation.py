@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -177,5 +176,4 @@ async def test_a_shadow_is_compared_by_what_it_says(
     helpers.release("helper", NewRelease(stable=1, shadow={"version": 2, "percent": 100}))
     async with serve() as service:
         await service.predict("helper", TEXT)
-        while not await service.metric("hotswap_shadow_total", adapter="helper", outcome="differ"):
-            await asyncio.sleep(0.01)  # bounded by the test's timeout
+        await service.until(bool, "hotswap_shadow_total", adapter="helper", outcome="differ")

@@ -9,7 +9,7 @@ import pytest
 from adapters.intake import add_version
 from adapters.releases import NewRelease, Share
 from tests.conftest import MakeAdapter
-from tests.service.conftest import Running, Serve, until
+from tests.service.conftest import Serve, until
 
 pytestmark = pytest.mark.anyio
 
@@ -132,14 +132,8 @@ async def test_an_unreachable_store_changes_nothing_for_what_is_served(serve: Se
         monkeypatch.setattr(stocked, "pulse", unreachable)
         monkeypatch.setattr(stocked, "names", unreachable)
         monkeypatch.setattr(stocked, "read", unreachable)
-        await _polled(service)
+        await service.until(bool, "hotswap_store_errors_total")
         assert (await service.predict("mood")).status_code == 200
-
-
-async def _polled(service: Running) -> None:
-    async with asyncio.timeout(10):
-        while await service.metric("hotswap_store_errors_total") == 0:
-            await asyncio.sleep(0.01)
 
 
 async def test_a_damaged_release_record_concerns_its_own_adapter_alone(serve: Serve, two_briefs, tmp_path) -> None:

@@ -71,9 +71,7 @@ async def test_generations_are_told_by_adapter_whatever_number_there_is(serve: S
         for gauge in ("hotswap_store_generation", "hotswap_served_generation"):
             assert await service.metric(gauge, adapter="mood") == 4
             assert await service.metric(gauge, adapter="brief") == 1
-        async with asyncio.timeout(10):
-            while await service.metric("hotswap_adapters_behind"):  # as of the last look
-                await asyncio.sleep(0.01)
+        await service.until(lambda behind: not behind, "hotswap_adapters_behind")  # as of the last look
 
 
 def test_generations_beyond_the_cap_have_none_rather_than_one_for_many(monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,7 +173,29 @@ async def test_what_is_served_stays_when_its_own_record_is_damaged_later(serve: 
         await until(lambda: service.state.routing.served("mood").generation == 2)
         (stocked.folder / "mood/releases/2.json").write_text("{")
         assert (await service.client.get("/v1/adapters/mood")).is_success, "which reads the record again"
-        while await service.metric("hotswap_adapters_behind") != 1:
-            """Until it was looked at."""
+        await service.until(lambda behind: behind == 1, "hotswap_adapters_behind")
         assert service.state.routing.served("mood").generation == 2
         assert (await service.predict("mood")).json()["adapter"]["version"] == 2
+
+
+async def test_what_is_learnt_while_everything_is_looked_at_is_not_forgotten(serve: Serve, stocked: Store) -> None:
+    assert stocked.folder is not None
+    seen, go, looks = threading.Event(), threading.Event(), 0
+    catalogue = stocked.catalogue
+
+    def slow(*arguments):
+        nonlocal looks
+        found, looks = catalogue(*arguments), looks + 1
+        seen.set()
+        go.wait(10)
+        return found
+
+    async with serve(sweep_seconds=0.02) as service:
+        stocked.catalogue = slow  # type: ignore[method-assign]
+        await until(seen.is_set)
+        (stocked.folder / "mood/releases/1.json").write_text("{")
+        assert (await service.client.get("/v1/adapters/mood")).is_success
+        go.set()
+        await until(lambda: looks > 3)
+        assert await service.metric("hotswap_adapters_behind") == 1
+        assert (await service.predict("mood")).json()["adapter"]["version"] == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from adapters.releases import NewRelease
 from adapters.store import Store
 from service.http.keys import new_key
-from tests.service.conftest import Running, Serve
+from tests.service.conftest import Running, Serve, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 TEXT = "The plot is dull and slow."
@@ -29,11 +29,6 @@ ASKED: dict[str, dict[str, Any]] = {
 async def client(service: Running, key: str = "none") -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0) as made:
         yield made
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    while not holds():  # bounded by the test's timeout
-        await asyncio.sleep(0.01)
 
 
 async def refusal(service: Running, route: str, **more: Any) -> tuple[int, dict[str, Any]]:
@@ -111,8 +106,8 @@ async def test_a_stream_keeps_its_version_until_it_ends(serve: Serve, two_briefs
         service.engine.gate.set()
         said = "".join([piece.choices[0].text async for piece in await asked])
         assert said.strip().startswith("[brief@1]")
-        while not (await ask.completions.create(model="brief", prompt=TEXT)).choices[0].text.startswith("[brief@2]"):
-            pass  # bounded by the test's timeout
+        await until(lambda: service.state.routing.served("brief").stable == 2)
+        assert (await ask.completions.create(model="brief", prompt=TEXT)).choices[0].text.startswith("[brief@2]")
 
 
 async def test_who_leaves_ends_the_work(serve: Serve) -> None:

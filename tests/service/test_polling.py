@@ -170,8 +170,8 @@ def mood(desired: Desired, *, sweep: bool = False) -> int:
 def generation_of(desired: Desired, name: str, *, sweep: bool = False) -> int:
     """Look as a poll does, and return the adapter's newest generation."""
     if sweep or desired.is_due():
-        desired.look()
-    return desired.catalogue.get(name).generation
+        desired.last = desired.look(desired.last.catalogue)
+    return desired.last.catalogue.get(name).generation
 
 
 def unreachable(*_: object) -> None:

@@ -116,9 +116,7 @@ async def test_a_shadow_answers_copies_and_nobody_sees_them(serve: Serve, stocke
         await until(lambda: service.state.routing.served("mood").shadow is not None)
         told = await service.client.post("/v1/predict", json={"adapter": "mood", "inputs": ["a film", "a play", " "]})
         assert told.json()["adapter"]["version"] == 1
-        async with asyncio.timeout(10):
-            while await service.metric("hotswap_shadow_total", adapter="mood", version="2") < 3:
-                await asyncio.sleep(0.01)
+        await service.until(lambda shown: shown >= 3, "hotswap_shadow_total", adapter="mood", version="2")
         assert await service.metric("hotswap_shadow_total", outcome="failed") == 0
         assert await service.metric("hotswap_requests_total", adapter="mood", version="2") == 0
         shown = (await service.client.get("/v1/adapters/mood")).json()
@@ -146,9 +144,7 @@ async def test_a_shadow_gives_way_to_load_and_its_failures_reach_nobody(
 
         monkeypatch.setattr(service.engine, "generate", failing)
         assert (await service.predict("mood")).status_code == 200
-        async with asyncio.timeout(10):
-            while await service.metric("hotswap_shadow_total", outcome="failed") == 0:
-                await asyncio.sleep(0.01)
+        await service.until(bool, "hotswap_shadow_total", outcome="failed")
 
 
 async def test_feedback_by_label_is_compared_with_what_was_said_and_counted_once(serve: Serve) -> None:

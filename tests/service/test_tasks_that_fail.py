@@ -135,9 +135,7 @@ async def test_a_fault_in_comparing_a_shadow_is_counted_and_nobody_s(serve: Serv
         monkeypatch.setattr(service.state.answering, "shadow", failing)
         for _ in range(3):
             assert (await service.predict("mood")).status_code == 200
-        async with asyncio.timeout(10):
-            while await service.metric("hotswap_shadow_total", outcome="failed") < 3:
-                await asyncio.sleep(0.01)
+        await service.until(lambda failed: failed >= 3, "hotswap_shadow_total", outcome="failed")
         assert (await service.predict("mood")).status_code == 200
 
 

@@ -143,7 +143,7 @@ def test_the_level_changes_while_it_runs(tmp_path: Path, stocked: Store, tiny: B
 )
 def test_a_scraper_gets_what_it_asks_for_or_text(tmp_path: Path, stocked: Store, tiny: Base, accept: str) -> None:
     with started(tmp_path, stocked, tiny) as server:
-        answer = httpx.get(f"{server.url}/metrics", headers={"accept": accept})
+        answer = httpx.get(f"{server.url}/metrics", headers={"accept": accept}, timeout=60)
         assert answer.status_code == 200
         assert ("openmetrics" in answer.headers["content-type"]) == ("openmetrics" in accept)
         assert answer.text.endswith("# EOF\n") == ("openmetrics" in accept)

@@ -504,7 +504,7 @@ def test_the_real_engine_and_who_uses_it_are_replaced(tmp_path: Path, tiny_folde
         (engine,) = [child for child in service.children() if "EngineCore" in " ".join(child.cmdline())]
         engine.kill()
         wait_for(3, r"API process 1 answers")
-        while httpx.get(f"{server.url}/readyz").status_code != 200:
+        while httpx.get(f"{server.url}/readyz", timeout=60).status_code != 200:
             time.sleep(0.05)
         assert answers() == before
         assert server.stop() == 0

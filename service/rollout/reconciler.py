@@ -206,13 +206,11 @@ class Reconciler:
 
     def _with_what_was_learnt(self, since: Catalogue, looked: Catalogue) -> Catalogue:
         """Return what a look at everything saw, but of single adapters that were looked at meanwhile what is newer."""
-        meanwhile = self._routing.catalogue
-        newer = {
-            entry.name: entry
-            for entry in (meanwhile if meanwhile is not since else ())
-            if entry is not since.entries.get(entry.name) and entry.generation >= looked.get(entry.name).generation
-        }
-        return replace(looked, entries=dict(sorted({**looked.entries, **newer}.items()))) if newer else looked
+        if self._routing.catalogue is since:
+            return looked
+        learnt = [entry for entry in self._routing.catalogue if entry is not since.entries.get(entry.name)]
+        newer = {entry.name: entry for entry in learnt if not _is_older(entry, looked.get(entry.name))}
+        return replace(looked, entries=dict(sorted({**looked.entries, **newer}.items())))
 
     def _tell_fault(self, known: Entry | None, entry: Entry) -> None:
         if entry.fault and (known is None or known.fault != entry.fault):
@@ -355,6 +353,10 @@ def forget_what_is_gone(metrics: Metrics, before: Catalogue, catalogue: Catalogu
             metrics.forget(entry.name, str(version))
     for name in before.entries.keys() - catalogue.entries.keys():
         metrics.forget_adapter(name)
+
+
+def _is_older(entry: Entry, other: Entry) -> bool:
+    return entry.generation < other.generation or not set(entry.versions).issuperset(other.versions)
 
 
 async def _wait(tasks: list[asyncio.Task[None]], seconds: float) -> int:

@@ -5,8 +5,8 @@ Immutable: whoever needs a newer one asks the store, which lists everything once
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from adapters.releases import Release
 
@@ -41,3 +41,8 @@ class Catalogue:
     def get(self, name: str) -> Entry:
         """Return an adapter; of an unknown one, an entry without versions."""
         return self.entries.get(name) or Entry(name)
+
+    def updated(self, entries: Iterable[Entry]) -> Catalogue:
+        """Return this with ``entries`` in the place of those of their names, or beside the others."""
+        newer = {entry.name: entry for entry in entries}
+        return replace(self, entries=dict(sorted({**self.entries, **newer}.items())))

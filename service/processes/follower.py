@@ -117,9 +117,8 @@ class Mirror:
 
     def see(self, changed: list[Entry], gone: set[str]) -> None:
         before = self._routing.catalogue
-        entries = {name: entry for name, entry in before.entries.items() if name not in gone}
-        entries |= {entry.name: entry for entry in changed}
-        self._routing.catalogue = Catalogue(dict(sorted(entries.items())))
+        kept = Catalogue({name: entry for name, entry in before.entries.items() if name not in gone})
+        self._routing.catalogue = kept.updated(changed)
         forget_what_is_gone(self._metrics, before, self._routing.catalogue)
         self._residency.supersede_retired()
 

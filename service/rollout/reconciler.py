@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -209,8 +209,7 @@ class Reconciler:
         if self._routing.catalogue is since:
             return looked
         learnt = [entry for entry in self._routing.catalogue if entry is not since.entries.get(entry.name)]
-        newer = {entry.name: entry for entry in learnt if not _is_older(entry, looked.get(entry.name))}
-        return replace(looked, entries=dict(sorted({**looked.entries, **newer}.items())))
+        return looked.updated(entry for entry in learnt if not _is_older(entry, looked.get(entry.name)))
 
     def _tell_fault(self, known: Entry | None, entry: Entry) -> None:
         if entry.fault and (known is None or known.fault != entry.fault):

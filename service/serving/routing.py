@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from adapters.catalogue import Catalogue, Entry
@@ -67,8 +67,7 @@ class Routing:
 
     def learn(self, entry: Entry) -> None:
         """Take in one adapter that was looked at by itself."""
-        entries = {**self.catalogue.entries, entry.name: entry}
-        self.catalogue = replace(self.catalogue, entries=dict(sorted(entries.items())))
+        self.catalogue = self.catalogue.updated([entry])
 
     def flip(self, name: str, release: Release) -> set[Key]:
         """Serve ``release`` to every request from now on; return the versions that no release names any more."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sqlite3
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +57,12 @@ async def counted(service: Running, outcome: str = "") -> float:
     return await service.metric("hotswap_feedback_total", **({"outcome": outcome} if outcome else {}))
 
 
-async def reaches(value: float, measured: Callable[[], Awaitable[float]]) -> None:
-    """Wait for a metric to come to ``value``."""
-    seen = None
-    for _ in range(2000):
-        if (seen := await measured()) == value:
-            return
-    raise AssertionError(f"{seen}, not {value}")
-
-
 async def written(service: Running, number: float) -> None:
-    await reaches(number, lambda: service.metric("hotswap_feedback_writes_total", outcome="written"))
+    await service.until(lambda now: now == number, "hotswap_feedback_writes_total", outcome="written")
 
 
 async def up(service: Running, value: float) -> None:
-    await reaches(value, lambda: service.metric("hotswap_feedback_database_up"))
+    await service.until(lambda now: now == value, "hotswap_feedback_database_up")
 
 
 def rows(place: str, table: Any = predictions) -> list[dict[str, Any]]:

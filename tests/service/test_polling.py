@@ -115,6 +115,12 @@ class TestDesired:
         assert mood(swept, sweep=True) == 2
         assert mood(Desired(stocked, sweep_seconds=NEVER)) == 2
 
+    def test_a_look_that_nobody_took_over_counts_for_nothing(self, swept: Desired, stocked: Store) -> None:
+        stocked.release("mood", NewRelease(stable=2))
+        swept.look(swept.last.catalogue)  # it was given up, and comes back all the same
+        assert swept.is_due()
+        assert mood(swept) == 2
+
     def test_the_sweep_comes_when_it_is_time(self, stocked: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         desired = Desired(stocked, sweep_seconds=30)
         now = [1000.0]

@@ -47,7 +47,7 @@ from service.engine.plugin import is_cpu
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 REFERENCE = Path(__file__).parent / "results" / "gpu_reference.json"
-PARTS = "answers,swaps,vllm,engine"
+PARTS = "starts,answers,swaps,vllm,engine"
 LABELS = ["positive", "negative"]
 # The service and vLLM's server share the GPU, and have the same limits.
 SHARE, SLOTS, TEXTS, STEP_TOKENS, DTYPE = 0.4, 16, 256, 8192, "bfloat16"
@@ -124,9 +124,9 @@ class Check:
         servers: list[Any] = []
         if set(parts) - {"engine"}:
             with self.part("start"):
-                if self.scale is FULL:
+                if twice := "starts" in parts and self.scale is FULL:
                     self.start(service, "first").process.stop()
-                servers.append(self.start(service, "second" if self.scale is FULL else "first"))
+                servers.append(self.start(service, "second" if twice else "first"))
         if servers and "answers" in parts:
             with self.part("answers"):
                 self.compare_answers(*servers)

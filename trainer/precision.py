@@ -63,7 +63,10 @@ def computed_by(model: Any) -> Computed:
 
 def settle_attention(model: Any, *, bfloat16: bool) -> None:
     """Let attention stay in float32 where a CPU multiplies in bfloat16: PyTorch's kernel for it is four times slower in
-    bfloat16, a sixth of a whole step."""
+    bfloat16, a sixth of a whole step. On a GPU keep to PyTorch's own kernels."""
+    # cuDNN's (9.19, on an H200) gives gradients that are not numbers where rows are padded on the left to a multiple of
+    # 64 tokens: one batch in fifty.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if bfloat16 and not torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(SDPA_FLOAT32)
 

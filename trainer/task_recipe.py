@@ -31,6 +31,12 @@ class ClassificationRecipe(Strict):
     template: AnyTemplate = "Text: {text}\nLabel:"
     labels: tuple[str, ...] | None = Field(default=None, description="default: those in the data, sorted")
     max_input_tokens: int = Field(default=512, ge=8)
+    head_share: float = Field(
+        default=0.75,
+        ge=0,
+        le=1,
+        description="of a text that is longer: so much of what is kept is its beginning, the rest its end",
+    )
     normalize: bool = False
 
     @field_validator("labels", mode="before")

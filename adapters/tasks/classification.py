@@ -17,9 +17,9 @@ from adapters.validation import explained
 
 # Each hundred takes another forward pass, most of which the prefix cache spares.
 MAX_LABELS = 512
-# Of a text that is too long, its first quarter and its end are kept: head and tail together beat either
-# alone when a classifier must read less than everything (Sun et al. 2019, "How to Fine-Tune BERT for Text
-# Classification?", section 5.3.1, where 128 of 510 tokens are head).
+# Of a text that is too long, beginning and end are kept: together they beat either alone when a classifier must read less
+# than everything (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.3.1). So much of it was the
+# beginning before a task said how much.
 HEAD_SHARE = 0.25
 
 
@@ -47,6 +47,9 @@ class ClassificationTask(BaseTask):
     kind: Literal["classification"] = "classification"
     labels: tuple[Label, ...] = Field(min_length=2, max_length=MAX_LABELS)
     temperature: float = Field(default=1.0, gt=0, description="divides the scores' logits: calibration")
+    head_share: float = Field(
+        default=HEAD_SHARE, ge=0, le=1, description="of a text that is cut: so much of what is kept is its beginning"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -103,7 +106,7 @@ class ClassificationTask(BaseTask):
         return tuple(label.name for label in self.labels)
 
     def cut(self, ids: list[int], limit: int) -> list[int]:
-        head = round(limit * HEAD_SHARE)
+        head = round(limit * self.head_share)
         return ids[:head] + ids[len(ids) - (limit - head) :]
 
     def target(self, answer: str, tokenizer: Tokenizer, *, end: int) -> list[int]:

@@ -14,7 +14,7 @@ from trainer.plots import plots
 from trainer.recipe import Recipe
 from trainer.report import CONFUSED, FEW_SHOT, READABLE_LABELS, figure, score_rows
 from trainer.run_record import RunRecord
-from trainer.verdict import confused, findings, lost, weakest, worth_serving
+from trainer.verdict import confused, findings, lost, training_held, weakest, worth_serving
 
 WEAKEST = 10
 TONES = {"good": "good", "fair": "so-so", "bad": "mind this", "unknown": ""}
@@ -40,7 +40,7 @@ def page(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> 
         evaluation=evaluation,
         tested=tested,
         verdict=worth_serving(evaluation, kind),
-        findings=findings(evaluation, kind),
+        findings=[*filter(None, [training_held(run)]), *findings(evaluation, kind)],
         tones=TONES,
         numbers=numbers(evaluation, kind),
         plots=plots(run.history, evaluation, kind.merit_name),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field
 
 from trainer.evaluation import Kept, Scores
@@ -57,3 +59,9 @@ class RunRecord(Kept):
     made_with: MadeWith = MadeWith()
     files: dict[str, str] | None = None
     history: tuple[HistoryEntry, ...] = ()
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The step at which a loss was no number, so that a state from before it was taken."""
+        losses = ((entry.step, loss) for entry in self.history for loss in (entry.loss, entry.eval_loss))
+        return next((step for step, loss in losses if loss is not None and not math.isfinite(loss)), None)

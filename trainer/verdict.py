@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from adapters.tasks.base import BaseTask
 from trainer.evaluation import Confusion, Evaluation, PerClass, Scores
 from trainer.robustness import AS_WRITTEN, IN_WORDS
+from trainer.run_record import RunRecord
 
 SIGNIFICANT = 0.05
 FEW_ROWS, FEW_OF_A_LABEL = 100, 5
@@ -89,6 +90,14 @@ def findings(evaluation: Evaluation, kind: type[BaseTask]) -> list[Finding]:
         enough_rows(evaluation),
     ]
     return [finding for finding in found if finding]
+
+
+def training_held(run: RunRecord) -> Finding | None:
+    """Tell of a training that ended in numbers of no use: what is judged is what it had reached before."""
+    if (step := run.diverged_at) is None:
+        return None
+    told = f"No: at step {step} its loss was no number any more, and its best state before that was taken."
+    return Finding("Did the training hold?", "fair", f"{told} With a lower training.learning_rate it may get further.")
 
 
 def worth_it(evaluation: Evaluation) -> str:

@@ -17,9 +17,9 @@ from adapters.validation import explained
 
 # Each hundred takes another forward pass, most of which the prefix cache spares.
 MAX_LABELS = 512
-# Of a text that is too long, beginning and end are kept: together they beat either alone when a classifier must read less
-# than everything (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.3.1). So much of it was the
-# beginning before a task said how much.
+# Of a text that is too long, beginning and end are kept: together they beat either alone when a classifier must read
+# less than everything (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.3.1). So much of it
+# is the beginning where a task does not say how much, as none did at first.
 HEAD_SHARE = 0.25
 
 

@@ -153,14 +153,17 @@ class TestPrompt:
             assert kept == body
 
     @properties
-    @given(words=st.integers(30, 200), limit=st.integers(8, 29))
-    def test_of_a_long_text_a_classifier_reads_head_and_tail(self, tiny: Base, words: int, limit: int) -> None:
+    @given(words=st.integers(30, 200), limit=st.integers(8, 29), share=st.sampled_from([None, 0, 0.25, 0.75, 1]))
+    def test_of_a_long_text_a_classifier_reads_head_and_tail(
+        self, tiny: Base, words: int, limit: int, share: float | None
+    ) -> None:
         text = " ".join(str(number) for number in range(words))
-        task = make("classification", tiny, max_input_tokens=limit)
+        said = {} if share is None else {"head_share": share}
+        task = make("classification", tiny, max_input_tokens=limit, **said)
         head, tail = frame(tiny)
         body = tiny.tokenizer.encode(" " + text)
         kept = task.prompt(text, tiny.tokenizer).ids[len(head) : -len(tail)]
-        first = round(limit / 4)
+        first = round(limit * (0.25 if share is None else share))  # as those that were published before it was said
         assert kept == body[:first] + body[len(body) - (limit - first) :]
         assert len(kept) == limit
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from adapters.base_model import Base
 from trainer import precision
 
 
@@ -48,6 +50,12 @@ def test_it_is_tried_once_a_process(monkeypatch) -> None:
     for _ in range(3):
         precision.in_bfloat16("auto")
     assert tried == [torch.float32, torch.bfloat16]
+
+
+def test_attention_is_not_left_to_cudnn(tiny: Base) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    precision.settle_attention(AutoModelForCausalLM.from_pretrained(tiny.folder), bfloat16=True)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from adapters.base_model import Base
@@ -249,6 +250,23 @@ class TestARefusedRun:
         with pytest.raises(HotswapError, match=r"the training diverged into infinite weights; set a lower training\."):
             run(recipe, splits, tiny)
         assert not (recipe.run_folder / "adapter").exists()
+
+
+def test_of_a_training_that_diverges_later_the_best_state_before_is_kept(
+    make_recipe: MakeRecipe, splits: Splits, tiny: Base
+) -> None:
+    class Ruin(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if state.global_step == 7:
+                next(p for p in model.parameters() if p.requires_grad).data.fill_(math.nan)
+
+    recipe = make_recipe(training=STEADY)
+    result = train(make_job(recipe, splits, tiny), [Ruin()])
+    assert result is not None
+    assert result.diverged_at == result.steps == 8
+    assert math.isfinite(result.best_validation_loss or math.nan)
+    assert all(tensor.isfinite().all() for tensor in weights(recipe).values())
+    assert run(make_recipe(training=STEADY, output=Path(f"{recipe.run_folder}-2")), splits, tiny).diverged_at is None
 
 
 class TestAKilledRun:

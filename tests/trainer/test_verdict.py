@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,7 @@ from trainer.evaluation import Confusion, Evaluation, PerClass
 from trainer.page import page
 from trainer.recipe import Recipe
 from trainer.report import card
-from trainer.run_record import RunRecord
+from trainer.run_record import HistoryEntry, RunRecord
 from trainer.verdict import (
     Finding,
     breaks,
@@ -271,6 +272,12 @@ class TestThePage:
         html = page(recipe(tmp_path), tiny, RUN, evaluation({"rows": 100, "accuracy": 0.8}))
         assert "Not judged" in html
         assert "<svg" not in html
+
+    def test_tells_of_a_training_that_diverged(self, tmp_path: Path, tiny: Base) -> None:
+        lost = (HistoryEntry(step=8, loss=0.4, eval_loss=0.5), HistoryEntry(step=12, loss=math.nan))
+        html = page(recipe(tmp_path), tiny, RUN.model_copy(update={"history": lost}), evaluation())
+        assert "at step 12 its loss was no number any more" in html
+        assert "Did the training hold?" not in page(recipe(tmp_path), tiny, RUN, evaluation())
 
     def test_needs_nothing_else_is_the_same_every_time_and_takes_the_colours_around_it(
         self, tmp_path: Path, tiny: Base

@@ -27,6 +27,7 @@ from trainer.recipe import Recipe
 from trainer.resumption import keep
 from trainer.run_record import RunRecord
 from trainer.runs import CHECKED, RUN, TASK, Run
+from trainer.verdict import training_held
 
 
 def add(commands: Any) -> None:
@@ -60,6 +61,8 @@ def complete(run: Run, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(done.content()))
         return
+    if held := training_held(done):
+        say(f"{held.question} {held.answer}")
     aim = "reward" if recipe.objective == "grpo" else "loss"
     print(
         f"trained {done.trainable_parameters:,} parameters in {done.seconds:.0f} s "

@@ -20,6 +20,7 @@ from adapters.errors import HotswapError
 from adapters.jsonl import write_rows
 from adapters.packages import cache_folder
 from trainer.evaluation import Evaluation
+from trainer.run_record import RunRecord
 from trainer.sources import fetch_rows
 
 RESULTS = Path(__file__).parent / "results" / "learning.json"
@@ -84,6 +85,7 @@ def main() -> int:
     parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)}; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of split and training (0 1 2)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="to try another default")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="keep the runs there, and go on with what is there")
     parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")
     parser.set_defaults(command=measure)
     return cli.run(parser)
@@ -95,33 +97,39 @@ def measure(options: argparse.Namespace) -> None:
     runs = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     for name in [] if options.table else options.sets or SETS:
         for seed in options.seeds:
-            runs.append({"data": name, "seed": seed, "changes": options.set, **_one(name, seed, options.set)})
+            with tempfile.TemporaryDirectory() as made:
+                folder = (options.runs or Path(made)) / "-".join([name, str(seed), *options.set])
+                runs.append(
+                    {"data": name, "seed": seed, "changes": options.set, **_one(name, seed, options.set, folder)}
+                )
             print(json.dumps(runs[-1]), file=sys.stderr)
             RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
     print(_table(runs))
 
 
-def _one(name: str, seed: int, changes: list[str]) -> dict[str, Any]:
-    """Return the scores and the seconds of one training and its evaluation, each in a process of its own."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        content = {"name": name, "seed": seed, "output": str(folder / "run"), **SETS[name](folder)}
-        recipe = folder / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
-        seconds = {}
-        for command in ("train", "evaluate"):
-            started = time.monotonic()
-            given = [part for change in changes for part in ("--set", change)]
-            done = subprocess.run(
-                [sys.executable, "-m", "trainer", command, str(recipe), *given],
-                stdout=subprocess.DEVNULL,
-                check=False,
-            )
-            if done.returncode != 0:
-                raise HotswapError(f"{command} of {name} failed.")
-            seconds[command] = round(time.monotonic() - started)
-        found = Evaluation.model_validate_json((folder / "run" / "evaluation.json").read_bytes())
-        return {"seconds": seconds, "tests": _scores(found), "few_shot": found.baselines and found.baselines.few_shot}
+def _one(name: str, seed: int, changes: list[str], folder: Path) -> dict[str, Any]:
+    """Return the scores, the machine and the seconds of one training and its evaluation, each in a process of its
+    own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"name": name, "seed": seed, "output": str(folder / "run"), **SETS[name](folder)}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    seconds = {}
+    for command in ("train", "evaluate"):
+        started = time.monotonic()
+        given = [part for change in changes for part in ("--set", change)]
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", command, str(recipe), *given],
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise HotswapError(f"{command} of {name} failed.")
+        seconds[command] = round(time.monotonic() - started)
+    found = Evaluation.model_validate_json((folder / "run" / "evaluation.json").read_bytes())
+    trained = RunRecord.model_validate_json((folder / "run" / "run.json").read_bytes())
+    few_shot = found.baselines and found.baselines.few_shot
+    return {"machine": trained.machine, "seconds": seconds, "tests": _scores(found), "few_shot": few_shot}
 
 
 def _scores(found: Evaluation) -> dict[str, dict[str, dict[str, float]]]:

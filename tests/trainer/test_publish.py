@@ -95,8 +95,8 @@ class TestTraining:
     ) -> None:
         folder = trained[0].run_folder / "adapter"
         task = ClassificationTask.model_validate_json((folder / "task.json").read_bytes())
-        labels = ["negative", "positive"]
-        assert task == ClassificationTask.of("Review: {text}\nSentiment:", labels, tiny.tokenizer, max_input_tokens=512)
+        labels, cut = ["negative", "positive"], {"max_input_tokens": 512, "head_share": 0.75}
+        assert task == ClassificationTask.of("Review: {text}\nSentiment:", labels, tiny.tokenizer, **cut)
 
     def test_prints_json_and_nothing_else(self, place: Workplace) -> None:
         result = place.run("train", "mood.yaml", "--json", "--set", "training.epochs=1")

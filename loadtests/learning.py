@@ -156,8 +156,9 @@ def _table(runs: list[dict[str, Any]]) -> str:
         for test in dict.fromkeys(test for run in same for test in run["tests"]):
             for metric in same[0]["tests"][test]["adapter"]:
                 cells = [_spread(same, test, side, metric) for side in ("base", "baseline", "adapter")]
-                took = statistics.mean(run["seconds"]["train"] for run in same)
-                lines.append(f"| {name}, {test} | {metric} | {' | '.join(cells)} | {len(same)} | {took:.0f} |")
+                took = sorted({run["seconds"]["train"] for run in same})
+                seconds = f"{took[0]}–{took[-1]}" if took[1:] else f"{took[0]}"
+                lines.append(f"| {name}, {test} | {metric} | {' | '.join(cells)} | {len(same)} | {seconds} |")
     return "\n".join(lines)
 
 

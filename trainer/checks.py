@@ -15,7 +15,7 @@ import numpy as np
 from adapters.personal import personal
 from trainer.data import columns_of, fold_rows, folding_of, placed
 from trainer.duplicates import near_duplicates
-from trainer.label_noise import suspects
+from trainer.label_noise import MOST_ROWS, suspects
 from trainer.labels import doubtful
 from trainer.origin import Data
 from trainer.recipe import Recipe
@@ -200,7 +200,9 @@ def _classes(rows: _Rows) -> Iterator[Finding]:
     if doubted:
         first = [(rows.numbers[p], rows.rows[p].answer, likelier) for p, likelier in doubted[:5]]
         examples = "; ".join(f"row {number} {answer} → {likelier}?" for number, answer, likelier in first)
-        text = f"{len(doubted)} labels are doubted by a classifier that did not see them; look at the first: {examples}"
+        looked_at = f" of {MOST_ROWS} rows, drawn by chance," if len(rows.texts) > MOST_ROWS else ""
+        by = "doubted by a classifier that did not see them"
+        text = f"{len(doubted)} labels{looked_at} are {by}; look at the first: {examples}"
         yield Finding("warning", "label noise", text, rows.numbered([position for position, _ in doubted]))
 
 

@@ -121,6 +121,22 @@ def test_labels_that_contradict_the_others_are_doubted() -> None:
     labels[10], labels[33] = "bad", "good"
     assert sorted(suspects(texts, labels)) == [(10, "good"), (33, "bad")]
     assert suspects(texts[:50], labels[:50]) == [], "too few to judge by"
+    assert sorted(suspects([*texts, "what?"], [*labels, "rare"])) == [(10, "good"), (33, "bad")]
+
+
+def test_of_very_many_rows_some_are_looked_at_and_named_by_their_own_numbers(
+    monkeypatch: pytest.MonkeyPatch, write_rows: WriteRows
+) -> None:
+    words = {"positive": "moving tender bright", "negative": "dull slow grey"}
+    rows = [{"text": f"{words[label]} film number {n}", "label": label} for n in range(200) for label in words]
+    for row in rows[::10]:
+        row["label"] = next(label for label in words if label != row["label"])
+    for module in ("label_noise", "checks"):
+        monkeypatch.setattr(f"trainer.{module}.MOST_ROWS", 200)
+    (finding,) = about(check(write_rows(rows)), "label noise")
+    assert " labels of 200 rows, drawn by chance, are doubted" in finding.message
+    assert 10 < int(finding.message.split()[0]) < 30
+    assert {number % 10 for number in finding.rows} == {1}, "every tenth is wrong, and rows are counted from 1"
 
 
 def test_classes_that_are_rare_or_nearly_all_are_named(write_rows: WriteRows) -> None:

@@ -58,11 +58,11 @@ def complete(run: Run, options: argparse.Namespace) -> None:
         done = _train(run, task, start_of(run, options.store, task))
     if done is None:
         return
+    if held := training_held(done):
+        say(f"{held.question} {held.answer}")
     if options.json:
         print(json.dumps(done.content()))
         return
-    if held := training_held(done):
-        say(f"{held.question} {held.answer}")
     aim = "reward" if recipe.objective == "grpo" else "loss"
     print(
         f"trained {done.trainable_parameters:,} parameters in {done.seconds:.0f} s "

@@ -185,4 +185,4 @@ def reference_scores(base: Base, store: Store, who: tuple, texts: list[str]) -> 
 
 def test_the_load_test_passes_against_the_real_service(server: Server) -> None:
     done = run_locust(server.url, 15, PATIENT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr + server.log.read_text()[-8000:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 from transformers import Trainer, TrainerCallback
@@ -91,9 +92,14 @@ class Diverged(HotswapError):
         super().__init__("the training diverged into infinite weights; set a lower training.learning_rate.")
 
 
+def is_lost(logged: Mapping[str, Any]) -> bool:
+    """Return whether what was logged at a step tells of weights that are of no use."""
+    return not all(math.isfinite(logged.get(key, 0.0)) for key in ("loss", "eval_loss", "grad_norm"))
+
+
 class StopAtNaN(TrainerCallback):
     """What follows a loss that is no number costs time and cannot be mended."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if not all(math.isfinite(logs.get(key, 0.0)) for key in ("loss", "eval_loss", "grad_norm")):
+        if is_lost(logs):
             control.should_training_stop = True

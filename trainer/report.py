@@ -12,7 +12,7 @@ from trainer.evaluation import Both, Evaluation
 from trainer.recipe import PROMPTS, Recipe
 from trainer.run_record import RunRecord
 from trainer.sources import SOURCES
-from trainer.verdict import breaks, confused, forgotten, labels, shape, worth_it
+from trainer.verdict import breaks, confused, forgotten, labels, shape, training_held, worth_it
 
 READABLE_LABELS = 12  # a confusion table of more is wider than a screen
 CONFUSED = 10
@@ -69,7 +69,7 @@ def card(recipe: Recipe, base: Base, run: RunRecord, evaluation: Evaluation) -> 
             for r in score_rows(scores)
         ),
         *_confusion_lines(scores),
-        *_findings(recipe, evaluation),
+        *_findings(recipe, run, evaluation),
         "",
         "## How to make it again",
         "",
@@ -146,7 +146,7 @@ def _split(recipe: Recipe) -> str:
     return "Split by text: equal ones never cross, near-copies may"
 
 
-def _findings(recipe: Recipe, evaluation: Evaluation) -> list[str]:
+def _findings(recipe: Recipe, run: RunRecord, evaluation: Evaluation) -> list[str]:
     """What else evaluation found that a user of the version should know."""
     lines = []
     if against := evaluation.base:
@@ -163,7 +163,13 @@ def _findings(recipe: Recipe, evaluation: Evaluation) -> list[str]:
             f"zero-shot {figure(asked.zero_shot)}, this adapter {figure(asked.adapter)}."
         )
     kind, tested = recipe.task.makes, evaluation.scores["test"].adapter
-    judged = (forgotten(evaluation, kind), breaks(evaluation, kind), labels(tested.per_class or {}), shape(tested))
+    judged = (
+        training_held(run),
+        forgotten(evaluation, kind),
+        breaks(evaluation, kind),
+        labels(tested.per_class or {}),
+        shape(tested),
+    )
     lines += [f"{finding.question} {finding.answer}" for finding in judged if finding]
     for column, apart in evaluation.slices.items():
         if apart.gap is not None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainer.evaluation import Kept, Scores
 
 
 class HistoryEntry(Kept):
-    """What was logged at a step, with whatever else transformers logs."""
+    """What was logged at a step, with whatever else transformers logs. What was no number, for which JSON has no word,
+    is none."""
 
     step: int
     loss: float | None = None
     eval_loss: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finite(cls, logged: dict[str, Any]) -> dict[str, Any]:
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logged.items()}
 
 
 class Converted(Kept):
@@ -40,7 +47,8 @@ class MadeWith(Kept):
 
 
 class RunRecord(Kept):
-    """``data`` and ``base`` are digests, ``rows`` counts by split, ``files`` digests of what decides the answers."""
+    """``data`` and ``base`` are digests, ``rows`` counts by split, ``files`` digests of what decides the answers.
+    ``diverged_at`` is the step at which the training was lost, so that a state from before it was taken."""
 
     data: str
     rows: dict[str, int]
@@ -55,13 +63,8 @@ class RunRecord(Kept):
     shrunk_to: float = 1.0
     temperature: float = 1.0
     trainable_parameters: int = 0
+    diverged_at: int | None = None
     converted: Converted | None = None
     made_with: MadeWith = MadeWith()
     files: dict[str, str] | None = None
     history: tuple[HistoryEntry, ...] = ()
-
-    @property
-    def diverged_at(self) -> int | None:
-        """The step at which a loss was no number, so that a state from before it was taken."""
-        losses = ((entry.step, loss) for entry in self.history for loss in (entry.loss, entry.eval_loss))
-        return next((step for step, loss in losses if loss is not None and not math.isfinite(loss)), None)

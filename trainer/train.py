@@ -31,7 +31,7 @@ from trainer.lineage import made_with
 from trainer.mixture import mixture
 from trainer.occupancy import occupied
 from trainer.prediction import predict, with_adapter
-from trainer.progress import Clock, Diverged, seconds_of
+from trainer.progress import Clock, Diverged, is_lost, seconds_of
 from trainer.recipe import CONVERTED
 from trainer.reference import without_reference
 from trainer.resumption import keep
@@ -97,7 +97,8 @@ def _trained(
         model = with_adapter(folder, base)
     calibration = 1.0 if recipe.objective == "reward" else _temperature(model, splits.validation, job.codec)
     count = torch.get_num_threads()
-    logged = (entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    lost = [entry["step"] for entry in logged if is_lost(entry)]
     return RunRecord(
         data=splits.fingerprint,
         rows=splits.counts(),
@@ -114,6 +115,7 @@ def _trained(
         shrunk_to=shrunk,
         temperature=calibration,
         trainable_parameters=weights_count,
+        **({"diverged_at": lost[0]} if lost else {}),
         **({"converted": converted} if converted else {}),  # absent, not null, in the file
         made_with=made_with(),
         files=digests(folder),
@@ -122,8 +124,9 @@ def _trained(
 
 
 def _mean_loss(history: Sequence[dict[str, Any]], since_resumed: float) -> float:
-    """Return the mean loss over all steps: transformers' own counts those before a resumption as nothing."""
-    logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    """Return the mean loss over all steps: transformers' own counts those before a resumption as nothing. Steps
+    whose loss was no number are not among them."""
+    logged = [(entry["step"], entry["loss"]) for entry in history if math.isfinite(entry.get("loss", math.nan))]
     steps = [after - before for before, after in pairwise([0, *(step for step, _ in logged)])]
     if not sum(steps):
         return since_resumed

@@ -264,6 +264,8 @@ def test_of_a_training_that_diverges_later_the_best_state_before_is_kept(
     result = train(make_job(recipe, splits, tiny), [Ruin()])
     assert result is not None
     assert result.diverged_at == result.steps == 8
+    told = json.loads(json.dumps(result.content()), parse_constant=pytest.fail)  # strict readers know no NaN
+    assert RunRecord.model_validate(told) == result
     assert math.isfinite(result.best_validation_loss or math.nan)
     assert all(tensor.isfinite().all() for tensor in weights(recipe).values())
     assert run(make_recipe(training=STEADY, output=Path(f"{recipe.run_folder}-2")), splits, tiny).diverged_at is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +15,7 @@ from trainer.evaluation import Confusion, Evaluation, PerClass
 from trainer.page import page
 from trainer.recipe import Recipe
 from trainer.report import card
-from trainer.run_record import HistoryEntry, RunRecord
+from trainer.run_record import RunRecord
 from trainer.verdict import (
     Finding,
     breaks,
@@ -274,9 +273,9 @@ class TestThePage:
         assert "<svg" not in html
 
     def test_tells_of_a_training_that_diverged(self, tmp_path: Path, tiny: Base) -> None:
-        lost = (HistoryEntry(step=8, loss=0.4, eval_loss=0.5), HistoryEntry(step=12, loss=math.nan))
-        html = page(recipe(tmp_path), tiny, RUN.model_copy(update={"history": lost}), evaluation())
-        assert "at step 12 its loss was no number any more" in html
+        lost = RUN.model_copy(update={"diverged_at": 12})
+        for shown in (page, card):
+            assert "at step 12 its loss was no number any more" in shown(recipe(tmp_path), tiny, lost, evaluation())
         assert "Did the training hold?" not in page(recipe(tmp_path), tiny, RUN, evaluation())
 
     def test_needs_nothing_else_is_the_same_every_time_and_takes_the_colours_around_it(

@@ -44,6 +44,7 @@ def serving(log: Path, module: Sequence[str] = ("service",), **settings: str) ->
         **os.environ,
         "HOTSWAP_PORT": "0",
         "HOTSWAP_FEEDBACK_DATABASE": "off",
+        "HOTSWAP_ENGINE_SECONDS": "60",  # a machine that stands still for 20 s is no fault of an engine
         "CXX": "not-to-be-had",  # as on laptops, and in images
         **{f"HOTSWAP_{k.upper()}": v for k, v in settings.items()},
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from adapters.base_model import Base, resolve_base
@@ -73,9 +75,13 @@ def store(tmp_path_factory: pytest.TempPathFactory, base: Base) -> Store:
 
 
 @pytest.fixture(scope="module")
-def server(store: Store) -> Iterator[Server]:
+def server(store: Store, base: Base) -> Iterator[Server]:
+    """Started where nothing is there yet but the archive of the base."""
+    place = Path(store.place).parent
+    (place / "cache").mkdir()
+    (place / "cache" / "packages").symlink_to(cache_folder() / "packages")
     patient = {"max_wait_seconds": "300", "deadline_seconds": "300"}  # what is tested are answers, on any machine
-    with serving(Path(store.place).parent / "server.log", store=store.place, **patient) as started:
+    with serving(place / "server.log", store=store.place, cache=str(place / "cache"), **patient) as started:
         yield started
         assert started.stop() == 0
 
@@ -95,6 +101,11 @@ def test_a_shipped_version_reached_its_recipe_s_gate(store: Store, name: str) ->
         for metric, least in thresholds.items():
             assert manifest.metrics[test]["adapter"][metric] >= least
             assert manifest.metrics[test]["adapter"][metric] > manifest.metrics[test]["base"][metric]
+
+
+def test_the_service_may_use_every_cpu_after_its_first_start_too(server: Server) -> None:
+    """What unpacks the base computes, and OpenMP, told to bind the engine's threads, binds who computes."""
+    assert psutil.Process(server.process.pid).cpu_affinity() == sorted(os.sched_getaffinity(0))
 
 
 def test_sentiment_is_right_about_these_opinions(server: Server) -> None:

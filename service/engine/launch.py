@@ -13,6 +13,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from adapters.base_model import resolve_base
 from adapters.errors import HotswapError
 from service.engine import caches, failure
 from service.engine.plugin import SWITCH, is_cpu
@@ -21,6 +22,8 @@ from service.settings import Settings
 # Set for the process that relaunch() starts: the libraries in LD_PRELOAD are really in it.
 PRELOADED = "_HOTSWAP_PRELOADED"
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+# Of this process, before Intel's OpenMP binds the thread that runs its first loop, which may be the main one.
+CPUS = frozenset(os.sched_getaffinity(0))
 
 
 def prepare(settings: Settings, base_digest: str | None = None) -> None:
@@ -42,11 +45,14 @@ def prepare(settings: Settings, base_digest: str | None = None) -> None:
 def relaunch(settings: Settings) -> None:
     """Start this program again with its libraries preloaded. Returns where that is of no use, or was done.
 
+    The base is fetched before: what unpacks it computes, and there would bind the main thread to one CPU for good.
+
     A library can only be preloaded by the program that starts another. With Intel's OpenMP in it, this process can
     then fork vLLM's engine off, which has all its imports done: half the time to start.
     """
     if not is_cpu() or PRELOADED in os.environ or sys.platform != "linux":
         return
+    resolve_base(settings.base_model, settings.cache, settings.revision)
     prepare(settings)
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, PRELOADED: "1"})  # noqa: S606
 
@@ -121,7 +127,7 @@ def threads(binding: str | None) -> dict[str, str]:
 
     vLLM keeps one CPU for itself, half of a small machine, and does not see a container's quota.
     """
-    allowed, quota = sorted(os.sched_getaffinity(0)), _cgroup_quota()
+    allowed, quota = sorted(CPUS), _cgroup_quota()
     if binding is None:
         # Under a quota all containers of a machine see its first CPUs: bound, they would share those.
         limited = quota is not None and quota < len(allowed)
@@ -145,8 +151,7 @@ def threads(binding: str | None) -> dict[str, str]:
 
 def cpus() -> int:
     """Return how many CPUs this process may use, by its affinity and by its container's quota."""
-    allowed = len(os.sched_getaffinity(0))
-    return min(_cgroup_quota() or allowed, allowed)
+    return min(_cgroup_quota() or len(CPUS), len(CPUS))
 
 
 def _ids(binding: str) -> list[int]:
@@ -158,8 +163,8 @@ def _ids(binding: str) -> list[int]:
             ids.extend(range(int(first), int(last if dash else first) + 1) or [-1])
     except ValueError:
         ids = []
-    if not ids or len(set(ids)) < len(ids) or not set(ids) <= os.sched_getaffinity(0):
-        there = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    if not ids or len(set(ids)) < len(ids) or not set(ids) <= CPUS:
+        there = ",".join(map(str, sorted(CPUS)))
         raise HotswapError(
             f"{BINDING}={binding}: give some of the CPUs {there}, each once, as in 0-3 or 0,2; or nobind, or auto."
         )

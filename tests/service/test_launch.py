@@ -17,7 +17,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """An environment with nothing in it, on a machine of two CPUs without a quota."""
     empty: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", empty)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(launch, "CPUS", {0, 1})
     monkeypatch.setattr(launch, "_cgroup_quota", lambda: None)
     monkeypatch.setattr(launch, "is_cpu", lambda: True)
     return empty
@@ -37,7 +37,7 @@ def test_on_a_small_machine_every_cpu_computes(environment: dict[str, str]) -> N
 def test_under_a_quota_threads_are_bound_to_no_cpu(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    monkeypatch.setattr(launch, "CPUS", set(range(32)))
     monkeypatch.setattr(launch, "_cgroup_quota", lambda: 3)
     launch.prepare(Settings())
     assert environment["OMP_NUM_THREADS"] == "3"
@@ -46,7 +46,7 @@ def test_under_a_quota_threads_are_bound_to_no_cpu(
 
 
 def test_on_a_large_machine_the_choice_is_vllms(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    monkeypatch.setattr(launch, "CPUS", set(range(32)))
     launch.prepare(Settings())
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "auto"
     assert not launch.threads_are_set()
@@ -57,7 +57,7 @@ def test_what_the_operator_binds_holds(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, binding: str, threads: str
 ) -> None:
     if binding != "nobind":
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+        monkeypatch.setattr(launch, "CPUS", set(range(8)))
     environment["VLLM_CPU_OMP_THREADS_BIND"] = binding
     launch.prepare(Settings())
     assert environment["OMP_NUM_THREADS"] == threads
@@ -101,14 +101,15 @@ def test_a_library_that_is_only_named_is_not_preloaded(environment: dict[str, st
 
 
 def test_a_program_is_started_again_once_with_its_own_arguments(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, tmp_path: Path
 ) -> None:
+    settings = Settings(base_model=str(tiny_folder), cache=tmp_path)
     started: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda _, arguments, given: started.append((arguments, given)))
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "service"])
-    launch.relaunch(Settings())
+    launch.relaunch(settings)
     environment.update(started[0][1])
-    launch.relaunch(Settings())
+    launch.relaunch(settings)
     assert len(started) == 1
     assert started[0][0][1:] == ["-m", "service"]
 

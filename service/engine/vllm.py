@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -45,6 +45,17 @@ logger = logging.getLogger("hotswap")
 SHUTDOWN_SECONDS = 15.0
 # vLLM's default on a CPU is 128: the instructions in front of a text are mostly shorter, and were never kept.
 CPU_BLOCK_TOKENS = 32
+
+
+def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
+    """Return how long they have calculated, and the children that they have seen end: a compiler that is done takes
+    nothing back."""
+    seconds = 0.0
+    for process in processes:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
 
 
 class VllmEngine:
@@ -257,12 +268,7 @@ class VllmEngine:
             raise
 
     def work_seconds(self) -> float:
-        seconds = 0.0
-        for process in self._processes():
-            with suppress(psutil.Error):
-                times = process.cpu_times()
-                seconds += times.user + times.system
-        return seconds
+        return cpu_seconds(self._processes())
 
     async def kill(self) -> None:
         llm = self._llm

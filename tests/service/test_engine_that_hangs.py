@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from adapters.store import Store
 from service import supervisor
+from service.engine.vllm import cpu_seconds
 from tests.server import Server, serving
 from tests.service.conftest import Running, Serve, until
 
@@ -97,6 +100,31 @@ async def test_only_deaths_close_together_end_the_process(serve: Serve, monkeypa
         await die(service)
         assert service.failed.is_set()
         assert (await service.client.get("/livez")).status_code == 503
+
+
+ENGINE = """
+import subprocess, sys
+work = "import time\\nwhile time.process_time() < 0.5: pass\\nprint('done', flush=True)\\ninput()"
+compiler = subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
+input()
+compiler.communicate(b"end\\n")
+print("alone", flush=True)
+input()
+"""
+
+
+def test_what_a_compiler_has_done_is_still_work_when_it_has_ended() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENGINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as engine:
+        process = psutil.Process(engine.pid)
+        assert engine.stdout.readline() == b"done\n"
+        before = cpu_seconds([process, *process.children()])
+        engine.stdin.write(b"end it\n")
+        assert engine.stdout.readline() == b"alone\n"
+        assert process.children() == []
+        assert cpu_seconds([process]) >= before >= 0.5
+        engine.stdin.write(b"end\n")
 
 
 def engine_processes(server: Server) -> list[psutil.Process]:

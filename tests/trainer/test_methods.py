@@ -61,8 +61,8 @@ def test_every_method_learns_and_is_read_back_as_it_was(
     run = train(Job(recipe, splits, task, tiny))
     losses = [entry.eval_loss for entry in run.history if entry.eval_loss is not None]
     read = evaluate(recipe.run_folder / "adapter", Job(recipe, splits, task, tiny)).scores["test"]
-    if method in PROMPTS:  # a random base cannot be talked into much
-        assert losses[-1] < min(1, losses[0])
+    if method == "prompt_tuning":  # a random base cannot be talked into much
+        assert losses[-1] < losses[0] < 1
     else:
         assert min(losses) < 0.5
         assert read.adapter.values["accuracy"] == 1.0 > read.base.values["accuracy"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -73,11 +72,7 @@ def parts_of(batch: dict[str, torch.Tensor], tokens: int) -> Iterator[dict[str, 
 
 class LengthGrouped(torch.utils.data.Sampler):
     """Batches of like length in an order that depends on seed and epoch alone, so that a resumed run sees
-    the same batches.
-
-    transformers' own sampler draws from the global generator, and puts the batches of each two dozen or more in the
-    order of their length: where short texts tend to other labels than long ones, the model sways between the two.
-    """
+    the same batches. (transformers' own sampler draws from the global generator.)"""
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
@@ -90,9 +85,4 @@ class LengthGrouped(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        order = get_length_grouped_indices(self._lengths, self._batch_size, generator=generator)
-        size = self._batch_size
-        # What has the longest row stays first, so that too little memory shows at once; what is no whole batch, last.
-        between = torch.randperm(max(0, len(order) // size - 1), generator=generator) + 1
-        batches = [0, *between.tolist(), *range(len(between) + 1, math.ceil(len(order) / size))]
-        return (index for batch in batches for index in order[batch * size : (batch + 1) * size])
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))

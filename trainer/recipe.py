@@ -20,7 +20,7 @@ from trainer.strict import Strict
 from trainer.task_recipe import TaskRecipe
 
 VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + r"@[1-9][0-9]{0,8}$"
-DEFAULTS = 5  # counts the changes of what a recipe does that says nothing: an older run is another run
+DEFAULTS = 4  # counts the changes of what a recipe does that says nothing: an older run is another run
 IDENTITY = "run-identity"  # the file in a run's folder that holds :meth:`Recipe.run_identity`
 
 # How a method's result is served: as the LoRA it is, as a LoRA made of it, as vectors in front of the prompt (of which

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -487,13 +486,6 @@ class TestBatches:
         order = list(LengthGrouped(lengths, 8, seed=1))
         batches = [[lengths[i] for i in order[start : start + 8]] for start in range(0, 400, 8)]
         assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 5
-
-    def test_begin_with_the_longest_row_and_do_not_grow_shorter_from_one_to_the_next(self) -> None:
-        lengths = [1 + n * 7 % 400 for n in range(400)]
-        order = list(LengthGrouped(lengths, 8, seed=1))
-        means = [sum(lengths[i] for i in order[start : start + 8]) / 8 for start in range(0, 400, 8)]
-        assert lengths[order[0]] == 400
-        assert 15 < sum(after > before for before, after in pairwise(means)) < 35
 
     def test_are_the_same_for_seed_and_epoch_and_no_other(self) -> None:
         def order(seed: int, epoch: int) -> list[int]:

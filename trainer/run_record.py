@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from trainer.evaluation import Kept, Scores
 
 
 class HistoryEntry(Kept):
-    """What was logged at a step, with whatever else transformers logs. What was no number, for which JSON has no word,
-    is none."""
+    """What was logged at a step, with whatever else transformers logs; None for what was no number."""
 
     step: int
     loss: float | None = None
     eval_loss: float | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _finite(cls, logged: dict[str, Any]) -> dict[str, Any]:
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logged.items()}
 
 
 class Converted(Kept):

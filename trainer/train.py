@@ -119,8 +119,14 @@ def _trained(
         **({"converted": converted} if converted else {}),  # absent, not null, in the file
         made_with=made_with(),
         files=digests(folder),
-        history=tuple(map(HistoryEntry.model_validate, logged)),
+        history=tuple(map(_entry, logged)),
     )
+
+
+def _entry(logged: dict[str, Any]) -> HistoryEntry:
+    """Return what was logged at a step as JSON can say it: strict readers know no NaN."""
+    said = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in logged.items()}
+    return HistoryEntry.model_validate(said)
 
 
 def _mean_loss(history: Sequence[dict[str, Any]], since_resumed: float) -> float:

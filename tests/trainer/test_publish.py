@@ -549,6 +549,7 @@ class TestPublishing:
             ("run.json", "rows", [1, 2]),
             ("run.json", "seconds", "long"),
             ("run.json", "history", [{"loss": 1.0}]),
+            ("run.json", "history", [3]),
             ("evaluation.json", "scores", {"test": {"adapter": {}}}),
             ("evaluation.json", "base", {"base": 0.5}),
             ("evaluation.json", "profile", {"rows": "all"}),
